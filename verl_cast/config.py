@@ -1,0 +1,138 @@
+"""`algorithm.cast`: every key of the method, its default (the evaluated run, method section 9) and what it accepts.
+
+Building a `CastConfig` is the validation: a config object that exists makes sense. What depends on the rest of verl's
+config (rollout.n, the loss, the trainer) is checked in `verl_cast.check`. Imports nothing but the standard library.
+"""
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+FLIPS = ("both", "correct", "wrong", "none")
+TEACHER_WEIGHTS = ("snapshot", "current")
+TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2")
+MISSING_STATES = ("error", "snapshot")
+
+
+class CastConfigError(ValueError):
+    """A setting that cannot work. The message names the key, the value and the remedy."""
+
+    def __init__(self, key: str, value: Any, remedy: str):
+        super().__init__(f"{key}={value!r}: {remedy}")
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """`algorithm.cast.teacher`: the weights and the context of the self-teacher (method section 8)."""
+
+    # snapshot: a copy of the policy's trainable parameters, renewed every `refresh_interval` training steps.
+    # current: the policy itself, as it is before the step's update.
+    weights: str = "snapshot"
+    refresh_interval: int = 10
+    # plain: the problem as text without chat template. same: the student's own prompt. Or a Jinja template file.
+    context: str = "plain"
+    # What a resumed run does when its checkpoint holds no teacher (one of a plain GRPO run, say).
+    missing_state: str = "error"
+
+    def __post_init__(self):
+        prefix = "algorithm.cast.teacher"
+        _require_choice(f"{prefix}.weights", self.weights, TEACHER_WEIGHTS)
+        _require_choice(f"{prefix}.missing_state", self.missing_state, MISSING_STATES)
+        interval = self.refresh_interval
+        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+            raise CastConfigError(f"{prefix}.refresh_interval", interval, "must be a whole number, at least 1.")
+        if not isinstance(self.context, str) or not (
+            self.context in ("plain", "same") or self.context.endswith(TEMPLATE_SUFFIXES)
+        ):
+            raise CastConfigError(
+                f"{prefix}.context",
+                self.context,
+                f"must be plain, same, or the path of a Jinja template ending in {', '.join(TEMPLATE_SUFFIXES)}.",
+            )
+
+
+@dataclass(frozen=True)
+class CastConfig:
+    """`algorithm.cast`: the advantage of CAST (method sections 2 to 6). The defaults are those of the evaluated run."""
+
+    gap_weight: float = 1.0  # λ
+    positive_clip: tuple[float, float] = (0.8, 1.05)  # (L, U) of the weight where B >= 0
+    negative_clip: tuple[float, float] = (0.95, 1.2)  # (L, U) of the weight where B < 0
+    flip: str = "both"  # in which trajectories tokens of opposite gap sign get the opposite advantage sign
+    advantage_clip: float | None = 1.2  # bound of the final clip; None: no final clip
+    base_correct: float = 1.0  # b of all-correct groups; 0: they get no advantage, as in GRPO
+    base_wrong: float = 1.0  # b of all-wrong groups
+    correct_threshold: float = 0.5  # a response is correct if its reward is greater
+    gap_deadzone: float = 0.0  # a gap with |g| up to this counts as 0
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+
+    def __post_init__(self):
+        prefix = "algorithm.cast"
+        for key in ("gap_weight", "base_correct", "base_wrong", "gap_deadzone"):
+            object.__setattr__(self, key, _number(f"{prefix}.{key}", getattr(self, key), minimum=0.0))
+        threshold = _number(f"{prefix}.correct_threshold", self.correct_threshold)
+        object.__setattr__(self, "correct_threshold", threshold)
+        for key in ("positive_clip", "negative_clip"):
+            object.__setattr__(self, key, _weight_bounds(f"{prefix}.{key}", getattr(self, key)))
+        _require_choice(f"{prefix}.flip", self.flip, FLIPS)
+        if self.advantage_clip is not None:
+            clip = _number(f"{prefix}.advantage_clip", self.advantage_clip)
+            if clip <= 0:
+                raise CastConfigError(f"{prefix}.advantage_clip", clip, "must be greater than 0, or null for no clip.")
+            object.__setattr__(self, "advantage_clip", clip)
+        if not isinstance(self.teacher, TeacherConfig):
+            raise CastConfigError(f"{prefix}.teacher", self.teacher, "must be a group of keys (weights, context, ...).")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any] | None) -> "CastConfig":
+        """Build from the plain container of `algorithm.cast` (None or empty: all defaults).
+
+        Raises:
+            CastConfigError: for an unknown key, a wrong type or a value out of range, with the key, value and remedy.
+        """
+        values = _known_keys(cls, "algorithm.cast", values)
+        if "teacher" in values:
+            values["teacher"] = TeacherConfig(**_known_keys(TeacherConfig, "algorithm.cast.teacher", values["teacher"]))
+        return cls(**values)
+
+
+def _known_keys(cls, prefix: str, values: Any) -> dict[str, Any]:
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):
+        raise CastConfigError(prefix, values, "must be a group of keys, as in +algorithm.cast.flip=both.")
+    names = [f.name for f in fields(cls)]
+    for key in values:
+        if key not in names:
+            close = difflib.get_close_matches(str(key), names, n=1)
+            hint = f"did you mean {prefix}.{close[0]}?" if close else f"the keys are {', '.join(names)}."
+            raise CastConfigError(f"{prefix}.{key}", values[key], f"unknown key; {hint}")
+    return dict(values)
+
+
+def _number(key: str, value: Any, minimum: float | None = None) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise CastConfigError(key, value, "must be a finite number.")
+    if minimum is not None and value < minimum:
+        raise CastConfigError(key, value, f"must be at least {minimum:g}.")
+    return float(value)
+
+
+def _weight_bounds(key: str, value: Any) -> tuple[float, float]:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise CastConfigError(key, value, "must be two numbers [lower, upper], as in [0.8,1.05].")
+    lower, upper = (_number(key, bound, minimum=0.0) for bound in value)
+    if lower > upper:
+        raise CastConfigError(key, [lower, upper], f"the bounds are in the wrong order; use [{upper:g},{lower:g}].")
+    if upper < 1:
+        # A token whose gap agrees with the verifier, and every flipped token, has a weight of at least 1 (section 5).
+        raise CastConfigError(key, [lower, upper], "the upper bound must be at least 1, the weight of a gap of 0.")
+    return lower, upper
+
+
+def _require_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        hint = " (quote it: YAML reads a bare word like off or no as a truth value)" if isinstance(value, bool) else ""
+        raise CastConfigError(key, value, f"must be one of {', '.join(choices)}{hint}.")

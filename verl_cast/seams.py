@@ -1,0 +1,110 @@
+"""The seams: every function of verl that this plugin wraps, overrides or calls with a fixed signature.
+
+One table, used twice: before a seam is used (a changed one stops CAST with its name) and by the contract tests.
+"""
+
+import importlib
+import inspect
+from types import ModuleType
+
+SUPPORTED_VERL = "0.9"
+
+# module -> qualified name -> parameter names
+SEAMS: dict[str, dict[str, tuple[str, ...]]] = {
+    "verl.utils.config": {
+        "validate_config": ("config", "use_reference_policy", "use_critic"),
+    },
+    "verl.trainer.ppo.core_algos": {
+        "register_adv_est": ("name_or_enum",),
+        "register_policy_loss": ("name",),
+        "compute_grpo_outcome_advantage": (
+            "token_level_rewards",
+            "response_mask",
+            "index",
+            "epsilon",
+            "norm_adv_by_std_in_grpo",
+            "config",
+        ),
+        "compute_policy_loss_vanilla": (
+            "old_log_prob",
+            "log_prob",
+            "advantages",
+            "response_mask",
+            "loss_agg_mode",
+            "config",
+            "rollout_is_weights",
+        ),
+        "agg_loss": (
+            "loss_mat",
+            "loss_mask",
+            "loss_agg_mode",
+            "dp_size",
+            "batch_num_tokens",
+            "global_batch_size",
+            "loss_scale_factor",
+        ),
+    },
+    "verl.trainer.ppo.v1.trainer_base": {
+        "PPOTrainer.__init__": ("self", "config"),
+        "PPOTrainer._setup": ("self",),
+        "PPOTrainer._init_resource_pool_mgr": ("self",),
+        "PPOTrainer._step_once": ("self", "metrics", "timing_raw", "sample_batch_size"),
+        "PPOTrainer._compute_advantage": ("self", "batch", "metrics"),
+    },
+    "verl.workers.engine_workers": {
+        "TrainingWorker.infer_batch": ("self", "data"),
+        "ActorRolloutRefWorker.init_model": ("self",),
+        "ActorRolloutRefWorker.compute_log_prob": ("self", "data"),
+        "ActorRolloutRefWorker.update_actor": ("self", "data"),
+        "ActorRolloutRefWorker.save_checkpoint": (
+            "self",
+            "local_path",
+            "hdfs_path",
+            "global_step",
+            "max_ckpt_to_keep",
+        ),
+        "ActorRolloutRefWorker.load_checkpoint": ("self", "local_path", "hdfs_path", "del_local_after_load"),
+    },
+    "verl.workers.utils.padding": {
+        "response_from_nested": ("tensor", "response_mask"),
+    },
+    "verl.single_controller.base.decorator": {
+        "register": ("dispatch_mode", "execute_mode", "blocking", "materialize_futures"),
+        "make_nd_compute_dataproto_dispatch_fn": ("mesh_name",),
+    },
+}
+
+
+class SeamChanged(ImportError):
+    """A function that verl_cast relies on is missing or takes other parameters than it did."""
+
+
+def parameters_of(module: ModuleType, qualified_name: str) -> tuple[str, ...]:
+    """Parameter names of a function or method of `module`.
+
+    Raises:
+        SeamChanged: it does not exist.
+    """
+    target = module
+    for part in qualified_name.split("."):
+        if part not in vars(target):
+            raise SeamChanged(f"verl_cast relies on {module.__name__}.{qualified_name}, which does not exist here.")
+        target = vars(target)[part]
+    return tuple(inspect.signature(target).parameters)
+
+
+def check_seams(*module_names: str) -> None:
+    """Check every seam of the given modules (imported here if they are not yet).
+
+    Raises:
+        SeamChanged: with the name of the first seam that differs.
+    """
+    for module_name in module_names:
+        module = importlib.import_module(module_name)
+        for qualified_name, expected in SEAMS[module_name].items():
+            found = parameters_of(module, qualified_name)
+            if found != expected:
+                raise SeamChanged(
+                    f"verl_cast relies on {module_name}.{qualified_name}({', '.join(expected)}), which takes "
+                    f"({', '.join(found)}) here. Use verl {SUPPORTED_VERL}.x, or a verl_cast made for this verl."
+                )

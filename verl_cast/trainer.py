@@ -1,0 +1,160 @@
+"""The trainer with a self-teacher: one mixin over verl's V1 trainers (sync, colocate_async, separate_async).
+
+It changes three stages of verl's step and nothing else: the actor workers carry a self-teacher, the teacher's pass
+runs just before the advantages, and the advantage stage sees its log-probs. Trainers of runs with another estimator
+are verl's own classes.
+"""
+
+import functools
+import logging
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import transfer_queue as tq
+from omegaconf import DictConfig, OmegaConf
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.utils import Role
+from verl.utils.debug import marked_timer
+
+import verl_cast
+from verl_cast.check import cast_config, check_run, is_cast_run, summary
+from verl_cast.context import load_template
+from verl_cast.estimator import EstimatorInputs, estimator_inputs
+from verl_cast.seams import check_seams
+
+logger = logging.getLogger(__name__)
+
+_ACTOR_ROLES = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef)
+
+
+class CastTrainerMixin:
+    """Goes before a subclass of verl's PPOTrainer."""
+
+    def __init__(self, config: DictConfig):
+        check_run(config)  # again: not every entry point passes through verl's main
+        check_seams("verl.trainer.ppo.v1.trainer_base", "verl.workers.engine_workers", "verl.workers.utils.padding")
+        self.cast_config = cast_config(config)
+        self._teacher_is_policy = False
+        super().__init__(config)
+        print(summary(config), flush=True)
+
+    def _init_resource_pool_mgr(self):
+        from verl_cast.worker import with_self_teacher
+
+        super()._init_resource_pool_mgr()
+        for role in _ACTOR_ROLES:
+            if role in self.role_worker_mapping:
+                worker_cls = self.role_worker_mapping[role].__ray_metadata__.modified_class.__ray_actor_class__
+                self.role_worker_mapping[role] = ray.remote(with_self_teacher(worker_cls))
+
+    def _setup(self):
+        super()._setup()
+        if not hasattr(self.actor_rollout_wg, "init_self_teacher"):
+            raise RuntimeError(
+                "CAST: the actor workers do not run verl_cast's worker class, so there is no self-teacher. Stopping: "
+                "without it the run would be GRPO."
+            )
+        chat_template_kwargs = self.config.data.get("apply_chat_template_kwargs", None) or {}
+        ranks = self.actor_rollout_wg.init_self_teacher(
+            config=self.cast_config,
+            template=load_template(self.cast_config.teacher.context),
+            chat_template_kwargs=OmegaConf.to_container(OmegaConf.create(chat_template_kwargs), resolve=True),
+            completed_steps=self.global_steps,
+        )
+        versions = {rank["version"] for rank in ranks}
+        if versions != {verl_cast.__version__}:
+            raise RuntimeError(
+                f"CAST: verl_cast {verl_cast.__version__} in the trainer, {', '.join(sorted(versions))} in the actor "
+                "workers; install one version on every node."
+            )
+        host_mib = max(rank["host_bytes"] for rank in ranks) / 2**20
+        print(f"[verl_cast] self-teacher ready on {len(ranks)} rank(s), {host_mib:.1f} MiB of host memory each")
+
+    def _step_once(self, metrics: dict, timing_raw: dict, sample_batch_size: int) -> KVBatchMeta:
+        teacher_seconds = timing_raw.get("cast_teacher", 0.0)
+        batch = super()._step_once(metrics, timing_raw, sample_batch_size)
+        # The teacher's pass runs inside verl's advantage stage; its seconds are shown as a stage of their own.
+        timing_raw["adv"] -= timing_raw["cast_teacher"] - teacher_seconds
+        return batch
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        final_row = self._final_rows(batch.keys)
+        with marked_timer("cast_teacher", self.timing_raw, color="cyan"):
+            teacher_field = self._compute_teacher_log_probs(batch, metrics)
+        data = tq.kv_batch_get(
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=["old_log_probs", teacher_field]
+        )
+        if teacher_field not in data:
+            raise RuntimeError(
+                "CAST: the actor workers returned no teacher log-probs. Stopping: without them the run would be GRPO."
+            )
+        data = data.to_padded_tensor()
+        inputs = EstimatorInputs(self.cast_config, data["old_log_probs"], data[teacher_field], final_row)
+        with estimator_inputs(inputs):
+            batch = super()._compute_advantage(batch, metrics)
+        if not inputs.metrics:
+            raise RuntimeError(
+                "CAST: verl's advantage stage did not call the estimator `cast`. Stopping: the run would be another "
+                "method's."
+            )
+        metrics.update(inputs.metrics)
+        return batch
+
+    def _compute_teacher_log_probs(self, batch: KVBatchMeta, metrics: dict) -> str:
+        """Run the teacher's pass; returns the name of the field that holds its log-probs in TransferQueue."""
+        status = self.actor_rollout_wg.prepare_self_teacher(completed_steps=self.global_steps - 1)
+        if any(rank != status[0] for rank in status):
+            raise RuntimeError(f"CAST: the ranks' self-teachers are not at the same step: {status}.")
+        metrics["cast/teacher/age"] = float(status[0]["age"])
+        # The same weights on the same tokens: the gap is 0 by construction, and a forward would only add kernel noise
+        # that the flip turns into signs (method section 7).
+        gap_is_zero = status[0]["is_policy"] and self.cast_config.teacher.context == "same"
+        metrics["cast/teacher/forward"] = 0.0 if gap_is_zero else 1.0
+        if gap_is_zero:
+            return "old_log_probs"
+        batch.extra_info["temperature"] = self.config.actor_rollout_ref.rollout.temperature
+        output = self.actor_rollout_wg.compute_teacher_log_probs(batch)
+        if len(output) != len(batch):
+            raise RuntimeError(f"CAST: teacher log-probs for {len(output)} of {len(batch)} responses.")
+        return "teacher_log_probs"
+
+    def _final_rows(self, keys: list[str]) -> torch.Tensor:
+        """For every row the row of its session's final output; keys are `{uid}_{session}_{index}`."""
+        sessions, outputs = zip(*(key.rsplit("_", 1) for key in keys), strict=True)
+        outputs = np.array(outputs, dtype=np.int64)
+        if outputs.any() and self.cast_config.teacher.context != "same":
+            raise ValueError(
+                "CAST: an agent loop gave several outputs for one session, each with a prompt of its own; only "
+                "algorithm.cast.teacher.context=same can score them."
+            )
+        _, session = np.unique(np.array(sessions), return_inverse=True)
+        # Rows ordered by session, then output: the last row of each session is its final output.
+        order = np.lexsort((outputs, session))
+        final_of_session = np.empty(session.max() + 1, dtype=np.int64)
+        final_of_session[session[order]] = order
+        return torch.from_numpy(final_of_session[session])
+
+
+@functools.cache
+def with_cast(trainer_cls: type) -> type:
+    """A V1 trainer class with CAST mixed in."""
+    return type(f"Cast{trainer_cls.__name__}", (CastTrainerMixin, trainer_cls), {})
+
+
+def install(trainer_base: Any) -> None:
+    """Let verl build the CAST variant of a trainer class, in every mode, where the run's estimator is `cast`.
+
+    verl's registry maps a mode to a class and refuses a second one, and a new mode name would change the replay buffer.
+    So the choice is made where an instance is made: `PPOTrainer(config)` gives an instance of the class itself, or of
+    its CAST variant.
+    """
+    ppo_trainer = trainer_base.PPOTrainer
+
+    def __new__(cls, config: DictConfig, *args: Any, **kwargs: Any):
+        if is_cast_run(config) and not issubclass(cls, CastTrainerMixin):
+            cls = with_cast(cls)
+        return object.__new__(cls)
+
+    ppo_trainer.__new__ = staticmethod(__new__)

@@ -1,0 +1,187 @@
+"""The actor worker with a self-teacher: a mixin over verl's ActorRolloutRefWorker (and its detached variant).
+
+It adds two remote methods, `prepare_self_teacher` and `compute_teacher_log_probs`, and lets the teacher follow the
+policy through updates and checkpoints. The forward is verl's own `TrainingWorker.infer_batch`, on the teacher's tokens
+with the teacher's weights; rollouts and weight sync are untouched.
+"""
+
+import functools
+import logging
+import os
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
+from verl.utils import tensordict_utils as tu
+from verl.utils.profiler import DistProfiler
+from verl.workers.utils.padding import response_from_nested
+
+import verl_cast
+from verl_cast.config import CastConfig
+from verl_cast.context import TeacherContext
+from verl_cast.self_teacher import SelfTeacher
+
+logger = logging.getLogger(__name__)
+
+_MISSING = "algorithm.cast.teacher.missing_state"
+
+
+class SelfTeacherWorkerMixin:
+    """Goes before a class of verl that has `self.actor` (a TrainingWorker) and the methods overridden here."""
+
+    self_teacher: SelfTeacher | None = None
+    _resumed_from: str | None = None
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_self_teacher(
+        self, config: CastConfig, template: str | None, chat_template_kwargs: dict[str, Any], completed_steps: int
+    ) -> dict[str, Any]:
+        """Build the teacher, after the model and its checkpoint are loaded; restores a saved teacher.
+
+        Returns:
+            {"version": of this package on this rank, "host_bytes": of the teacher's copy}.
+        """
+        engine = self.actor.engine
+        self.teacher_context = TeacherContext(
+            config.teacher.context, template, self.actor.model_config.tokenizer, chat_template_kwargs
+        )
+        self.self_teacher = SelfTeacher(config.teacher, engine.module)
+        with engine.eval_mode():
+            if self._resumed_from is not None:
+                self._load_self_teacher(self._resumed_from, config.teacher.missing_state)
+            if self.self_teacher.refresh_due(completed_steps):
+                self.self_teacher.refresh(completed_steps)
+        return {"version": verl_cast.__version__, "host_bytes": self.self_teacher.host_bytes}
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def prepare_self_teacher(self, completed_steps: int) -> dict[str, Any]:
+        """Renew the teacher's weights if that is due, before the step that follows `completed_steps` training steps.
+
+        Returns:
+            {"is_policy": teacher and policy are the same weights, "age": training steps since they were}.
+        """
+        if self.self_teacher.refresh_due(completed_steps):
+            with self.actor.engine.eval_mode():
+                self.self_teacher.refresh(completed_steps)
+        return {"is_policy": self.self_teacher.is_policy, "age": self.self_teacher.age(completed_steps)}
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
+    @DistProfiler.annotate(color="cyan", role="actor_compute_teacher_log_probs")
+    def compute_teacher_log_probs(self, data: TensorDict) -> TensorDict | None:
+        """log π_φ of the response tokens, with the teacher's weights and context.
+
+        Args:
+            data: this rank's rows, as for verl's `compute_log_prob`: prompts, responses, input_ids, position_ids,
+                response_mask, loss_mask (nested), raw_prompt, and the sampling `temperature`.
+
+        Returns:
+            {"teacher_log_probs": nested (B, response length)}; None on ranks that hold no outputs.
+        """
+        teacher_data = data if self.teacher_context.is_same else self._in_teacher_context(data)
+        # Set here what other passes over the same batch may have left in it: the reference pass under LoRA asks for
+        # the adapter to be disabled, old log-probs ask for entropy.
+        tu.assign_non_tensor(
+            teacher_data,
+            temperature=tu.get(data, "temperature"),
+            calculate_entropy=False,
+            compute_loss=False,
+            no_lora_adapter=False,
+            disable_auto_offload=True,
+        )
+        if self.enable_routing_replay:
+            tu.assign_non_tensor(teacher_data, enable_routing_replay=False)
+        with self.actor.engine.eval_mode(), self.self_teacher.swapped_in():
+            output = self.actor.infer_batch(teacher_data)
+        if output is None:
+            return None
+        log_probs = response_from_nested(output["log_probs"], data["response_mask"])
+        return TensorDict({"teacher_log_probs": log_probs.cpu().float()}, batch_size=data.batch_size)
+
+    def _in_teacher_context(self, data: TensorDict) -> TensorDict:
+        """The same responses after the teacher's prompts, with lengths and positions of their own."""
+        if data["position_ids"].dim() == 3:
+            raise ValueError(
+                "CAST: the model has multi-dimensional position ids (a vision-language model); only "
+                "algorithm.cast.teacher.context=same can score its responses."
+            )
+        prompts = data["prompts"].unbind()
+        responses = data["responses"].unbind()
+        ids_of_prompt: dict[tuple, torch.Tensor] = {}  # the rows of a group share one prompt
+        teacher_prompts, input_ids, position_ids = [], [], []
+        for prompt, response, messages in zip(prompts, responses, list(tu.get(data, "raw_prompt")), strict=True):
+            key = tuple(prompt.tolist())
+            if key not in ids_of_prompt:
+                ids_of_prompt[key] = prompt.new_tensor(self.teacher_context.prompt_ids(messages, key))
+            teacher_prompts.append(ids_of_prompt[key])
+            input_ids.append(torch.cat([ids_of_prompt[key], response]))
+            position_ids.append(torch.arange(len(input_ids[-1]), dtype=prompt.dtype))
+        self._check_length(max(map(len, input_ids)))
+
+        def nested(rows: list[torch.Tensor]) -> torch.Tensor:
+            return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+
+        fields = {"prompts": nested(teacher_prompts), "input_ids": nested(input_ids)}
+        fields["position_ids"] = nested(position_ids)
+        for key in ("responses", "response_mask", "loss_mask"):
+            fields[key] = data[key]
+        return TensorDict(fields, batch_size=data.batch_size)
+
+    def _check_length(self, length: int) -> None:
+        limit = getattr(self.actor.model_config.hf_config, "max_position_embeddings", None)
+        if limit is not None and length > limit:
+            raise ValueError(
+                f"CAST: teacher context plus response is {length} tokens, the model takes {limit} "
+                "(max_position_embeddings). Use a shorter context or data.max_response_length."
+            )
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
+    def update_actor(self, data: TensorDict) -> TensorDict:
+        """verl's update; afterwards a snapshot is no longer the policy."""
+        output = super().update_actor(data)
+        if self.self_teacher is not None:
+            self.self_teacher.policy_moved()
+        return output
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def save_checkpoint(self, local_path, hdfs_path=None, global_step=0, max_ckpt_to_keep=None):
+        """verl's checkpoint, and this rank's teacher beside its shard."""
+        super().save_checkpoint(local_path, hdfs_path, global_step, max_ckpt_to_keep)
+        path = _teacher_path(local_path)
+        torch.save(self.self_teacher.state_dict(), f"{path}.tmp")
+        os.replace(f"{path}.tmp", path)  # a half-written file never bears the name
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def load_checkpoint(self, local_path, hdfs_path=None, del_local_after_load=False):
+        """verl's checkpoint; the teacher beside it is restored by `init_self_teacher`."""
+        super().load_checkpoint(local_path, hdfs_path, del_local_after_load)
+        self._resumed_from = local_path
+
+    def _load_self_teacher(self, local_path: str, missing_state: str) -> None:
+        path = _teacher_path(local_path)
+        if not os.path.exists(path):
+            if missing_state == "snapshot":
+                logger.warning("CAST: %s holds no self-teacher; the restored policy is its first snapshot.", local_path)
+                return
+            raise FileNotFoundError(
+                f"CAST: {path} is missing, so the run cannot go on with the teacher that it had. If the checkpoint is "
+                f"of a run without CAST, or the teacher may start anew, set +{_MISSING}=snapshot."
+            )
+        try:
+            self.self_teacher.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        except Exception as error:
+            raise RuntimeError(
+                f"CAST: the self-teacher in {path} cannot be restored: {error}. Resume with the model and number of "
+                f"ranks that saved it, or move the file away and set +{_MISSING}=snapshot to start the teacher anew."
+            ) from error
+
+
+def _teacher_path(local_path: str) -> str:
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return os.path.join(local_path, f"cast_self_teacher_world_size_{world_size}_rank_{rank}.pt")
+
+
+@functools.cache
+def with_self_teacher(worker_cls: type) -> type:
+    """verl's worker class with the self-teacher mixed in."""
+    return type(f"SelfTeacher{worker_cls.__name__}", (SelfTeacherWorkerMixin, worker_cls), {})
