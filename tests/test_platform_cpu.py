@@ -66,7 +66,12 @@ def probe_install():
     from verl.plugin.platform import get_platform
 
     finders = [finder for finder in sys.meta_path if isinstance(finder, cpu.VllmDistributionName)]
-    return {"heavy": sorted(heavy), "platform": type(get_platform()).__name__, "finders": len(finders)}
+    return {
+        "heavy": sorted(heavy),
+        "platform": type(get_platform()).__name__,
+        "finders": len(finders),
+        "departures": [name for name, _ in cpu.DEPARTURES],
+    }
 
 
 def probe_device():
@@ -150,6 +155,8 @@ _TRANSFER = "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer"
 CHANGES = [
     ("verl.utils.distributed", "initialize_global_process_group_ray", "lambda backend: None"),
     ("verl.workers.engine.fsdp.transformer_impl", "EngineRegistry.register", "lambda backend: None"),
+    ("torch.distributed.fsdp._init_utils", "_check_module_states_for_sync_module_states", "lambda modules: None"),
+    ("torch.distributed.fsdp._init_utils", "_sync_module_params_and_buffers", "lambda modules: None"),
     ("vllm.model_executor.layers.utils", "dispatch_cpu_unquantized_gemm", "lambda layer: None"),
     ("vllm.model_executor.layers.linear", "UnquantizedLinearMethod.process_weights_after_loading", "lambda self: None"),
     (_TRANSFER, "BucketedWeightReceiver.receive_weights", "lambda self: None"),
@@ -166,6 +173,7 @@ FAULTS = {
     "raises": "RuntimeError: no room for layer.3",
     "shared memory": "FileNotFoundError: no shared memory here",
     "dies": "RuntimeError: the engine is dead",
+    "ends early": "it returned before it had received all weights",
 }
 
 
@@ -174,7 +182,7 @@ def receive(zmq_handle: str, fault: str):
     from verl.workers.rollout.vllm_rollout import bucketed_weight_transfer
 
     kept = {}
-    if fault == "dies":
+    if fault in ("dies", "ends early"):
         os._exit(1)
     if fault == "shared memory":
 
@@ -199,9 +207,9 @@ def send(zmq_handle: str, fault: str):
 
     from verl_cast.platform import weight_transfer
 
-    if fault == "dies":  # what Ray says of a call whose worker is gone
+    if fault in ("dies", "ends early"):  # what Ray says of a call whose worker is gone, or that has returned
         call = Future()
-        call.set_exception(RuntimeError("the engine is dead"))
+        call.set_exception(RuntimeError("the engine is dead")) if fault == "dies" else call.set_result(None)
         weight_transfer._receiver_calls[zmq_handle] = call
     sender = BucketedWeightSender(zmq_handle, bucket_size_mb=1, use_shm=True)
     weights = ((f"layer.{i}", torch.full((256, 1024), float(i))) for i in range(WEIGHTS))  # one bucket each
@@ -276,7 +284,8 @@ def report():
 
 @needs_vllm
 def test_importing_verl_installs_the_platform_once_and_imports_nothing_heavy(report):
-    assert report["install"] == {"heavy": [], "platform": "PlatformCPU", "finders": 1}
+    install = report["install"]
+    assert (install["heavy"], install["platform"], install["finders"]) == ([], "PlatformCPU", 1)
 
 
 def test_nothing_is_installed_without_the_variable():
@@ -312,7 +321,7 @@ def test_fsdp_engines_are_registered(report):
 
 @needs_vllm
 def test_actor_worker_starts_a_gloo_group(report):
-    assert report["process_group"] == ["gloo", [1.0, 1.0]]
+    assert report["process_group"] == ["cpu:gloo", [1.0, 1.0]]
 
 
 @needs_vllm
@@ -332,10 +341,8 @@ def test_changed_seam_of_verl_or_vllm_is_refused_by_name(report, change):
 
 
 @needs_vllm
-def test_every_departure_has_a_changed_seam_test():
-    from verl_cast.platform.cpu import DEPARTURES
-
-    assert {name for name, _ in DEPARTURES} == {name for name, _, _ in CHANGES}
+def test_every_departure_has_a_changed_seam_test(report):
+    assert set(report["install"]["departures"]) == {name for name, _, _ in CHANGES}
 
 
 @needs_vllm

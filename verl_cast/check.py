@@ -108,9 +108,9 @@ def check_run(config: DictConfig) -> None:
         "the self-teacher follows whole training steps; set it to 1.",
     )
     if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
-        from verl_cast.platform import cpu
+        from verl_cast.platform import cpu_config
 
-        cpu.check_config(config)
+        cpu_config.check_config(config)
 
 
 def _check_not_half_cast(config: DictConfig, loss_mode: str | None) -> None:

@@ -1,0 +1,257 @@
+"""Laws of the method's sections 2 to 7, on the pure module."""
+
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
+
+from verl_cast import CastConfig
+from verl_cast.advantage import (
+    ALL_CORRECT,
+    ALL_WRONG,
+    EXCLUDED,
+    MIXED,
+    base_advantage,
+    cast_advantage,
+    compute_cast_advantage,
+    shape_advantage,
+    token_gap,
+)
+
+GRPO = CastConfig(gap_weight=0.0, flip="none", base_correct=0.0, base_wrong=0.0, advantage_clip=None)
+NUM_RANDOM = 200_000
+
+
+def random_base_and_gap(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """200,000 pairs over what occurs: tiny, ordinary and huge gaps of both signs, exact zeros, every size of B."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(NUM_RANDOM, generator=generator, dtype=torch.float64)
+    scale = 10.0 ** (torch.rand(NUM_RANDOM, generator=generator, dtype=torch.float64) * 10 - 8)
+    gap = torch.randn(NUM_RANDOM, generator=generator, dtype=torch.float64) * scale
+    gap[::50] = 0.0
+    base[::77] = 0.0
+    base[1::5] = 1.0
+    base[2::5] = -1.0
+    # numbers that float32 holds exactly, so that both precisions are asked the same question
+    return base.float().double(), gap.float().double()
+
+
+@pytest.mark.parametrize(
+    "settings_",
+    [
+        dict(),
+        dict(gap_weight=0.5, gap_deadzone=0.25),
+        dict(gap_weight=3.0, advantage_clip=None, positive_clip=(0.5, 1.5), negative_clip=(0.1, 2.0)),
+        dict(positive_clip=(0.8, 1.2), negative_clip=(0.8, 1.2)),
+        dict(gap_weight=0.0),
+    ],
+)
+@pytest.mark.parametrize("flip", ["both", "correct", "wrong", "none"])
+def test_every_token_equals_the_reference(flip, settings_):
+    base, gap = random_base_and_gap(seed=len(flip))
+    config = CastConfig(flip=flip, **settings_)
+    lam, bounds, clip = config.gap_weight, (config.positive_clip, config.negative_clip), config.advantage_clip
+    expected = torch.tensor(
+        [
+            reference.token(b, g, lam, *bounds, flip, clip, config.gap_deadzone)
+            for b, g in zip(base.tolist(), gap.tolist(), strict=True)
+        ],
+        dtype=torch.float64,
+    )
+    for dtype, tolerance in ((torch.float64, 1e-14), (torch.float32, 2e-6)):
+        teacher, old = gap.to(dtype).unsqueeze(0), torch.zeros(1, NUM_RANDOM, dtype=dtype)
+        used_gap = token_gap(teacher, old, torch.ones(1, NUM_RANDOM), config.gap_deadzone)
+        advantages, flipped = shape_advantage(base.to(dtype).unsqueeze(0), used_gap, config)
+        torch.testing.assert_close(advantages.squeeze(0).double(), expected, rtol=tolerance, atol=tolerance)
+        assert flipped.any() == (flip != "none")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_closed_form_of_section_7(dtype):
+    base, gap = (x.to(dtype) for x in random_base_and_gap(seed=7))
+    advantages, _ = shape_advantage(base.unsqueeze(0), gap.unsqueeze(0), CastConfig())
+    expected = [reference.closed_form(b, g) for b, g in zip(base.tolist(), gap.tolist(), strict=True)]
+    torch.testing.assert_close(
+        advantages.squeeze(0).double(),
+        torch.tensor(expected, dtype=torch.float64),
+        rtol=0,
+        atol=1e-15 if dtype == torch.float64 else 3e-7,
+    )
+
+
+def batch(rewards, index, length=5, gap=None, mask=None, dtype=torch.float32):
+    """Tensors of a batch whose reward sits on the last token, as verl puts it."""
+    num_rows = len(rewards)
+    token_rewards = torch.zeros(num_rows, length, dtype=dtype)
+    token_rewards[:, -1] = torch.tensor(rewards, dtype=dtype)
+    mask = torch.ones(num_rows, length, dtype=torch.int64) if mask is None else torch.tensor(mask)
+    old = torch.full((num_rows, length), -1.0, dtype=dtype)
+    teacher = old + (torch.zeros_like(old) if gap is None else torch.as_tensor(gap, dtype=dtype))
+    return token_rewards, mask, np.array(index, dtype=object), old, teacher
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    groups=st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=2, max_size=17), min_size=1, max_size=6),
+    norm=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_reduces_to_grpo_bit_for_bit(groups, norm, seed):
+    """λ = 0, no flip, b = 0, no clip is verl's GRPO, for any group sizes, row order and mask, whatever the gap."""
+    rewards, index = zip(*((r, f"uid{g}") for g, group in enumerate(groups) for r in group), strict=True)
+    order = np.random.default_rng(seed).permutation(len(rewards))
+    rewards, index = [rewards[i] for i in order], [index[i] for i in order]
+    generator = torch.Generator().manual_seed(seed)
+    mask = (torch.rand(len(rewards), 6, generator=generator) < 0.7).long()
+    mask[:, 0] = 1
+    tensors = batch(rewards, index, 6, torch.randn(len(rewards), 6, generator=generator), mask.tolist())
+    ours, returns = compute_cast_advantage(*tensors, GRPO, norm)
+    verls, _ = compute_grpo_outcome_advantage(tensors[0].clone(), tensors[1], tensors[2], norm_adv_by_std_in_grpo=norm)
+    assert ours.dtype == verls.dtype
+    assert torch.equal(ours.view(torch.int32), verls.view(torch.int32))
+    assert torch.equal(ours, returns)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    groups=st.lists(st.lists(st.floats(-3, 3, width=32), min_size=2, max_size=20), min_size=1, max_size=5),
+    norm=st.booleans(),
+)
+def test_mixed_groups_have_verls_grpo_advantage_for_any_reward(groups, norm):
+    rewards, index = zip(*((r, g) for g, group in enumerate(groups) for r in group), strict=True)
+    tensors = batch(rewards, index)
+    base = base_advantage(tensors[0].sum(-1), tensors[2], torch.ones(len(rewards), dtype=torch.bool), GRPO, norm)
+    verls, _ = compute_grpo_outcome_advantage(tensors[0].clone(), tensors[1], tensors[2], norm_adv_by_std_in_grpo=norm)
+    mixed = base.kind == MIXED
+    assert torch.equal(base.value[mixed], verls[mixed, 0])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    groups=st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=9), min_size=1, max_size=6),
+    b_correct=st.floats(0, 2),
+    b_wrong=st.floats(0, 2),
+)
+def test_base_advantage_of_every_group_type(groups, b_correct, b_wrong):
+    rewards, index = zip(*((r, g) for g, group in enumerate(groups) for r in group), strict=True)
+    scores = torch.tensor(rewards, dtype=torch.float64)
+    config = CastConfig(base_correct=b_correct, base_wrong=b_wrong)
+    base = base_advantage(scores, np.array(index), torch.ones(len(rewards), dtype=torch.bool), config)
+    expected = [b for group in groups for b in reference.base(group, 0.5, b_correct, b_wrong)]
+    torch.testing.assert_close(base.value, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+    for row, (reward, group) in enumerate(zip(rewards, index, strict=True)):
+        kinds = {r > 0.5 for r in groups[group]}
+        assert base.kind[row] == (MIXED if len(kinds) == 2 else ALL_CORRECT if reward > 0.5 else ALL_WRONG)
+        assert bool(base.correct[row]) == (reward > 0.5)
+
+
+def test_group_type_is_decided_by_correctness_not_by_spread():
+    """Graded rewards that are all above (below) the threshold: a spread, but an all-correct (all-wrong) group."""
+    tensors = batch([0.6, 0.9, 1.0, 0.1, 0.2, 0.3], ["a"] * 3 + ["b"] * 3)
+    base = base_advantage(tensors[0].sum(-1), tensors[2], torch.ones(6, dtype=torch.bool), CastConfig())
+    assert base.value.tolist() == [1.0] * 3 + [-1.0] * 3
+    shifted = base_advantage(
+        tensors[0].sum(-1), tensors[2], torch.ones(6, dtype=torch.bool), CastConfig(correct_threshold=0.95)
+    )
+    assert shifted.kind.tolist() == [MIXED] * 3 + [ALL_WRONG] * 3
+
+
+def test_rows_without_tokens_are_in_no_group():
+    """A padded, rejected or empty row does not turn an all-correct group into a mixed one, and gets nothing itself."""
+    mask = [[1] * 5, [1] * 5, [0] * 5]
+    result = cast_advantage(*batch([1.0, 1.0, 0.0], ["a"] * 3, mask=mask), CastConfig())
+    assert result.base.kind.tolist() == [ALL_CORRECT, ALL_CORRECT, EXCLUDED]
+    assert result.advantages.tolist() == [[1.0] * 5, [1.0] * 5, [0.0] * 5]
+    # GRPO's statistics of the others do not move either
+    with_row = cast_advantage(*batch([1.0, 0.0, 1.0], ["a"] * 3, mask=mask), CastConfig())
+    without = cast_advantage(*batch([1.0, 0.0], ["a"] * 2), CastConfig())
+    assert torch.equal(with_row.advantages[:2], without.advantages)
+
+
+def test_padding_rows_and_empty_batches_give_no_nan():
+    tensors = batch([0.0, 0.0], ["pad", "pad"], mask=[[0] * 5] * 2, gap=float("nan"))
+    result = cast_advantage(*tensors, CastConfig())
+    assert result.advantages.tolist() == [[0.0] * 5] * 2
+    empty = torch.zeros(3, 0)
+    advantages, _ = compute_cast_advantage(empty, empty.long(), np.array(["a"] * 3), empty, empty, CastConfig())
+    assert advantages.shape == (3, 0)
+
+
+def test_masked_tokens_get_nothing_whatever_stands_there():
+    """Tool tokens, truncation: NaN or huge values under a zero mask neither spread nor raise."""
+    gap = [[0.5, float("nan"), -0.5, float("inf"), 0.0]] * 2
+    mask = [[1, 0, 1, 0, 1]] * 2
+    result = cast_advantage(*batch([1.0, 0.0], ["a", "a"], gap=gap, mask=mask), CastConfig())
+    assert torch.isfinite(result.advantages).all()
+    assert (result.advantages[:, [1, 3]] == 0).all()
+    assert not result.flipped[:, [1, 3]].any()
+    assert result.flipped.tolist() == [[False, False, True, False, False], [True, False, False, False, False]]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_bad_numbers_that_count_are_named(bad):
+    with pytest.raises(ValueError, match="reward"):
+        compute_cast_advantage(*batch([bad, 1.0], ["a", "a"]), CastConfig())
+    with pytest.raises(ValueError, match="log-prob"):
+        compute_cast_advantage(*batch([0.0, 1.0], ["a", "a"], gap=bad), CastConfig())
+
+
+def test_only_the_final_output_of_a_session_is_graded():
+    """Two sessions of one prompt, the first with three outputs: the group has two members, and all outputs of a
+    session share its base advantage."""
+    index = ["p"] * 4
+    final_row = torch.tensor([2, 2, 2, 3])
+    rewards = [0.0, 0.0, 1.0, 0.0]  # only the final output's reward may count
+    result = cast_advantage(*batch(rewards, index), CastConfig(), final_row=final_row)
+    plain = cast_advantage(*batch([1.0, 0.0], ["p"] * 2), CastConfig())
+    assert torch.equal(result.base.value, plain.base.value[torch.tensor([0, 0, 0, 1])])
+    # gaps stay each output's own
+    gap = [[-0.1] * 5, [0.1] * 5, [0.0] * 5, [0.0] * 5]
+    shaped = cast_advantage(*batch(rewards, index, gap=gap), CastConfig(), final_row=final_row)
+    assert (shaped.advantages[0] < 0).all() and (shaped.advantages[1] > 0).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    deadzone=st.sampled_from([0.0, 0.1, 1.0]),
+    flip=st.sampled_from(["both", "correct", "wrong", "none"]),
+)
+def test_bounds_and_signs(seed, deadzone, flip):
+    generator = torch.Generator().manual_seed(seed)
+    rewards = (torch.rand(24, generator=generator) < 0.5).float().tolist()
+    gap = torch.randn(24, 7, generator=generator)
+    config = CastConfig(gap_deadzone=deadzone, flip=flip)
+    result = cast_advantage(*batch(rewards, [i // 4 for i in range(24)], 7, gap), config)
+    B = result.base.value.unsqueeze(-1)
+    assert (result.advantages.abs() <= 1.2).all()
+    flips = result.advantages * B < 0
+    assert torch.equal(flips, result.flipped)
+    allowed = torch.zeros_like(flips)
+    if flip in ("both", "correct"):
+        allowed |= (B > 0) & (result.gap < 0)
+    if flip in ("both", "wrong"):
+        allowed |= (B < 0) & (result.gap > 0)
+    assert torch.equal(flips, allowed)
+    in_zone = (gap.abs() < deadzone * (1 - 1e-5)).logical_or(gap == 0)
+    expected = B.clamp(-1.2, 1.2).expand_as(gap)
+    assert torch.equal(result.advantages[in_zone], expected[in_zone])
+
+
+def test_no_gradient_flows_through():
+    tensors = list(batch([1.0, 0.0], ["a", "a"], gap=0.3))
+    tensors[3].requires_grad_(True)
+    tensors[4] = tensors[4].detach().requires_grad_(True)
+    advantages, returns = compute_cast_advantage(*tensors, CastConfig())
+    assert not advantages.requires_grad and not returns.requires_grad
+
+
+def test_inputs_are_left_alone():
+    tensors = batch([1.0, 0.0, 1.0, 1.0], ["a", "a", "b", "b"], gap=0.3)
+    copies = [t.clone() if isinstance(t, torch.Tensor) else t.copy() for t in tensors]
+    compute_cast_advantage(*tensors, CastConfig())
+    for tensor, copy in zip(tensors, copies, strict=True):
+        assert (tensor == copy).all()
