@@ -70,6 +70,7 @@ def probe_install():
         "heavy": sorted(heavy),
         "platform": type(get_platform()).__name__,
         "finders": len(finders),
+        "kv cache": get_platform().rollout_env_vars(),
         "departures": [name for name, _ in cpu.DEPARTURES],
     }
 
@@ -157,6 +158,7 @@ CHANGES = [
     ("verl.workers.engine.fsdp.transformer_impl", "EngineRegistry.register", "lambda backend: None"),
     ("torch.distributed.fsdp._init_utils", "_check_module_states_for_sync_module_states", "lambda modules: None"),
     ("torch.distributed.fsdp._init_utils", "_sync_module_params_and_buffers", "lambda modules: None"),
+    ("verl.utils.fsdp_utils", "load_fsdp_model_to_gpu", "lambda model, device: None"),
     ("vllm.model_executor.layers.utils", "dispatch_cpu_unquantized_gemm", "lambda layer: None"),
     ("vllm.model_executor.layers.linear", "UnquantizedLinearMethod.process_weights_after_loading", "lambda self: None"),
     (_TRANSFER, "BucketedWeightReceiver.receive_weights", "lambda self: None"),
@@ -286,6 +288,7 @@ def report():
 def test_importing_verl_installs_the_platform_once_and_imports_nothing_heavy(report):
     install = report["install"]
     assert (install["heavy"], install["platform"], install["finders"]) == ([], "PlatformCPU", 1)
+    assert install["kv cache"] == {"VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE") or "1"}
 
 
 def test_nothing_is_installed_without_the_variable():
@@ -389,6 +392,9 @@ def test_good_config_passes():
 BAD = {
     "trainer.device": "cuda",
     "actor_rollout_ref.actor.strategy": "megatron",
+    "actor_rollout_ref.actor.fsdp_config.offload_policy": True,
+    "actor_rollout_ref.actor.use_kl_loss": True,
+    "algorithm.use_kl_in_reward": True,
     "actor_rollout_ref.model.override_config.attn_implementation": "flash_attention_2",
     "actor_rollout_ref.model.use_remove_padding": True,
     "actor_rollout_ref.rollout.name": "sglang",
@@ -418,6 +424,15 @@ def test_missing_settings_count_as_verls_defaults_and_all_are_named():
     message = str(caught.value)
     assert "+actor_rollout_ref.rollout.enable_sleep_mode=False" in message
     assert "+actor_rollout_ref.model.override_config.attn_implementation=sdpa" in message
+
+
+def test_fsdp1_cannot_offload_parameters():
+    config = good_config()
+    OmegaConf.update(config, "actor_rollout_ref.actor.fsdp_config.param_offload", True)
+    check_config(config)
+    config.actor_rollout_ref.actor.strategy = "fsdp"
+    with pytest.raises(ValueError, match=r"set actor_rollout_ref\.actor\.fsdp_config\.param_offload=False"):
+        check_config(config)
 
 
 def test_logical_gpus_must_be_given_to_a_local_ray():

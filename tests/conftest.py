@@ -1,0 +1,21 @@
+"""Shared by all tests: verl's own config, composed as its command line composes it."""
+
+import os
+
+import pytest
+
+# Hugging Face code must never look for a hub here.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def compose():
+    """compose("key=value", ...) -> the config that `python -m verl.trainer.main_ppo key=value ...` would run."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+
+    def compose_(*overrides):
+        with initialize_config_module("verl.trainer.config", version_base=None):
+            return hydra_compose("ppo_trainer", overrides=list(overrides))
+
+    return compose_

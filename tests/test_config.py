@@ -1,0 +1,168 @@
+"""`algorithm.cast` and the checks of a whole run: defaults are the paper's, and bad input gets one clear sentence."""
+
+import dataclasses
+
+import pytest
+from omegaconf import OmegaConf
+
+from verl_cast import CastConfig, CastConfigError, TeacherConfig
+from verl_cast.check import METHOD_DEFAULTS, apply_method_defaults, cast_config, check_run, summary
+
+CAST = ("algorithm.adv_estimator=cast", "actor_rollout_ref.rollout.n=8")
+
+
+def test_defaults_are_those_of_the_evaluated_run():
+    assert dataclasses.asdict(CastConfig()) == {
+        "gap_weight": 1.0,
+        "positive_clip": (0.8, 1.05),
+        "negative_clip": (0.95, 1.2),
+        "flip": "both",
+        "advantage_clip": 1.2,
+        "base_correct": 1.0,
+        "base_wrong": 1.0,
+        "correct_threshold": 0.5,
+        "gap_deadzone": 0.0,
+        "teacher": {"weights": "snapshot", "refresh_interval": 10, "context": "plain", "missing_state": "error"},
+    }
+    assert CastConfig.from_dict(None) == CastConfig.from_dict({}) == CastConfig()
+
+
+@pytest.mark.parametrize(
+    "values, key, says",
+    [
+        ({"flipp": "both"}, "algorithm.cast.flipp", "did you mean algorithm.cast.flip?"),
+        ({"colour": 1}, "algorithm.cast.colour", "the keys are gap_weight"),
+        (
+            {"teacher": {"wieghts": "ema"}},
+            "algorithm.cast.teacher.wieghts",
+            "did you mean algorithm.cast.teacher.weights",
+        ),
+        ({"flip": "sideways"}, "algorithm.cast.flip", "one of both, correct, wrong, none"),
+        ({"flip": False}, "algorithm.cast.flip", "YAML reads"),
+        ({"gap_weight": "1"}, "algorithm.cast.gap_weight", "finite number"),
+        ({"gap_weight": True}, "algorithm.cast.gap_weight", "finite number"),
+        ({"gap_weight": -0.1}, "algorithm.cast.gap_weight", "at least 0"),
+        ({"gap_weight": float("nan")}, "algorithm.cast.gap_weight", "finite number"),
+        ({"gap_deadzone": -1}, "algorithm.cast.gap_deadzone", "at least 0"),
+        ({"base_correct": -1}, "algorithm.cast.base_correct", "at least 0"),
+        ({"base_wrong": -1}, "algorithm.cast.base_wrong", "at least 0"),
+        ({"positive_clip": [1.05, 0.8]}, "algorithm.cast.positive_clip", "use [0.8,1.05]"),
+        ({"negative_clip": [0.5, 0.9]}, "algorithm.cast.negative_clip", "at least 1"),
+        ({"negative_clip": 1.2}, "algorithm.cast.negative_clip", "two numbers"),
+        ({"positive_clip": [-0.1, 1.05]}, "algorithm.cast.positive_clip", "at least 0"),
+        ({"advantage_clip": 0}, "algorithm.cast.advantage_clip", "null for no clip"),
+        ({"correct_threshold": None}, "algorithm.cast.correct_threshold", "finite number"),
+        ({"teacher": {"weights": "older"}}, "algorithm.cast.teacher.weights", "snapshot, current"),
+        ({"teacher": {"refresh_interval": 0}}, "algorithm.cast.teacher.refresh_interval", "at least 1"),
+        ({"teacher": {"refresh_interval": 2.5}}, "algorithm.cast.teacher.refresh_interval", "whole number"),
+        ({"teacher": {"context": "poem"}}, "algorithm.cast.teacher.context", "plain, same, or the path"),
+        ({"teacher": {"missing_state": "ignore"}}, "algorithm.cast.teacher.missing_state", "error, snapshot"),
+        ({"teacher": "plain"}, "algorithm.cast.teacher", "group of keys"),
+        ("both", "algorithm.cast", "group of keys"),
+    ],
+)
+def test_bad_values_are_refused_by_key_and_remedy(values, key, says):
+    with pytest.raises(CastConfigError) as error:
+        CastConfig.from_dict(values)
+    assert str(error.value).startswith(f"{key}=") and says in str(error.value)
+
+
+def test_a_config_is_checked_however_it_is_built():
+    with pytest.raises(CastConfigError):
+        CastConfig(flip="sideways")
+    with pytest.raises(CastConfigError):
+        TeacherConfig(refresh_interval=0)
+    assert CastConfig(positive_clip=[0.9, 1.1]).positive_clip == (0.9, 1.1)
+
+
+def test_command_line_reaches_the_config(compose):
+    config = compose(
+        *CAST,
+        "+algorithm.cast.flip=none",
+        "+algorithm.cast.positive_clip=[0.9,1.1]",
+        "+algorithm.cast.advantage_clip=null",
+        "+algorithm.cast.teacher.context=same",
+    )
+    check_run(config)
+    assert cast_config(config) == CastConfig(
+        flip="none", positive_clip=(0.9, 1.1), advantage_clip=None, teacher=TeacherConfig(context="same")
+    )
+
+
+def test_a_plain_cast_run_passes_and_is_summarised(compose):
+    config = compose(*CAST)
+    check_run(config)
+    for word in ("flip=both", "snapshot/10", "context=plain", "8 responses per prompt"):
+        assert word in summary(config)
+
+
+@pytest.mark.parametrize("mode", ["sync", "colocate_async"])
+def test_trainer_modes_pass(compose, mode):
+    check_run(compose(*CAST, f"trainer.v1.trainer_mode={mode}"))
+
+
+@pytest.mark.parametrize(
+    "overrides, key, says",
+    [
+        (["trainer.use_v1=False"], "trainer.use_v1", "V1 trainer"),
+        (["actor_rollout_ref.rollout.n=1"], "actor_rollout_ref.rollout.n", "2 or more"),
+        (["critic.enable=True"], "critic.enable", "no critic"),
+        (["algorithm.use_kl_in_reward=True"], "algorithm.use_kl_in_reward", "use_kl_loss"),
+        (
+            ["algorithm.rollout_correction.bypass_mode=True"],
+            "algorithm.rollout_correction.bypass_mode",
+            "training engine",
+        ),
+        (
+            ["actor_rollout_ref.actor.policy_loss.loss_mode=geo_mean"],
+            "actor_rollout_ref.actor.policy_loss.loss_mode",
+            "loss_mode=cast",
+        ),
+        (["actor_rollout_ref.actor.strategy=veomni"], "actor_rollout_ref.actor.strategy", "fsdp and fsdp2"),
+        (["distillation.enabled=True"], "distillation.enabled", "own teacher"),
+        (
+            ["trainer.v1.trainer_mode=separate_async", "trainer.v1.separate_async.parameter_sync_step=4"],
+            "trainer.v1.separate_async.parameter_sync_step",
+            "set it to 1",
+        ),
+        (["+algorithm.cast.flipp=both"], "algorithm.cast.flipp", "did you mean"),
+        (["+algorithm.cast.teacher.context=/nowhere/t.jinja"], "algorithm.cast.teacher.context", "cannot be read"),
+    ],
+)
+def test_runs_that_could_not_be_cast_are_refused(compose, overrides, key, says):
+    with pytest.raises(CastConfigError) as error:
+        check_run(compose(*CAST, *overrides))
+    assert str(error.value).startswith(f"{key}=") and says in str(error.value)
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "gae"])
+@pytest.mark.parametrize(
+    "override", ["+algorithm.cast.flip=none", "actor_rollout_ref.actor.policy_loss.loss_mode=cast"]
+)
+def test_no_run_says_cast_and_trains_something_else(compose, estimator, override):
+    with pytest.raises(CastConfigError, match="adv_estimator=cast, or leave out"):
+        check_run(compose(f"algorithm.adv_estimator={estimator}", override))
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "gae", "rloo"])
+def test_other_estimators_are_not_touched(compose, estimator):
+    config = compose(f"algorithm.adv_estimator={estimator}", "actor_rollout_ref.rollout.n=1", "trainer.use_v1=False")
+    before = OmegaConf.to_yaml(config)
+    check_run(config)
+    assert OmegaConf.to_yaml(config) == before
+
+
+def test_method_defaults_fill_in_verls_stock_values_only(compose):
+    for key, stock, _ in METHOD_DEFAULTS:  # contract: what we call verl's stock value is verl's stock value
+        assert OmegaConf.select(compose(), key) == stock
+    config = compose(*CAST)
+    assert len(apply_method_defaults(config, list(CAST))) == 2
+    assert config.actor_rollout_ref.actor.policy_loss.loss_mode == "cast"
+    assert config.actor_rollout_ref.actor.clip_ratio_low == 0.2
+    assert config.actor_rollout_ref.actor.clip_ratio_high == 0.28
+    # what the command line names stays, even at verl's stock value
+    chosen = [f"{key}={stock}" for key, stock, _ in METHOD_DEFAULTS]
+    config = compose(*CAST, *chosen)
+    assert apply_method_defaults(config, [*CAST, *chosen]) == []
+    assert config.actor_rollout_ref.actor.policy_loss.loss_mode == "vanilla"
+    assert config.actor_rollout_ref.actor.clip_ratio_high == 0.2

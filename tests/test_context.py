@@ -1,0 +1,121 @@
+"""The teacher's context: exact text, exact tokens, answer-free."""
+
+import pytest
+from tiny import tokenizer
+
+from verl_cast import CastConfigError
+from verl_cast.context import TeacherContext, load_template, problem_text
+
+QUESTION = "What is 3 + 4?"
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
+
+
+@pytest.fixture(scope="module")
+def tok():
+    return tokenizer()
+
+
+def write(tmp_path, text):
+    path = tmp_path / "context.jinja"
+    path.write_text(text)
+    return str(path)
+
+
+def context(tok, name, **kwargs):
+    return TeacherContext(name, load_template(name), tok, **kwargs)
+
+
+def test_plain_is_the_text_of_the_evaluated_run(tok):
+    ids = context(tok, "plain").prompt_ids(MESSAGES, [1, 2, 3])
+    assert tok.decode(ids) == (
+        "What is 3 + 4?\n\nPlease reason step by step, and put your final answer within \\boxed{}.\n\n"
+        "[Student response]\n"
+    )
+    assert "<|im_start|>" not in tok.decode(ids)
+
+
+def test_braces_in_a_problem_survive(tok):
+    messages = [{"role": "user", "content": r"Compute \frac{1}{2} of {x}."}]
+    assert tok.decode(context(tok, "plain").prompt_ids(messages, [])).startswith(r"Compute \frac{1}{2} of {x}.")
+
+
+def test_dapo_boilerplate_is_stripped():
+    content = (
+        "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
+        f"$Answer (without quotes) where $Answer is the answer to the problem.\n\n{QUESTION}\n\nRemember to put your "
+        'answer on its own line after "Answer:".'
+    )
+    assert problem_text([{"role": "user", "content": content}]) == QUESTION
+    assert problem_text(MESSAGES) == QUESTION
+
+
+def test_same_is_the_students_prompt_token_for_token(tok):
+    same = context(tok, "same")
+    assert same.is_same and same.prompt_ids(MESSAGES, (5, 6, 7)) == [5, 6, 7]
+
+
+def test_a_text_template(tok, tmp_path):
+    path = write(tmp_path, "Q: 1 + 1?\nA: 2\n\nQ: {{ problem }}\nA:\n")
+    assert tok.decode(context(tok, path).prompt_ids(MESSAGES, [])) == f"Q: 1 + 1?\nA: 2\n\nQ: {QUESTION}\nA:"
+
+
+def test_a_chat_template_with_worked_examples(tok, tmp_path):
+    path = write(
+        tmp_path,
+        """\
+{% set examples = [
+  {"role": "user", "content": "What is 1 + 1?"},
+  {"role": "assistant", "content": "Answer: 2"},
+] %}
+{{ apply_chat_template(examples + messages[1:]) }}
+""",
+    )
+    chat = [
+        {"role": "user", "content": "What is 1 + 1?"},
+        {"role": "assistant", "content": "Answer: 2"},
+        {"role": "user", "content": QUESTION},
+    ]
+    expected = tok.apply_chat_template(chat, tokenize=True, add_generation_prompt=True, return_dict=False)
+    assert context(tok, path).prompt_ids(MESSAGES, []) == expected
+
+
+def test_a_template_that_starts_with_the_students_prompt(tok, tmp_path):
+    student = tok.apply_chat_template(MESSAGES, tokenize=True, add_generation_prompt=True, return_dict=False)
+    path = write(tmp_path, "{{ student_prompt }}Let me think.")
+    ids = context(tok, path).prompt_ids(MESSAGES, student)
+    assert ids[: len(student)] == student and tok.decode(ids[len(student) :]) == "Let me think."
+
+
+def test_chat_template_kwargs_reach_the_template(tok, tmp_path):
+    path = write(tmp_path, "{{ apply_chat_template(messages) }}")
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ 'T' if enable_thinking else 'N' }}"
+    rendered = context(tok, path, chat_template_kwargs={"chat_template": template, "enable_thinking": True})
+    assert rendered.render(MESSAGES, [])[0] == f"Be brief.{QUESTION}T"
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("{{ problem }} {{ ground_truth }}", "ground_truth"),
+        ("{{ reward_model.ground_truth }}", "reward_model"),
+        ("{{ answer }}", "answer-free"),
+        ("{% for x in %}", "line 1 is not valid Jinja"),
+    ],
+)
+def test_templates_that_cannot_work_or_ask_for_the_answer_are_refused(tmp_path, text, says):
+    with pytest.raises(CastConfigError, match=says):
+        load_template(write(tmp_path, text))
+
+
+def test_images_are_refused_unless_the_context_is_same(tok):
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
+    with pytest.raises(ValueError, match="context=same"):
+        context(tok, "plain").prompt_ids(messages, [1])
+    assert context(tok, "same").prompt_ids(messages, [1]) == [1]
+
+
+def test_prompts_without_user_or_tokens_are_named(tok, tmp_path):
+    with pytest.raises(ValueError, match="no user message"):
+        context(tok, "plain").prompt_ids([{"role": "system", "content": "x"}], [1])
+    with pytest.raises(ValueError, match="empty prompt"):
+        context(tok, write(tmp_path, "{% if false %}{{ problem }}{% endif %}")).prompt_ids(MESSAGES, [])

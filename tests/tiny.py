@@ -1,0 +1,94 @@
+"""A very small Qwen3 and a byte-level tokenizer with a chat template, made here: tests need no download.
+
+`python tests/tiny.py DIR` writes the model, its tokenizer, data and a reward function for runs through verl.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def tokenizer():
+    """One token per byte and four special tokens."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(specials + alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True) for token in specials])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        additional_special_tokens=["<|im_start|>"],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def model(seed: int = 0):
+    """Two layers, 64 wide; vLLM's CPU attention wants a head size of at least 32."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    tok = tokenizer()
+    config = Qwen3Config(
+        vocab_size=len(tok),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tok.eos_token_id,
+        pad_token_id=tok.pad_token_id,
+    )
+    torch.manual_seed(seed)
+    return Qwen3ForCausalLM(config)
+
+
+# A coin that depends on the response alone: mixed groups for a model that knows nothing, the same in every run.
+REWARD = """
+import zlib
+
+
+def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
+    return {"score": float(zlib.crc32(solution_str.encode()) % 3 == 0)}
+"""
+
+
+def write(directory: Path) -> None:
+    import pandas as pd
+
+    directory.mkdir(parents=True, exist_ok=True)
+    model().save_pretrained(directory / "model")
+    tokenizer().save_pretrained(directory / "model")
+    rows = [
+        {
+            "data_source": "tiny",
+            "prompt": [{"role": "user", "content": f"What is {a} + {b}?"}],
+            "ability": "math",
+            "reward_model": {"style": "rule", "ground_truth": str(a + b)},
+            "extra_info": {"index": 8 * a + b},
+        }
+        for a in range(8)
+        for b in range(8)
+    ]
+    pd.DataFrame(rows).to_parquet(directory / "train.parquet")
+    (directory / "reward.py").write_text(REWARD)
+    (directory / "done.json").write_text(json.dumps({"rows": len(rows)}))
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))

@@ -1,0 +1,158 @@
+"""A failed weight transfer ends the run with its reason.
+
+verl's sender (actor worker) waits for an acknowledgement of each bucket without a time limit, and its receiver (vLLM
+worker) closes its socket without one when it fails: the run hangs and the reason is never read. Here
+* the receiver answers a failure with its traceback, which the sender raises as `WeightTransferError`;
+* the sender, while it waits, watches the Ray call that runs the receiver, so that a receiver which died, or failed
+  before it opened its socket, ends the wait too.
+Left out: retries, and time limits on a receiver that is alive and busy.
+"""
+
+import concurrent.futures
+import functools
+import traceback
+
+import wrapt
+import zmq
+
+from verl_cast.platform.seams import expect_attribute, expect_mentions, expect_parameters
+
+POLL_MS = 500
+# Every acknowledgement of verl is empty, so any other prefix would do.
+FAILURE = b"verl_cast: weight transfer failed\n"
+
+# The Ray calls that run a receiver, by the socket address of the sender that is about to start.
+_receiver_calls: dict[str, concurrent.futures.Future] = {}
+
+
+class WeightTransferError(RuntimeError):
+    """The rollout worker did not take the new weights; the message carries its own error."""
+
+
+def describe(error: BaseException) -> str:
+    """The first error of a chain in one line, then the whole traceback.
+
+    verl's clean-up fails as well after an error (shared memory still in use) and would hide the first one.
+    """
+    first, seen = error, {id(error)}
+    while (earlier := first.__cause__ or first.__context__) is not None and id(earlier) not in seen:
+        first = earlier
+        seen.add(id(first))
+    return f"{type(first).__name__}: {first}\n\n{''.join(traceback.format_exception(error))}"
+
+
+class ReceiverSocket(wrapt.ObjectProxy):
+    """The receiver's REP socket; stays open while an answer is owed, so that a failure can be the answer."""
+
+    def __init__(self, socket: zmq.Socket):
+        super().__init__(socket)
+        self._self_owes_answer = False
+
+    def recv_pyobj(self, *args, **kwargs):
+        received = self.__wrapped__.recv_pyobj(*args, **kwargs)
+        self._self_owes_answer = True
+        return received
+
+    def send(self, *args, **kwargs):
+        self.__wrapped__.send(*args, **kwargs)
+        self._self_owes_answer = False
+
+    def close(self, *args, **kwargs):
+        if not self._self_owes_answer:
+            self.__wrapped__.close(*args, **kwargs)
+
+    def answer_failure(self, error: BaseException) -> None:
+        if self._self_owes_answer:
+            self.send(FAILURE + describe(error).encode())
+        # A sender that is gone must not keep this process from ending.
+        self.close(linger=5000)
+
+
+class SenderSocket(wrapt.ObjectProxy):
+    """The sender's REQ socket; waits in slices, and raises what the receiver reports or died of."""
+
+    def __init__(self, socket: zmq.Socket, receiver_call: concurrent.futures.Future | None):
+        super().__init__(socket)
+        self._self_receiver_call = receiver_call
+
+    def send_pyobj(self, *args, **kwargs):
+        self._wait_for(zmq.POLLOUT)
+        return self.__wrapped__.send_pyobj(*args, **kwargs)
+
+    def recv(self, *args, **kwargs):
+        self._wait_for(zmq.POLLIN)
+        answer = self.__wrapped__.recv(*args, **kwargs)
+        if answer.startswith(FAILURE):
+            reason = answer[len(FAILURE) :].decode()
+            raise WeightTransferError(f"the rollout worker failed while it received the weights: {reason}")
+        return answer
+
+    def _wait_for(self, event: int) -> None:
+        call = self._self_receiver_call
+        while not self.__wrapped__.poll(POLL_MS, event):
+            if call is None or not call.done():
+                continue
+            error = call.exception()
+            # A receiver that ended well may have answered between the poll and the question.
+            if error is None and self.__wrapped__.poll(POLL_MS, event):
+                return
+            reason = describe(error) if error else "it returned before it had received all weights"
+            raise WeightTransferError(f"the rollout worker's weight update ended early: {reason}") from error
+
+
+def answer_failures(module) -> None:
+    """verl.workers.rollout.vllm_rollout.bucketed_weight_transfer: both ends use the sockets above."""
+    sender = expect_attribute(module, "BucketedWeightSender")
+    receiver = expect_attribute(module, "BucketedWeightReceiver")
+    sender_init_socket = expect_parameters(sender, "_init_socket", ["self"])
+    receiver_init_socket = expect_parameters(receiver, "_init_socket", ["self"])
+    receive_weights = expect_parameters(receiver, "receive_weights", ["self", "on_bucket_received"])
+    expect_mentions(sender, "__init__", "zmq_handle")
+    expect_mentions(sender, "async_send_weights", "_init_socket", "socket", "send_pyobj", "recv")
+    expect_mentions(sender, "_init_buffer", "socket", "send_pyobj", "recv")
+    expect_mentions(receiver, "receive_weights", "_init_socket", "socket", "recv_pyobj", "send", "_cleanup")
+    expect_mentions(receiver, "_init_buffer", "socket", "recv_pyobj", "send")
+    expect_mentions(receiver, "_cleanup", "socket", "close")
+
+    @functools.wraps(sender_init_socket)
+    def init_sender_socket(self):
+        sender_init_socket(self)
+        self.socket = SenderSocket(self.socket, _receiver_calls.pop(self.zmq_handle, None))
+
+    @functools.wraps(receiver_init_socket)
+    def init_receiver_socket(self):
+        receiver_init_socket(self)
+        self.socket = self.answering_socket = ReceiverSocket(self.socket)
+
+    @functools.wraps(receive_weights)
+    def receive_or_answer_failure(self, on_bucket_received):
+        try:
+            return receive_weights(self, on_bucket_received=on_bucket_received)
+        except Exception as error:
+            self.answering_socket.answer_failure(error)
+            raise
+
+    sender._init_socket = init_sender_socket
+    receiver._init_socket = init_receiver_socket
+    receiver.receive_weights = receive_or_answer_failure
+
+
+def watch_receiver(module) -> None:
+    """verl.workers.rollout.vllm_rollout.vllm_rollout: remember the Ray call that runs the receiver for its sender."""
+    adapter = expect_attribute(module, "ServerAdapter")
+    execute_method = expect_parameters(
+        adapter, "_execute_method", ["self", "method", "non_block", "timeout", "args", "kwargs"]
+    )
+    expect_mentions(
+        adapter, "update_weights", "_execute_method", "update_weights_from_ipc", "BucketedWeightSender", "zmq_handle"
+    )
+
+    @functools.wraps(execute_method)
+    async def execute_and_watch(self, method, non_block=False, timeout=None, args=(), kwargs=None):
+        result = await execute_method(self, method, non_block=non_block, timeout=timeout, args=args, kwargs=kwargs)
+        # Only the rank that owns the server makes the call; the others get None.
+        if method == "update_weights_from_ipc" and non_block and result is not None:
+            _receiver_calls[self.zmq_handle] = result.future()
+        return result
+
+    adapter._execute_method = execute_and_watch
