@@ -373,7 +373,7 @@ def good_config():
             "ray_kwargs": {"ray_init": {"num_gpus": 1}},
             "actor_rollout_ref": {
                 "actor": {"strategy": "fsdp2"},
-                "model": {"use_remove_padding": False, "override_config": {"attn_implementation": "sdpa"}},
+                "model": {"override_config": {"attn_implementation": "sdpa"}},
                 "rollout": {
                     "name": "vllm",
                     "free_cache_engine": False,
@@ -396,7 +396,6 @@ BAD = {
     "actor_rollout_ref.actor.use_kl_loss": True,
     "algorithm.use_kl_in_reward": True,
     "actor_rollout_ref.model.override_config.attn_implementation": "flash_attention_2",
-    "actor_rollout_ref.model.use_remove_padding": True,
     "actor_rollout_ref.rollout.name": "sglang",
     "actor_rollout_ref.rollout.free_cache_engine": True,
     "actor_rollout_ref.rollout.enable_sleep_mode": True,

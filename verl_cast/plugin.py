@@ -23,10 +23,13 @@ problems: list[str] = []
 
 
 def _hook(install):
-    """A post-import hook that records a failure instead of breaking runs that do not use CAST."""
+    """A post-import hook that runs once per module, and records a failure instead of breaking runs without CAST."""
 
     @functools.wraps(install)
     def guarded(module: ModuleType) -> None:
+        if "_verl_cast_installed" in vars(module):
+            return
+        module._verl_cast_installed = True
         try:
             install(module)
         except Exception as error:

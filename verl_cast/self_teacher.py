@@ -32,8 +32,9 @@ def trainable_shards(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     for submodule in module.modules():
         if isinstance(submodule, FSDPModule):
             submodule.reshard()
-        elif isinstance(submodule, FSDP1) and submodule._handle is not None and submodule._handle.uses_sharded_strategy:
-            submodule._handle.reshard(True)
+        elif isinstance(submodule, FSDP1) and submodule._is_root is not None:  # None: no forward yet, nothing gathered
+            if submodule._handle is not None and submodule._handle.uses_sharded_strategy:
+                submodule._handle.reshard(True)
     shards = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:

@@ -1,6 +1,7 @@
 """Settings of a verl run that cannot work under VERL_PLATFORM=cpu: refused before Ray starts, never changed silently.
 
 Each rule was seen to fail, or is refused by verl or vLLM, on verl 0.9.1 and vLLM 0.30. Slow settings are left alone.
+use_remove_padding may stay on: transformers' sdpa keeps packed sequences apart by their position ids.
 """
 
 from collections.abc import Callable
@@ -64,12 +65,6 @@ RULES = (
         "flash_attention_2",
         _is("sdpa", "eager"),
         f"set +{_MODEL}.override_config.attn_implementation=sdpa; flash attention needs an accelerator",
-    ),
-    Rule(
-        f"{_MODEL}.use_remove_padding",
-        True,
-        _is(False),
-        f"set {_MODEL}.use_remove_padding=False; packed sequences need flash attention",
     ),
     Rule(
         f"{_ROLLOUT}.name",

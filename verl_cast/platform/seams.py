@@ -28,7 +28,7 @@ def _changed(owner, name: str, expected: str, found: str) -> SeamChanged:
     owner_name = owner.__name__ if inspect.ismodule(owner) else f"{owner.__module__}.{owner.__qualname__}"
     return SeamChanged(
         f"verl_cast's CPU platform (VERL_PLATFORM=cpu) relies on {owner_name}.{name} {expected}; "
-        f"the installed version has {found}. It was written for verl 0.9.1 and vLLM 0.30."
+        f"the installed version has {found}. It was written for verl 0.9.1, vLLM 0.30 and torch 2.13."
     )
 
 

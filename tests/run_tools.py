@@ -1,0 +1,51 @@
+"""Test tools inside real verl runs, loaded through VERL_USE_EXTERNAL_MODULES. They know nothing of CAST.
+
+* Two runs that should be equal must not differ by the order in which requests happen to reach the rollout engine:
+  every response gets a sampling seed of its own, and a batch is put into an order that depends on its content only.
+* With $CAST_DUMP_DIR set, what every update trained on is written to step_<n>.pt there.
+"""
+
+import os
+import zlib
+
+import torch
+import wrapt
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+
+FIELDS = ["prompts", "responses", "response_mask", "rm_scores", "old_log_probs", "teacher_log_probs", "advantages"]
+
+
+class SeededAgentLoop(SingleTurnAgentLoop):
+    async def run(self, sampling_params, **kwargs):
+        text = f"{kwargs['raw_prompt']} {kwargs['session_id']} {kwargs['global_steps']}"
+        return await super().run({**sampling_params, "seed": zlib.crc32(text.encode()) % 2**31}, **kwargs)
+
+
+def _install(trainer_base):
+    trainer = trainer_base.PPOTrainer
+    balance_batch, update_actor = trainer._balance_batch, trainer._update_actor
+
+    def read(batch, fields):
+        return trainer_base.tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+
+    def balance_batch_in_order_of_content(self, batch, *args, **kwargs):
+        batch = balance_batch(self, batch, *args, **kwargs)
+        data = read(batch, ["prompts", "responses"])
+        content = [(data["prompts"][i].tolist(), data["responses"][i].tolist()) for i in range(len(batch))]
+        batch.reorder(sorted(range(len(batch)), key=content.__getitem__))
+        return batch
+
+    def dumping_update_actor(self, batch, metrics):
+        directory = os.environ.get("CAST_DUMP_DIR")
+        if directory:
+            data = read(batch, FIELDS)
+            rows = [{name: data[name][i].clone() for name in FIELDS if name in data} for i in range(len(batch))]
+            os.makedirs(directory, exist_ok=True)
+            torch.save({"trainer": type(self).__name__, "rows": rows}, f"{directory}/step_{self.global_steps}.pt")
+        return update_actor(self, batch, metrics)
+
+    trainer._balance_batch = balance_batch_in_order_of_content
+    trainer._update_actor = dumping_update_actor
+
+
+wrapt.register_post_import_hook(_install, "verl.trainer.ppo.v1.trainer_base")

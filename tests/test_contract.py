@@ -1,0 +1,97 @@
+"""The installed verl still has every seam that the plugin relies on, and a changed one is named."""
+
+import importlib
+import inspect
+import types
+from importlib.metadata import entry_points
+
+import pytest
+import verl
+from verl.trainer.ppo import core_algos
+
+import verl_cast.seams as seams
+from verl_cast.advantage import GRPO_EPSILON
+from verl_cast.seams import SEAMS, SUPPORTED_VERL, SeamChanged, check_seams
+
+
+def test_supported_version():
+    assert verl.__version__.startswith(f"{SUPPORTED_VERL}.")
+
+
+@pytest.mark.parametrize("module_name", sorted(SEAMS))
+def test_every_seam_by_name_and_signature(module_name):
+    check_seams(module_name)
+
+
+@pytest.mark.parametrize("change", ["gone", "renamed"])
+def test_a_changed_seam_is_named(monkeypatch, change):
+    module = types.ModuleType("verl.fake")
+    if change == "renamed":
+        module.agg_loss = lambda loss_matrix, loss_mask: None
+    monkeypatch.setitem(seams.SEAMS, "verl.fake", {"agg_loss": ("loss_mat", "loss_mask")})
+    monkeypatch.setattr(seams.importlib, "import_module", lambda name: module)
+    with pytest.raises(SeamChanged, match=r"verl\.fake\.agg_loss"):
+        check_seams("verl.fake")
+
+
+def test_grpo_epsilon_is_verls():
+    parameters = inspect.signature(core_algos.compute_grpo_outcome_advantage).parameters
+    assert parameters["epsilon"].default == GRPO_EPSILON
+
+
+def test_the_entry_point_is_installed():
+    assert [ep.value for ep in entry_points(group="verl.plugins") if ep.name == "cast"] == ["verl_cast.plugin"]
+
+
+def test_the_registries_hold_cast():
+    from verl_cast.estimator import compute_cast_outcome_advantage
+
+    assert core_algos.get_adv_estimator_fn("cast") is compute_cast_outcome_advantage
+    assert "cast" in core_algos.POLICY_LOSS_REGISTRY
+
+
+def test_a_registered_estimator_gets_what_ours_takes():
+    """verl calls estimators by keyword; ours must accept all that it sends, and needs nothing that it does not."""
+    from verl_cast.estimator import compute_cast_outcome_advantage
+
+    required = [
+        name
+        for name, p in inspect.signature(compute_cast_outcome_advantage).parameters.items()
+        if p.default is p.empty and p.kind is not p.VAR_KEYWORD
+    ]
+    source = inspect.getsource(importlib.import_module("verl.trainer.ppo.ray_trainer").compute_advantage)
+    for name in (*required, "config"):
+        assert f'"{name}"' in source, name
+
+
+def test_every_trainer_mode_takes_the_mixin():
+    """The three modes of verl 0.9; every hook that the mixin does not override stays the mode's own."""
+    from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, get_trainer_cls
+
+    from verl_cast.trainer import CastTrainerMixin, with_cast
+
+    importlib.import_module("verl.trainer.ppo.v1")
+    assert {"sync", "colocate_async", "separate_async"} <= set(TRAINER_REGISTRY)
+    for mode in TRAINER_REGISTRY:
+        trainer_cls = get_trainer_cls(mode)
+        assert not issubclass(trainer_cls, CastTrainerMixin), "verl's registry is as verl left it"
+        mixed = with_cast(trainer_cls)
+        assert not inspect.isabstract(mixed) and mixed is with_cast(trainer_cls)
+        assert mixed.__mro__[1:3] == (CastTrainerMixin, trainer_cls)
+
+
+def test_the_worker_mixin_fits_both_worker_classes():
+    from verl.experimental.separation.engine_workers import DetachActorWorker
+    from verl.single_controller.base.decorator import MAGIC_ATTR
+    from verl.workers.engine_workers import ActorRolloutRefWorker
+
+    from verl_cast.worker import with_self_teacher
+
+    for worker_cls in (ActorRolloutRefWorker, DetachActorWorker):
+        mixed = with_self_teacher(worker_cls)
+        for name in ("init_self_teacher", "prepare_self_teacher", "compute_teacher_log_probs"):
+            assert hasattr(getattr(mixed, name), MAGIC_ATTR), "a remote method"
+        for name in ("update_actor", "save_checkpoint", "load_checkpoint"):
+            ours, verls = getattr(mixed, name), getattr(worker_cls, name)
+            assert inspect.signature(ours).parameters.keys() == inspect.signature(verls).parameters.keys()
+            assert str(getattr(ours, MAGIC_ATTR)) == str(getattr(verls, MAGIC_ATTR)), f"{name} is dispatched alike"

@@ -1,0 +1,147 @@
+"""The plugin in fresh processes: it registers itself, is loud when it cannot, and refuses a run before Ray starts."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from omegaconf import OmegaConf
+
+
+def python(code: str, **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_importing_verl_is_enough():
+    done = python(
+        """
+        import verl, sys
+        assert "verl.trainer.ppo.core_algos" not in sys.modules, "registration stays lazy"
+        from verl_cast import plugin
+        from verl.trainer.ppo import core_algos
+        import verl.utils.config as config
+        estimator, checked = core_algos.get_adv_estimator_fn("cast"), config.validate_config
+        assert plugin.problems == [] and core_algos.get_policy_loss_fn("cast")
+        # again, as a second entry point or a reload of the module would
+        import importlib
+        importlib.reload(plugin)
+        assert core_algos.get_adv_estimator_fn("cast") is estimator and config.validate_config is checked
+        from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+        assert plugin.problems == []
+        """
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_another_version_of_verl_is_refused_in_one_sentence():
+    done = python(
+        """
+        import verl
+        verl.__version__ = "0.10.3"
+        from verl_cast import plugin
+        from verl.trainer.ppo import core_algos
+        assert "cast" not in core_algos.ADV_ESTIMATOR_REGISTRY and "cast" not in core_algos.POLICY_LOSS_REGISTRY
+        import verl.utils.config, verl.trainer.ppo.v1.trainer_base as base
+        assert "__new__" not in vars(base.PPOTrainer)
+        core_algos.get_adv_estimator_fn("cast")
+        """,
+        VERL_USE_EXTERNAL_PLUGINS="none",
+    )
+    assert "verl 0.10.3 is installed, verl_cast supports 0.9.x; nothing is registered" in done.stderr
+    assert "Unknown advantage estimator simply: cast" in done.stderr
+
+
+def test_a_changed_seam_is_loud_and_stops_cast_but_not_grpo():
+    done = python(
+        """
+        import verl
+        from verl.trainer.ppo import core_algos
+        core_algos.agg_loss = lambda loss_matrix, mask: None
+        from verl_cast import plugin
+        assert "cast" not in core_algos.ADV_ESTIMATOR_REGISTRY, "nothing is half registered"
+        from omegaconf import OmegaConf
+        from verl.utils.config import validate_config
+        try:
+            validate_config(OmegaConf.create({"algorithm": {"adv_estimator": "cast"}}), False, False)
+        except RuntimeError as error:
+            print("refused:", error)
+        """,
+        VERL_USE_EXTERNAL_PLUGINS="none",
+    )
+    sentence = "verl_cast relies on verl.trainer.ppo.core_algos.agg_loss(loss_mat, "
+    assert sentence in done.stderr, "logged as an error"
+    assert "refused: algorithm.adv_estimator=cast: CAST is not available" in done.stdout and sentence in done.stdout
+
+
+@pytest.mark.parametrize(
+    "override, sentence",
+    [
+        ("+algorithm.cast.flip=sideways", "algorithm.cast.flip='sideways': must be one of both, correct, wrong, none."),
+        ("actor_rollout_ref.rollout.n=1", "actor_rollout_ref.rollout.n=1: CAST compares the responses of a group"),
+    ],
+)
+def test_verls_own_command_refuses_a_bad_run_before_ray_starts(override, sentence):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "verl.trainer.main_ppo",
+            "algorithm.adv_estimator=cast",
+            "actor_rollout_ref.rollout.n=8",
+            override,
+        ],
+        env={**os.environ, "HYDRA_FULL_ERROR": "0"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0 and sentence in done.stderr
+    assert "ray init kwargs" not in done.stdout
+
+
+def test_the_estimator_stops_a_trainer_that_computed_no_teacher_log_probs():
+    import torch
+    from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+
+    with pytest.raises(RuntimeError, match="no teacher log-probs.*would be GRPO"):
+        get_adv_estimator_fn("cast")(
+            token_level_rewards=torch.zeros(2, 3), response_mask=torch.ones(2, 3), index=["a", "a"], config={}
+        )
+
+
+@pytest.mark.parametrize("estimator", ["cast", "grpo"])
+def test_the_estimator_alone_chooses_the_trainer(estimator):
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+    from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+    from verl_cast.trainer import CastTrainerMixin
+
+    config = OmegaConf.create({"algorithm": {"adv_estimator": estimator}})
+    trainer = PPOTrainer.__new__(PPOTrainerSync, config=config)
+    assert isinstance(trainer, PPOTrainerSync)
+    assert isinstance(trainer, CastTrainerMixin) == (estimator == "cast")
+    assert (type(trainer) is PPOTrainerSync) == (estimator != "cast")
+
+
+def test_final_rows_of_sessions():
+    """Keys are {uid}_{session}_{index}; a uid may hold underscores, and rows come in any order."""
+    from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+    from verl_cast import CastConfig
+    from verl_cast.trainer import with_cast
+
+    trainer = object.__new__(with_cast(PPOTrainerSync))
+    trainer.cast_config = CastConfig.from_dict({"teacher": {"context": "same"}})
+    keys = ["u_1_0_2", "u_1_1_0", "u_1_0_0", "v_0_10", "v_0_9", "u_1_0_1"]
+    assert trainer._final_rows(keys).tolist() == [0, 1, 0, 3, 3, 0]
+    assert trainer._final_rows(["a_0_0", "a_1_0"]).tolist() == [0, 1]
+    trainer.cast_config = CastConfig()
+    with pytest.raises(ValueError, match="several outputs"):
+        trainer._final_rows(keys)
