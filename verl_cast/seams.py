@@ -75,8 +75,11 @@ SEAMS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
-class SeamChanged(ImportError):
-    """A function that verl_cast relies on is missing or takes other parameters than it did."""
+class SeamChanged(RuntimeError):
+    """A function that verl_cast relies on is missing or takes other parameters than it did.
+
+    Not an ImportError: verl and vLLM treat that as "optional, not installed" around many of their imports.
+    """
 
 
 def parameters_of(module: ModuleType, qualified_name: str) -> tuple[str, ...]:

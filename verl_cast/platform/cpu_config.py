@@ -1,6 +1,6 @@
 """Settings of a verl run that cannot work under VERL_PLATFORM=cpu: refused before Ray starts, never changed silently.
 
-Each rule was seen to fail, or is refused by verl or vLLM, on verl 0.9.1 and vLLM 0.30. Slow settings are left alone.
+Each rule was seen to fail, or follows from the code of verl 0.9.1 and vLLM 0.30. Slow settings are left alone.
 use_remove_padding may stay on: transformers' sdpa keeps packed sequences apart by their position ids.
 """
 
@@ -107,7 +107,7 @@ def check_config(config: DictConfig) -> None:
 
 
 def _check_fsdp1_offload(config: DictConfig) -> list[str]:
-    """FSDP1 loads offloaded parameters to the device "cpu:cpu", which torch does not know."""
+    """Untested: the platform keeps FSDP1 from moving parameters at all."""
     key = f"{_ACTOR}.fsdp_config.param_offload"
     if OmegaConf.select(config, f"{_ACTOR}.strategy") != "fsdp" or not OmegaConf.select(config, key, default=False):
         return []

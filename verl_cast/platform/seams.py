@@ -11,12 +11,7 @@ from types import ModuleType
 
 import wrapt
 
-
-class SeamChanged(RuntimeError):
-    """A function or class that the CPU platform relies on is gone or looks different.
-
-    Not an ImportError: verl and vLLM treat that as "optional, not installed" around many of their imports.
-    """
+from verl_cast.seams import SeamChanged
 
 
 def when_imported(module_name: str, departure: Callable[[ModuleType], None]) -> None:

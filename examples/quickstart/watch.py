@@ -1,0 +1,168 @@
+"""Follows a quick-start run: a line per step while it trains, one screen and a picture at its end.
+
+    python watch.py RUN_DIR PID STEPS
+
+Reads what verl's file logger writes (RUN_DIR/metrics.jsonl); exits with 1, and the reason, when the run failed.
+"""
+
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+HEADER = "step  reward   mixed  all-right  all-wrong  flipped(right/wrong)     gap  tokens  s/step"
+STAGES = {
+    "gen": "generation (vLLM)",
+    "old_log_prob": "old log-probs",
+    "cast_teacher": "self-teacher",
+    "adv": "advantages",
+    "update_actor": "update (FSDP2)",
+    "update_weights": "weight sync",
+    "save_checkpoint": "checkpoint",
+}
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The finished lines of a metrics file: one dict of metrics a step."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")[:-1]  # the part after the last line feed is still being written
+    return [json.loads(line)["data"] for line in lines]
+
+
+def row(step: int, m: dict) -> str:
+    reward, tokens, seconds = m["critic/score/mean"], m["response_length/mean"], m["timing_s/step"]
+    if "cast/gap/mean" not in m:  # the GRPO twin
+        return f"{step:4d}  {reward:6.3f}  {'':49s}  {tokens:14.1f}  {seconds:6.1f}"
+    groups = [100 * m[f"cast/group/{kind}_share"] for kind in ("mixed", "all_correct", "all_wrong")]
+    flips = [100 * m[f"cast/flip/{side}_share"] for side in ("correct", "wrong")]
+    return (
+        f"{step:4d}  {reward:6.3f}  {groups[0]:4.0f} %  {groups[1]:7.0f} %  {groups[2]:7.0f} %  "
+        f"{flips[0]:9.0f} % / {flips[1]:2.0f} %  {m['cast/gap/mean']:8.3f}  {tokens:6.1f}  {seconds:6.1f}"
+    )
+
+
+def running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # a finished child that the shell has not waited for yet
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def follow(run: Path, pid: int, steps: int) -> list[dict]:
+    started, shown, last_note = time.time(), 0, 0.0
+    print("      starting Ray, FSDP2 and vLLM: one to three minutes", flush=True)
+    while True:
+        alive = running(pid)
+        metrics = read_metrics(run / "metrics.jsonl")
+        if metrics and not shown:
+            print(f"\n{HEADER}")
+        for step, m in enumerate(metrics[shown:], start=shown + 1):
+            print(row(step, m), flush=True)
+        shown = len(metrics)
+        if not alive:
+            return metrics
+        if not shown and time.time() - last_note > 20:
+            last_note = time.time()
+            print(f"      {last_note - started:3.0f} s", flush=True)
+        time.sleep(1)
+
+
+def failure(run: Path) -> str:
+    """The sentence for which a run ended: the last exception in its log."""
+    log = (run / "train.log").read_text(errors="replace")
+    errors = re.findall(r"^(?:\x1b\[\d+m\(.*?\)\x1b\[0m )?(\w[\w.]*(?:Error|Exception): .+)$", log, re.MULTILINE)
+    return errors[-1] if errors else log[-2000:]
+
+
+def mean(metrics: list[dict], key: str) -> float:
+    values = [m[key] for m in metrics if key in m]
+    return sum(values) / len(values) if values else float("nan")
+
+
+def picture(run: Path, metrics: list[dict]) -> Path:
+    """reward.png: this run, beside its twin (cast or grpo) where that has run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
+    twin = run.parent / ("grpo" if run.name == "cast" else "cast")
+    for name, series in ((run.name, metrics), (twin.name, read_metrics(twin / "metrics.jsonl"))):
+        if series:
+            left.plot(range(1, len(series) + 1), [m["critic/score/mean"] for m in series], marker=".", label=name)
+    left.set(xlabel="step", ylabel="mean reward", ylim=(0, 1), title="reward")
+    left.legend()
+    cast = [m for m in metrics if "cast/gap/mean" in m]
+    for key, label in (
+        ("cast/flip/correct_share", "flipped, right trajectories"),
+        ("cast/flip/wrong_share", "flipped, wrong trajectories"),
+        ("cast/group/mixed_share", "mixed groups"),
+    ):
+        right.plot(range(1, len(cast) + 1), [m[key] for m in cast], marker=".", label=label)
+    right.set(xlabel="step", ylabel="share", ylim=(0, 1), title="what CAST does")
+    if cast:
+        right.legend()
+    figure.tight_layout()
+    figure.savefig(run / "reward.png", dpi=110)
+    return run / "reward.png"
+
+
+def screen(run: Path, metrics: list[dict]) -> str:
+    fifth = max(1, len(metrics) // 5)
+    first, last = metrics[:fifth], metrics[-fifth:]
+    is_cast = "cast/gap/mean" in metrics[0]
+    lines = [
+        "",
+        "=" * 88,
+        f"{'CAST' if is_cast else 'GRPO'}: {len(metrics)} steps".ljust(32) + "first fifth   last fifth",
+    ]
+
+    def line(label: str, key: str, percent: bool = False) -> None:
+        values = [100 * mean(part, key) if percent else mean(part, key) for part in (first, last)]
+        unit, digits = (" %", 1) if percent else ("  ", 3)
+        lines.append(f"  {label:28s}{values[0]:11.{digits}f}{unit}{values[1]:11.{digits}f}{unit}")
+
+    line("mean reward", "critic/score/mean")
+    line("response length, tokens", "response_length/mean")
+    if is_cast:
+        for kind in ("mixed", "all_correct", "all_wrong"):
+            line(f"{kind.replace('_', '-')} groups", f"cast/group/{kind}_share", percent=True)
+        line("flipped, right trajectories", "cast/flip/correct_share", percent=True)
+        line("flipped, wrong trajectories", "cast/flip/wrong_share", percent=True)
+        line("gap, mean", "cast/gap/mean")
+        line("gap, mean of |g|", "cast/gap/abs_mean")
+    lines.append("  seconds per stage, mean of all steps:")
+    total = mean(metrics, "timing_s/step")
+    for stage, label in STAGES.items():
+        seconds = sum(m.get(f"timing_s/{stage}", 0.0) for m in metrics) / len(metrics)
+        if seconds > 0.005:
+            lines.append(f"    {label:26s}{seconds:11.2f}  {100 * seconds / total:10.0f} %")
+    lines.append(f"    {'whole step':26s}{total:11.2f}")
+    checkpoints = sorted(run.glob("checkpoints/global_step_*"), key=lambda p: p.stat().st_mtime)
+    lines += [
+        f"  metrics     {run / 'metrics.jsonl'}",
+        f"  checkpoint  {checkpoints[-1] if checkpoints else 'none'}",
+        f"  picture     {picture(run, metrics)}",
+        f"  log         {run / 'train.log'}",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    run, pid, steps = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    metrics = follow(run, pid, steps)
+    if len(metrics) < steps:
+        print(f"\nThe run ended after {len(metrics)} of {steps} steps:\n  {failure(run)}\nIts log: {run / 'train.log'}")
+        return 1
+    print(screen(run, metrics))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
