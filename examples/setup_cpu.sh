@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Makes the environment that needs no GPU: .venv with pinned versions of verl, torch, vLLM (CPU builds) and this plugin.
+#
+#   bash examples/setup_cpu.sh         creates .venv, or brings it up to date; does nothing when it is
+#
+# Needs Python 3.11 (PYTHON=... names it) and a package index; about 4 GB of disk.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+TORCH=2.13.0
+VENV=${VENV:-$PWD/.venv}
+LOCK=examples/requirements-cpu.txt
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+
+find_python() {
+  for candidate in "${PYTHON:-}" python3.11 python3 python; do
+    if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  echo "Python 3.11 was not found; install it, or name it: PYTHON=/path/to/python3.11 $0" >&2
+  exit 1
+}
+
+# The stamp says which lock and which checkout the environment was made from.
+stamp=$(cat "$LOCK" pyproject.toml "${BASH_SOURCE[0]}" | cksum; pwd)
+if [ -f "$VENV/.verl_cast_stamp" ] && [ "$(cat "$VENV/.verl_cast_stamp")" = "$stamp" ]; then
+  echo "environment: $VENV is up to date"
+  exit
+fi
+
+python=$(find_python)
+started=$SECONDS
+echo "environment: making $VENV with $python (a few minutes)"
+[ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
+rm -f "$VENV/.verl_cast_stamp"
+
+# torch's CPU build: from pip's own sources where they have it, else through uv, which knows PyTorch's CPU index.
+if ! "$VENV/bin/pip" install --quiet --no-deps "torch==$TORCH+cpu" 2>/dev/null; then
+  echo "environment: pip has no torch $TORCH+cpu; asking uv for it"
+  "$VENV/bin/pip" install --quiet uv
+  VIRTUAL_ENV=$VENV "$VENV/bin/uv" pip install --no-deps --torch-backend cpu "torch==$TORCH"
+fi
+"$VENV/bin/pip" install --quiet --no-deps --requirement "$LOCK"
+"$VENV/bin/pip" install --quiet --no-deps --no-build-isolation --editable .
+echo "$stamp" >"$VENV/.verl_cast_stamp"
+echo "environment: ready after $((SECONDS - started)) s"
