@@ -1,4 +1,4 @@
-"""The quick start's verifier: binary, the number after the last "Answer:" must be the task's answer."""
+"""The quick start's verifier: binary; the last whole number of the response must be the task's answer."""
 
 import re
 
@@ -7,6 +7,6 @@ def compute_score(
     data_source: str, solution_str: str, ground_truth: str, extra_info=None, **kwargs
 ) -> dict[str, float]:
     """verl's signature of a custom reward function; `score` is 1.0 or 0.0."""
-    answers = re.findall(r"Answer:\s*\$?(-?\d+)", solution_str)
-    correct = float(bool(answers) and answers[-1] == ground_truth)
+    numbers = re.findall(r"-?\d+", solution_str)
+    correct = float(bool(numbers) and numbers[-1] == ground_truth)
     return {"score": correct, "acc": correct}

