@@ -85,7 +85,7 @@ ROLLOUT=(
   actor_rollout_ref.rollout.free_cache_engine=False
   +actor_rollout_ref.rollout.enable_sleep_mode=False
   actor_rollout_ref.rollout.agent.num_workers=1
-  actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes=256
+  actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes=1024
   reward.num_workers=1
   reward.custom_reward_function.path=$HERE/reward.py
 )

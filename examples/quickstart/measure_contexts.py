@@ -1,5 +1,6 @@
-"""Is the teacher's context fit? Samples the untrained model under the student's prompt and under the teacher's contexts,
-on problems that are not trained on, and prints how often each is right.
+"""Is the teacher's context fit? Asked before training: how often is the untrained model right in which context?
+
+Samples it under the student's prompt and under the teacher's contexts, on problems that are not trained on.
 
     python measure_contexts.py MODEL_DIR DATA_DIR [CONTEXT ...]
 

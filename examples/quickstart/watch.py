@@ -73,10 +73,11 @@ def follow(run: Path, pid: int, steps: int) -> list[dict]:
 
 
 def failure(run: Path) -> str:
-    """The sentence for which a run ended: the last exception in its log."""
+    """Why a run ended: the first exception of the driver's traceback that is not one of Ray's wrappers."""
     log = (run / "train.log").read_text(errors="replace")
-    errors = re.findall(r"^(?:\x1b\[\d+m\(.*?\)\x1b\[0m )?(\w[\w.]*(?:Error|Exception): .+)$", log, re.MULTILINE)
-    return errors[-1] if errors else log[-2000:]
+    driver = log[max(0, log.rfind("Error executing job with overrides")) :]
+    errors = re.findall(r"^(?!ray\.exceptions)(\w[\w.]*(?:Error|Exception): .+)$", driver, re.MULTILINE)
+    return errors[0] if errors else log[-2000:]
 
 
 def mean(metrics: list[dict], key: str) -> float:
