@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # Trains a small pretrained model with CAST for real, on any machine: verl, FSDP2, vLLM; a CPU is enough.
 #
-#   bash examples/quickstart.sh                        CAST, 16 steps
+#   bash examples/quickstart.sh                        CAST, 12 steps
 #   ADV=grpo bash examples/quickstart.sh               its GRPO twin: same model, data, seed and settings
 #   STEPS=4 bash examples/quickstart.sh                fewer steps
 #   bash examples/quickstart.sh +algorithm.cast.gap_deadzone=0.5      any of verl's and CAST's settings come last
 #
-# Needs Python 3.11 (PYTHON=... names it) and a package index; 2 cores, 16 GB of memory, 5 GB of disk. Environment, model
+# Needs Python 3.11 (PYTHON=... names it) and a package index; 2 cores, 16 GB of memory, 8 GB of disk. Environment, model
 # and data are made once and reused; runs lie in .quickstart/.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 ADV=${ADV:-cast}
-STEPS=${STEPS:-16}
+STEPS=${STEPS:-12}
 OUT=${OUT:-$PWD/.quickstart}
 RUN=$OUT/$ADV
 HERE=$PWD/examples/quickstart

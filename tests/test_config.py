@@ -125,6 +125,16 @@ def test_trainer_modes_pass(compose, mode):
             "trainer.v1.separate_async.parameter_sync_step",
             "set it to 1",
         ),
+        (
+            ["+algorithm.cast.teacher.context=same", "+algorithm.cast.teacher.weights=current"],
+            "algorithm.cast.teacher.context",
+            "nothing is taught",
+        ),
+        (
+            ["+algorithm.cast.teacher.context=same", "+algorithm.cast.teacher.refresh_interval=1"],
+            "algorithm.cast.teacher.context",
+            "nothing is taught",
+        ),
         (["+algorithm.cast.flipp=both"], "algorithm.cast.flipp", "did you mean"),
         (["+algorithm.cast.teacher.context=/nowhere/t.jinja"], "algorithm.cast.teacher.context", "cannot be read"),
     ],

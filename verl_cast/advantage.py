@@ -72,7 +72,7 @@ def base_advantage(
 
     Args:
         scores: (B,) reward of every response.
-        index: (B,) group of every row, any hashable values (verl's `uid`).
+        index: (B,) group of every row, any values that sort (verl's `uid`).
         counts: (B,) bool, rows that count. The others (padding, rejected, empty) enter no statistic.
         norm_adv_by_std_in_grpo: verl's switch; False leaves out the division by the standard deviation.
 

@@ -67,6 +67,14 @@ def check_run(config: DictConfig) -> None:
 
     method = cast_config(config)
     load_template(method.teacher.context)
+    teacher = method.teacher
+    if teacher.context == "same" and (teacher.weights == "current" or teacher.refresh_interval == 1):
+        raise CastConfigError(
+            "algorithm.cast.teacher.context",
+            teacher.context,
+            "with weights that are the policy's at every step the gap is 0 on every token, and nothing is taught; use "
+            "weights=snapshot with refresh_interval above 1, or another context.",
+        )
 
     def refuse_if(key: str, condition, remedy: str) -> None:
         value = OmegaConf.select(config, key)

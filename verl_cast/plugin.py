@@ -8,7 +8,6 @@ plugin at DEBUG; here every failure is logged as an error, kept in `problems`, a
 import functools
 import logging
 import os
-import sys
 from types import ModuleType
 
 import verl
@@ -113,5 +112,4 @@ try:
     _register()
 except Exception as error:
     _report(f"CAST is not available in process {os.getpid()}: {error}")
-    print(f"[verl_cast] {problems[-1]}", file=sys.stderr)
     raise

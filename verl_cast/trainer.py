@@ -6,7 +6,7 @@ are verl's own classes.
 """
 
 import functools
-import logging
+import warnings
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,6 @@ from verl_cast.context import load_template
 from verl_cast.estimator import EstimatorInputs, estimator_inputs
 from verl_cast.seams import check_seams
 
-logger = logging.getLogger(__name__)
-
 _ACTOR_ROLES = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef)
 
 
@@ -36,7 +34,6 @@ class CastTrainerMixin:
         check_run(config)  # again: not every entry point passes through verl's main
         check_seams("verl.trainer.ppo.v1.trainer_base", "verl.workers.engine_workers", "verl.workers.utils.padding")
         self.cast_config = cast_config(config)
-        self._teacher_is_policy = False
         super().__init__(config)
         print(summary(config), flush=True)
 
@@ -91,6 +88,13 @@ class CastTrainerMixin:
                 "CAST: the actor workers returned no teacher log-probs. Stopping: without them the run would be GRPO."
             )
         data = data.to_padded_tensor()
+        if data["old_log_probs"].dtype in (torch.bfloat16, torch.float16):
+            warnings.warn(  # once: Python shows a warning once per place
+                f"CAST: the engine returns log-probs in {data['old_log_probs'].dtype}, so their rounding decides the "
+                "sign of small gaps. Install flash-attn, whose cross entropy keeps float32, or set "
+                "actor.fsdp_config.mixed_precision.param_dtype=fp32, or algorithm.cast.gap_deadzone above 0.",
+                stacklevel=2,
+            )
         inputs = EstimatorInputs(self.cast_config, data["old_log_probs"], data[teacher_field], final_row)
         with estimator_inputs(inputs):
             batch = super()._compute_advantage(batch, metrics)

@@ -1,0 +1,76 @@
+"""Command one of the README, shortened to two steps: real pretrained model, real training, one screen at the end."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "examples" / "quickstart"))
+
+import watch  # noqa: E402
+from reward import compute_score  # noqa: E402
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_quick_start_trains_and_shows_one_screen(tmp_path):
+    done = subprocess.run(
+        ["bash", str(ROOT / "examples" / "quickstart.sh")],
+        env={**os.environ, "VENV": sys.prefix, "OUT": str(tmp_path), "STEPS": "2"},
+        capture_output=True,
+        text=True,
+    )
+    log = tmp_path / "cast" / "train.log"
+    assert done.returncode == 0, (
+        done.stdout[-3000:] + done.stderr[-3000:] + (log.read_text()[-5000:] if log.exists() else "")
+    )
+    for words in (
+        "teacher (teacher.jinja)",
+        "CAST: 2 steps",
+        "flipped, right trajectories",
+        "self-teacher",
+        "checkpoint  " + str(tmp_path / "cast" / "checkpoints" / "global_step_2"),
+        "Next:",
+    ):
+        assert words in done.stdout
+    assert (tmp_path / "cast" / "reward.png").stat().st_size > 10_000
+    metrics = watch.read_metrics(tmp_path / "cast" / "metrics.jsonl")
+    assert len(metrics) == 2
+    # the difficulty suits the model: at least a third of the groups are mixed in the first steps
+    assert all(m["cast/group/mixed_share"] >= 1 / 3 for m in metrics)
+    # the loss in use, its clip and the exact rule, as verl's own log shows them
+    assert "flip=both gap_weight=1 gap_deadzone=0 base=+1/-1" in log.read_text()
+    assert "loss=cast clip=[0.2, 0.28]" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    "response, truth, score",
+    [
+        ("3 + 4 = 7", "7", 1.0),
+        ("The answer is 7.", "7", 1.0),
+        ("7 + 3 = 10", "7", 0.0),
+        ("none", "7", 0.0),
+        ("-7", "7", 0.0),
+    ],
+)
+def test_the_verifier(response, truth, score):
+    assert compute_score("", response, truth)["score"] == score
+
+
+def test_a_half_written_line_of_metrics_waits(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "data": {"a": 1}}\n{"step": 2, "da')
+    assert watch.read_metrics(path) == [{"a": 1}]
+    assert watch.read_metrics(tmp_path / "missing.jsonl") == []
+
+
+def test_the_reason_of_a_failed_run_is_the_drivers(tmp_path):
+    (tmp_path / "train.log").write_text(
+        "(Worker pid=1) ValueError: of a worker\nError executing job with overrides: []\nTraceback\n"
+        "ray.exceptions.RayTaskError(KeyError): ray::run\nverl_cast.x.WeightTransferError: the reason\n"
+        "BufferError: of the clean-up\n"
+    )
+    assert watch.failure(tmp_path) == "verl_cast.x.WeightTransferError: the reason"
