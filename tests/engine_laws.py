@@ -1,7 +1,7 @@
 """One rank of the engine tests: verl's real actor worker with the self-teacher, on gloo, outside Ray.
 
-`RANK=r WORLD_SIZE=w python tests/engine_laws.py DIR STRATEGY` checks the laws of the self-teacher on real FSDP shards
-and exits with 0, or with the failed assertion. test_engine.py starts the ranks.
+`RANK=r WORLD_SIZE=w python tests/engine_laws.py DIR STRATEGY [OVERRIDE ...]` checks the laws of the self-teacher on
+real FSDP shards and exits with 0, or with the failed assertion. test_engine.py starts the ranks.
 """
 
 import contextlib
@@ -13,14 +13,14 @@ import tiny
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf, open_dict
+from omegaconf import open_dict
 from tensordict import TensorDict
 
 TEMPERATURE = 0.7
 QUESTIONS = ["What is 1 + 2?", "And 3 + 4, then?", "5?", "What is 6 + 7 + 8 + 9?"]
 
 
-def actor_config(directory: Path, strategy: str, **overrides: str):
+def actor_config(directory: Path, strategy: str):
     with initialize_config_module("verl.trainer.config", version_base=None):
         prefix = "actor_rollout_ref"
         config = compose(
@@ -41,12 +41,11 @@ def actor_config(directory: Path, strategy: str, **overrides: str):
                 f"{prefix}.rollout.log_prob_micro_batch_size_per_gpu=2",
                 f"{prefix}.rollout.n=4",
                 "trainer.total_training_steps=10",
+                *sys.argv[3:],
             ],
         )
     with open_dict(config):
         config.actor_rollout_ref.actor.optim.total_training_steps = 10
-    for key, value in overrides.items():
-        OmegaConf.update(config.actor_rollout_ref, key, value)
     return config.actor_rollout_ref
 
 
@@ -93,15 +92,13 @@ def batch(rank: int, num_rows: int = 4) -> TensorDict:
 class Rank:
     """The worker of this rank, called the way verl's trainer calls it."""
 
-    def __init__(self, directory: Path, strategy: str, **overrides):
+    def __init__(self, directory: Path, strategy: str):
         from verl.workers.engine_workers import ActorRolloutRefWorker
 
         from verl_cast.worker import with_self_teacher
 
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        self.worker = with_self_teacher(ActorRolloutRefWorker)(
-            config=actor_config(directory, strategy, **overrides), role="actor"
-        )
+        self.worker = with_self_teacher(ActorRolloutRefWorker)(config=actor_config(directory, strategy), role="actor")
         self.worker.init_model()
         self.data = batch(self.rank)
 

@@ -24,14 +24,24 @@ def directory(tmp_path_factory):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("strategy, world_size", [("fsdp2", 1), ("fsdp2", 2), ("fsdp", 1), ("fsdp", 2)])
-def test_laws_of_the_self_teacher(directory, strategy, world_size):
+@pytest.mark.parametrize(
+    "strategy, world_size, overrides",
+    [
+        ("fsdp2", 1, []),
+        ("fsdp2", 2, []),
+        # parameters stay gathered after a forward: a swap of the shards alone would go unnoticed
+        ("fsdp2", 2, ["actor_rollout_ref.actor.fsdp_config.reshard_after_forward=False"]),
+        ("fsdp", 1, []),
+        ("fsdp", 2, []),
+    ],
+)
+def test_laws_of_the_self_teacher(directory, strategy, world_size, overrides):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(TESTS / "engine_laws.py"), str(directory), strategy],
+            [sys.executable, str(TESTS / "engine_laws.py"), str(directory), strategy, *overrides],
             env={
                 **os.environ,
                 "VERL_PLATFORM": "cpu",

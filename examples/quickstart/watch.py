@@ -97,7 +97,7 @@ def picture(run: Path, metrics: list[dict]) -> Path:
     for name, series in ((run.name, metrics), (twin.name, read_metrics(twin / "metrics.jsonl"))):
         if series:
             left.plot(range(1, len(series) + 1), [m["critic/score/mean"] for m in series], marker=".", label=name)
-    left.set(xlabel="step", ylabel="mean reward", ylim=(0, 1), title="reward")
+    left.set(xlabel="step", ylabel="mean reward", ylim=(-0.03, 1.03), title="reward")
     left.legend()
     cast = [m for m in metrics if "cast/gap/mean" in m]
     for key, label in (
@@ -106,9 +106,9 @@ def picture(run: Path, metrics: list[dict]) -> Path:
         ("cast/group/mixed_share", "mixed groups"),
     ):
         right.plot(range(1, len(cast) + 1), [m[key] for m in cast], marker=".", label=label)
-    right.set(xlabel="step", ylabel="share", ylim=(0, 1), title="what CAST does")
+    right.set(xlabel="step", ylabel="share", ylim=(-0.03, 1.03), title="what CAST does")
     if cast:
-        right.legend()
+        right.legend(fontsize="small", framealpha=0.6)
     figure.tight_layout()
     figure.savefig(run / "reward.png", dpi=110)
     return run / "reward.png"
