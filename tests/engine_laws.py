@@ -278,6 +278,23 @@ def main(directory: Path, strategy: str) -> None:
     this.init_teacher(context="plain")
     with expect_error(ValueError, "max_position_embeddings"):
         this.teacher_log_probs()
+    worker.actor.model_config.hf_config.max_position_embeddings = 512
+
+    # -- an exception inside a module's forward, where FSDP has parameters gathered: last, since it leaves FSDP there
+    this.init_teacher(context="same")
+    this.update()
+    moved = this.parameters()
+    live = trainable_shards(engine.module)
+    last_layer = [m for m in engine.module.modules() if type(m).__name__.endswith("Qwen3DecoderLayer")][-1]
+
+    def raise_in_layer(*args):
+        assert not same_bits(live, moved), "the teacher is in"
+        raise RuntimeError("injected in a layer")
+
+    last_layer.mlp.register_forward_pre_hook(raise_in_layer)
+    with expect_error(RuntimeError, "injected in a layer"):
+        this.teacher_log_probs()
+    assert same_bits(live, moved), "an exception inside a layer leaves the policy's shards as they were"
     print(f"rank {this.rank}: all laws hold for {strategy} on {this.world_size} rank(s)")
 
 

@@ -96,6 +96,17 @@ def test_a_plain_cast_run_passes_and_is_summarised(compose):
         assert word in summary(config)
 
 
+def test_filtered_groups_are_allowed_where_only_mixed_groups_train(compose):
+    check_run(
+        compose(
+            *CAST,
+            "algorithm.filter_groups.enable=True",
+            "+algorithm.cast.base_correct=0",
+            "+algorithm.cast.base_wrong=0",
+        )
+    )
+
+
 @pytest.mark.parametrize("mode", ["sync", "colocate_async"])
 def test_trainer_modes_pass(compose, mode):
     check_run(compose(*CAST, f"trainer.v1.trainer_mode={mode}"))
@@ -119,6 +130,7 @@ def test_trainer_modes_pass(compose, mode):
             "loss_mode=cast",
         ),
         (["actor_rollout_ref.actor.strategy=veomni"], "actor_rollout_ref.actor.strategy", "fsdp and fsdp2"),
+        (["algorithm.filter_groups.enable=True"], "algorithm.filter_groups.enable", "which CAST trains on"),
         (["distillation.enabled=True"], "distillation.enabled", "own teacher"),
         (
             ["trainer.v1.trainer_mode=separate_async", "trainer.v1.separate_async.parameter_sync_step=4"],
@@ -170,9 +182,11 @@ def test_method_defaults_fill_in_verls_stock_values_only(compose):
     assert config.actor_rollout_ref.actor.policy_loss.loss_mode == "cast"
     assert config.actor_rollout_ref.actor.clip_ratio_low == 0.2
     assert config.actor_rollout_ref.actor.clip_ratio_high == 0.28
+    assert "not the method's own" not in summary(config)
     # what the command line names stays, even at verl's stock value
     chosen = [f"{key}={stock}" for key, stock, _ in METHOD_DEFAULTS]
     config = compose(*CAST, *chosen)
     assert apply_method_defaults(config, [*CAST, *chosen]) == []
     assert config.actor_rollout_ref.actor.policy_loss.loss_mode == "vanilla"
+    assert "not the method's own: actor_rollout_ref.actor.policy_loss.loss_mode" in summary(config)
     assert config.actor_rollout_ref.actor.clip_ratio_high == 0.2

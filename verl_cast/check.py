@@ -108,12 +108,19 @@ def check_run(config: DictConfig) -> None:
         lambda v: v not in SUPPORTED_STRATEGIES,
         f"the self-teacher supports {' and '.join(SUPPORTED_STRATEGIES)}.",
     )
+    refuse_if(
+        "algorithm.filter_groups.enable",
+        lambda v: v and (method.base_correct > 0 or method.base_wrong > 0),
+        "it removes the all-correct and all-wrong groups, which CAST trains on; set it to False (mixed groups only are "
+        "+algorithm.cast.base_correct=0 +algorithm.cast.base_wrong=0).",
+    )
     refuse_if("distillation.enabled", bool, "CAST is its own teacher; leave verl's distillation off.")
     mode = OmegaConf.select(config, "trainer.v1.trainer_mode")
     refuse_if(
         f"trainer.v1.{mode}.parameter_sync_step",
         lambda v: v is not None and v > 1,
-        "the self-teacher follows whole training steps; set it to 1.",
+        "the self-teacher follows whole training steps; set it to 1, and actor.ppo_mini_batch_size to "
+        "data.train_batch_size.",
     )
     if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
         from verl_cast.platform import cpu_config
@@ -136,11 +143,13 @@ def summary(config: DictConfig) -> str:
     """One line for the log: which CAST this run trains."""
     method, actor = cast_config(config), config.actor_rollout_ref.actor
     teacher = method.teacher
+    chosen = [key for key, _, value in METHOD_DEFAULTS if OmegaConf.select(config, key) != value]
+    note = f" | not the method's own: {', '.join(chosen)}" if chosen else ""
     weights = f"snapshot/{teacher.refresh_interval}" if teacher.weights == "snapshot" else teacher.weights
     return (
         f"[verl_cast {verl_cast.__version__}] CAST is active: flip={method.flip} gap_weight={method.gap_weight:g} "
         f"gap_deadzone={method.gap_deadzone:g} base=+{method.base_correct:g}/-{method.base_wrong:g} "
         f"advantage_clip={method.advantage_clip} | teacher weights={weights} context={teacher.context} | "
         f"loss={actor.policy_loss.loss_mode} clip=[{actor.clip_ratio_low}, {actor.clip_ratio_high}] "
-        f"{actor.loss_agg_mode} | {config.actor_rollout_ref.rollout.n} responses per prompt"
+        f"{actor.loss_agg_mode} | {config.actor_rollout_ref.rollout.n} responses per prompt{note}"
     )

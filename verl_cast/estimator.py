@@ -73,8 +73,9 @@ def compute_cast_outcome_advantage(
     if inputs is None:
         raise RuntimeError(
             "CAST: algorithm.adv_estimator=cast, but the trainer in this process computed no teacher log-probs (it is "
-            "not verl's V1 trainer with verl_cast active). Stopping: without them the run would be GRPO. Use "
-            "trainer.use_v1=True, install verl_cast on every node, and leave VERL_USE_EXTERNAL_PLUGINS unset."
+            "not verl's V1 trainer with verl_cast active). Stopping: without them the run would be GRPO. Start "
+            "verl.trainer.main_ppo with trainer.use_v1=True, install verl_cast on every node, and leave "
+            "VERL_USE_EXTERNAL_PLUGINS unset."
         )
     if inputs.teacher_log_probs.shape != response_mask.shape or inputs.old_log_probs.shape != response_mask.shape:
         raise RuntimeError(

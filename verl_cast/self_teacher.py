@@ -23,18 +23,19 @@ from verl_cast.config import TeacherConfig
 STATE_VERSION = 1
 
 
-def trainable_shards(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """This rank's part of every trainable parameter, by name: views of the live storage that the optimizer steps.
-
-    FSDP gathers parameters from their shards; one that was left gathered after a forward would keep the old values, so
-    everything is resharded first.
-    """
+def reshard(module: torch.nn.Module) -> None:
+    """Let go of gathered parameters: one that a forward left gathered would hide a change of its shard."""
     for submodule in module.modules():
         if isinstance(submodule, FSDPModule):
             submodule.reshard()
         elif isinstance(submodule, FSDP1) and submodule._is_root is not None:  # None: no forward yet, nothing gathered
             if submodule._handle is not None and submodule._handle.uses_sharded_strategy:
                 submodule._handle.reshard(True)
+
+
+def trainable_shards(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """This rank's part of every trainable parameter, by name: views of the live storage that the optimizer steps."""
+    reshard(module)
     shards = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
@@ -101,16 +102,19 @@ class SelfTeacher:
             return
         if self._snapshot_step is None:
             raise RuntimeError("CAST: the self-teacher has no snapshot yet; refresh() comes before the first pass.")
+        shards = trainable_shards(self._module)
         swapped: list[str] = []
         try:
-            for name, shard in trainable_shards(self._module).items():
+            for name, shard in shards.items():
                 self._exchange(shard, self._host[name])
                 swapped.append(name)
             yield
         finally:
-            shards = trainable_shards(self._module)
+            # Into the very tensors that were taken out: after an exception inside a forward the module's parameters can
+            # be gathered copies.
             for name in swapped:
                 self._exchange(shards[name], self._host[name])
+            reshard(self._module)
 
     @staticmethod
     @torch.no_grad()

@@ -156,8 +156,9 @@ def install(trainer_base: Any) -> None:
     """
     ppo_trainer = trainer_base.PPOTrainer
 
-    def __new__(cls, config: DictConfig, *args: Any, **kwargs: Any):
-        if is_cast_run(config) and not issubclass(cls, CastTrainerMixin):
+    def __new__(cls, *args: Any, **kwargs: Any):
+        config = kwargs.get("config", args[0] if args else None)
+        if config is not None and is_cast_run(config) and not issubclass(cls, CastTrainerMixin):
             cls = with_cast(cls)
         return object.__new__(cls)
 

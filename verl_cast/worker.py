@@ -128,12 +128,19 @@ class SelfTeacherWorkerMixin:
         return TensorDict(fields, batch_size=data.batch_size)
 
     def _check_length(self, length: int) -> None:
-        limit = getattr(self.actor.model_config.hf_config, "max_position_embeddings", None)
-        if limit is not None and length > limit:
-            raise ValueError(
-                f"CAST: teacher context plus response is {length} tokens, the model takes {limit} "
-                "(max_position_embeddings). Use a shorter context or data.max_response_length."
-            )
+        engine = self.actor.engine_config
+        limits = {
+            "max_position_embeddings": getattr(self.actor.model_config.hf_config, "max_position_embeddings", None)
+        }
+        if engine.use_dynamic_bsz:
+            key = "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu"
+            limits[key] = engine.infer_max_token_len_per_gpu * engine.ulysses_sequence_parallel_size
+        for key, limit in limits.items():
+            if limit is not None and length > limit:
+                raise ValueError(
+                    f"CAST: teacher context plus response is {length} tokens, {key} allows {limit}. Use a shorter "
+                    "context or data.max_response_length, or raise the limit where it is a setting."
+                )
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def update_actor(self, data: TensorDict) -> TensorDict:
@@ -171,8 +178,9 @@ class SelfTeacherWorkerMixin:
             self.self_teacher.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:
             raise RuntimeError(
-                f"CAST: the self-teacher in {path} cannot be restored: {error}. Resume with the model and number of "
-                f"ranks that saved it, or move the file away and set +{_MISSING}=snapshot to start the teacher anew."
+                f"CAST: the self-teacher in {path} cannot be restored: {error}. Resume with the model, teacher.weights "
+                "and number of ranks that saved it, or move all cast_self_teacher_* files of the checkpoint away and "
+                f"set +{_MISSING}=snapshot to start the teacher anew."
             ) from error
 
 
