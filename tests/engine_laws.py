@@ -185,7 +185,7 @@ def main(directory: Path, strategy: str) -> None:
 
     # -- exceptions: in the middle of the forward, and while the weights are changing places
     engine, teacher = worker.actor.engine, worker.self_teacher
-    stock_forward, stock_exchange = engine.module.forward, type(teacher)._exchange
+    stock_exchange = type(teacher)._exchange
 
     def broken_forward(*args, **kwargs):
         assert not same_bits(trainable_of(engine), moved), "the fault must hit while the teacher is in"
@@ -218,7 +218,6 @@ def main(directory: Path, strategy: str) -> None:
     type(teacher)._exchange = staticmethod(stock_exchange)
     assert same_bits(this.parameters(), moved), "an exception in the middle of the swap leaves the policy as it was"
     assert torch.equal(this.teacher_log_probs(), before_update), "and the teacher"
-    assert engine.module.forward == stock_forward
 
     # -- the refresh is due after every second step, and only then
     assert not teacher.refresh_due(1) and teacher.refresh_due(2) and teacher.refresh_due(3)
