@@ -7,18 +7,51 @@
 
 import os
 import zlib
+from uuid import uuid4
 
 import torch
 import wrapt
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
-FIELDS = ["prompts", "responses", "response_mask", "rm_scores", "old_log_probs", "teacher_log_probs", "advantages"]
+FIELDS = [
+    "prompts",
+    "responses",
+    "response_mask",
+    "rm_scores",
+    "old_log_probs",
+    "ref_log_prob",
+    "teacher_log_probs",
+    "advantages",
+]
 
 
 class SeededAgentLoop(SingleTurnAgentLoop):
     async def run(self, sampling_params, **kwargs):
         text = f"{kwargs['raw_prompt']} {kwargs['session_id']} {kwargs['global_steps']}"
         return await super().run({**sampling_params, "seed": zlib.crc32(text.encode()) % 2**31}, **kwargs)
+
+
+class TwoTurnAgentLoop(SeededAgentLoop):
+    """The policy speaks, a tool answers (tokens that are not the policy's: mask 0), the policy speaks again."""
+
+    async def run(self, sampling_params, **kwargs):
+        self.response_length //= 2  # of the first turn
+        output = await super().run(sampling_params, **kwargs)
+        self.response_length *= 2
+        tool_ids = self.tokenizer.encode(f"[tool: {len(output.response_ids)}]")
+        second = await self.server_manager.generate(
+            request_id=uuid4().hex,
+            prompt_ids=output.prompt_ids + output.response_ids + tool_ids,
+            sampling_params={**sampling_params, "seed": zlib.crc32(bytes(str(output.response_ids), "ascii")) % 2**31},
+        )
+        room = self.response_length
+        output.response_ids = (output.response_ids + tool_ids + list(second.token_ids))[:room]
+        output.response_mask = (output.response_mask + [0] * len(tool_ids) + [1] * len(second.token_ids))[:room]
+        if output.response_logprobs:
+            log_probs = output.response_logprobs + [0.0] * len(tool_ids) + list(second.log_probs)
+            output.response_logprobs = log_probs[:room]
+        output.num_turns = 4
+        return output
 
 
 def _install(trainer_base):
@@ -41,7 +74,9 @@ def _install(trainer_base):
             data = read(batch, FIELDS)
             rows = [{name: data[name][i].clone() for name in FIELDS if name in data} for i in range(len(batch))]
             os.makedirs(directory, exist_ok=True)
-            torch.save({"trainer": type(self).__name__, "rows": rows}, f"{directory}/step_{self.global_steps}.pt")
+            path = f"{directory}/step_{self.global_steps}.pt"
+            torch.save({"trainer": type(self).__name__, "rows": rows}, f"{path}.tmp")
+            os.replace(f"{path}.tmp", path)
         return update_actor(self, batch, metrics)
 
     trainer._balance_batch = balance_batch_in_order_of_content

@@ -9,6 +9,8 @@ from verl_cast import CastConfig, CastConfigError, TeacherConfig
 from verl_cast.check import METHOD_DEFAULTS, apply_method_defaults, cast_config, check_run, summary
 
 CAST = ("algorithm.adv_estimator=cast", "actor_rollout_ref.rollout.n=8")
+MEGATRON = ("model_engine=megatron",)
+FSDP, MCORE = "actor_rollout_ref.actor.fsdp_config", "actor_rollout_ref.actor.megatron"
 
 
 def test_defaults_are_those_of_the_evaluated_run():
@@ -22,7 +24,13 @@ def test_defaults_are_those_of_the_evaluated_run():
         "base_wrong": 1.0,
         "correct_threshold": 0.5,
         "gap_deadzone": 0.0,
-        "teacher": {"weights": "snapshot", "refresh_interval": 10, "context": "plain", "missing_state": "error"},
+        "teacher": {
+            "weights": "snapshot",
+            "refresh_interval": 10,
+            "ema_decay": 0.995,
+            "context": "plain",
+            "missing_state": "error",
+        },
     }
     assert CastConfig.from_dict(None) == CastConfig.from_dict({}) == CastConfig()
 
@@ -52,9 +60,12 @@ def test_defaults_are_those_of_the_evaluated_run():
         ({"positive_clip": [-0.1, 1.05]}, "algorithm.cast.positive_clip", "at least 0"),
         ({"advantage_clip": 0}, "algorithm.cast.advantage_clip", "null for no clip"),
         ({"correct_threshold": None}, "algorithm.cast.correct_threshold", "finite number"),
-        ({"teacher": {"weights": "older"}}, "algorithm.cast.teacher.weights", "snapshot, current"),
+        ({"teacher": {"weights": "older"}}, "algorithm.cast.teacher.weights", "snapshot, ema, initial, current"),
         ({"teacher": {"refresh_interval": 0}}, "algorithm.cast.teacher.refresh_interval", "at least 1"),
         ({"teacher": {"refresh_interval": 2.5}}, "algorithm.cast.teacher.refresh_interval", "whole number"),
+        ({"teacher": {"ema_decay": 1}}, "algorithm.cast.teacher.ema_decay", "weights=initial"),
+        ({"teacher": {"ema_decay": 0.0}}, "algorithm.cast.teacher.ema_decay", "weights=current"),
+        ({"teacher": {"ema_decay": "slow"}}, "algorithm.cast.teacher.ema_decay", "finite number"),
         ({"teacher": {"context": "poem"}}, "algorithm.cast.teacher.context", "plain, same, or the path"),
         ({"teacher": {"missing_state": "ignore"}}, "algorithm.cast.teacher.missing_state", "error, snapshot"),
         ({"teacher": "plain"}, "algorithm.cast.teacher", "group of keys"),
@@ -107,9 +118,22 @@ def test_filtered_groups_are_allowed_where_only_mixed_groups_train(compose):
     )
 
 
-@pytest.mark.parametrize("mode", ["sync", "colocate_async"])
+@pytest.mark.parametrize("mode", ["sync", "colocate_async", "separate_async"])
 def test_trainer_modes_pass(compose, mode):
     check_run(compose(*CAST, f"trainer.v1.trainer_mode={mode}"))
+    check_run(compose(*CAST, *MEGATRON, f"trainer.v1.trainer_mode={mode}"))
+
+
+def test_a_slow_average_of_the_policy_may_share_its_prompt(compose):
+    for weights in ("ema", "initial"):
+        check_run(
+            compose(
+                *CAST,
+                "+algorithm.cast.teacher.context=same",
+                f"+algorithm.cast.teacher.weights={weights}",
+                "+algorithm.cast.teacher.refresh_interval=1",  # of snapshots only
+            )
+        )
 
 
 @pytest.mark.parametrize(
@@ -129,14 +153,32 @@ def test_trainer_modes_pass(compose, mode):
             "actor_rollout_ref.actor.policy_loss.loss_mode",
             "loss_mode=cast",
         ),
-        (["actor_rollout_ref.actor.strategy=veomni"], "actor_rollout_ref.actor.strategy", "fsdp and fsdp2"),
+        (["actor_rollout_ref.actor.strategy=veomni"], "actor_rollout_ref.actor.strategy", "fsdp, fsdp2, megatron"),
+        ([f"{FSDP}.qat.enable=True"], f"{FSDP}.qat.enable", "set it to False"),
+        (
+            [*MEGATRON, f"+{MCORE}.override_transformer_config.fp8=e4m3"],
+            f"{MCORE}.override_transformer_config.fp8",
+            "null",
+        ),
+        (
+            [*MEGATRON, f"+{MCORE}.override_ddp_config.overlap_param_gather=True"],
+            f"{MCORE}.override_ddp_config.overlap_param_gather",
+            "stale",
+        ),
+        (
+            [*MEGATRON, "+actor_rollout_ref.actor.optim.override_optimizer_config.overlap_param_gather=True"],
+            "actor_rollout_ref.actor.optim.override_optimizer_config.overlap_param_gather",
+            "stale",
+        ),
+        (
+            [*MEGATRON, f"{MCORE}.use_distributed_optimizer=False"],
+            f"{MCORE}.use_distributed_optimizer",
+            "set it to True",
+        ),
+        ([*MEGATRON, f"{MCORE}.use_megatron_fsdp=True"], f"{MCORE}.use_megatron_fsdp", "set it to False"),
+        ([*MEGATRON, f"{MCORE}.dynamic_context_parallel=True"], f"{MCORE}.dynamic_context_parallel", "never tried"),
         (["algorithm.filter_groups.enable=True"], "algorithm.filter_groups.enable", "which CAST trains on"),
         (["distillation.enabled=True"], "distillation.enabled", "own teacher"),
-        (
-            ["trainer.v1.trainer_mode=separate_async", "trainer.v1.separate_async.parameter_sync_step=4"],
-            "trainer.v1.separate_async.parameter_sync_step",
-            "set it to 1",
-        ),
         (
             ["+algorithm.cast.teacher.context=same", "+algorithm.cast.teacher.weights=current"],
             "algorithm.cast.teacher.context",

@@ -3,7 +3,11 @@
 The runs are comparable bit for bit: run_tools.py seeds every response and orders every batch by its content.
 """
 
+import re
+import signal
+
 import pytest
+import reference
 import tiny
 import torch
 from torch.distributed.tensor import DTensor
@@ -21,12 +25,14 @@ REDUCED_TO_GRPO = (
     "+algorithm.cast.base_wrong=0",
     "+algorithm.cast.advantage_clip=null",
 )
-CAST_FOUR_STEPS = (
+# Saved after step 3, in the middle of the life of the snapshot that is taken before step 1; the next is due before step 5.
+CAST_SIX_STEPS = (
     CAST,
-    "+algorithm.cast.teacher.refresh_interval=3",
-    "trainer.total_training_steps=4",
-    "trainer.save_freq=2",
+    "+algorithm.cast.teacher.refresh_interval=4",
+    "trainer.total_training_steps=6",
+    "trainer.save_freq=3",
 )
+TWO_RANKS = ("trainer.n_gpus_per_node=2", "+ray_kwargs.ray_init.num_gpus=2")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +46,8 @@ def tiny_directory(tmp_path_factory):
 def start(tmp_path_factory, tiny_directory):
     def start_(name, *overrides, **kwargs):
         run = run_verl(tmp_path_factory.mktemp(name), tiny_directory, *overrides, **kwargs)
-        assert run.returncode == 0, run.output[-5000:]
+        expected = -signal.SIGKILL if "kill_when" in kwargs else 0
+        assert run.returncode == expected, run.output[-5000:]
         return run
 
     return start_
@@ -53,7 +60,8 @@ def grpo(start):
 
 @pytest.fixture(scope="module")
 def cast(start):
-    return start("cast", *CAST_FOUR_STEPS)
+    """Killed with SIGKILL between two saves, in the middle of step 5."""
+    return start("cast", *CAST_SIX_STEPS, kill_when="dump/step_5.pt")
 
 
 def assert_same_batches(run, other, step, other_step=None, fields=None):
@@ -103,12 +111,10 @@ def test_cast_and_grpo_differ_in_the_advantages_alone(grpo, cast):
     assert any(differ)
 
 
-def test_what_trained_is_the_method(cast):
-    """The advantages that the update of every step got, recomputed token by token from the reference of the tests."""
-    import reference
-
-    for step in (1, 2, 3, 4):
-        rows = cast.batch(step)["rows"]
+def assert_trained_with_the_method(run, steps):
+    """The advantages that the updates got, recomputed token by token from the reference of the tests."""
+    for step in steps:
+        rows = run.batch(step)["rows"]
         groups = {}
         for row in rows:
             groups.setdefault(tuple(row["prompts"].tolist()), []).append(row)
@@ -116,9 +122,15 @@ def test_what_trained_is_the_method(cast):
         for group in groups.values():
             bases = reference.base([float(row["rm_scores"].sum()) for row in group])
             for row, base in zip(group, bases, strict=True):
-                gap = (row["teacher_log_probs"] - row["old_log_probs"]).tolist()
+                gap = (row.get("teacher_log_probs", row["old_log_probs"]) - row["old_log_probs"]).tolist()
                 expected = torch.tensor([reference.token(base, g) for g in gap])
                 torch.testing.assert_close(row["advantages"], expected * row["response_mask"], rtol=1e-5, atol=1e-5)
+
+
+def test_what_trained_is_the_method(cast):
+    assert_trained_with_the_method(cast, (1, 2, 3, 4, 5))
+    for step in (1, 2, 3, 4, 5):
+        rows = cast.batch(step)["rows"]
         assert any((row["teacher_log_probs"] != row["old_log_probs"]).any() for row in rows)
 
 
@@ -128,7 +140,7 @@ def test_metrics_say_what_happened(cast):
         assert sum(shares) == pytest.approx(1)
         assert m["cast/correct_share"] == pytest.approx(m["critic/score/mean"])
         assert m["cast/teacher/forward"] == 1.0
-        assert m["cast/teacher/age"] == (step - 1) % 3  # refresh_interval=3: snapshots before steps 1 and 4
+        assert m["cast/teacher/age"] == (step - 1) % 4  # refresh_interval=4: snapshots before steps 1 and 5
         assert 0 < m["cast/flip/share"] < 1
         assert m["timing_s/cast_teacher"] > 0 and m["timing_s/adv"] >= 0
     assert "actor/pg_clipfrac" in cast.metrics[0]
@@ -136,32 +148,86 @@ def test_metrics_say_what_happened(cast):
     assert all(m["training/rollout_probs_diff_max"] < 1e-3 for m in cast.metrics)
 
 
-def test_a_resumed_run_goes_on_with_the_same_teacher(start, cast, tiny_directory):
-    """Resumed after step 2, in the middle of a snapshot's life: bit-equal teacher log-probs, advantages and weights."""
+def test_a_killed_run_goes_on_with_the_same_teacher(start, cast):
+    """Resumed after step 3, the run computes what the killed one had computed: bit-equal, and refreshed in phase."""
     resumed = start(
         "resumed",
-        *CAST_FOUR_STEPS,
+        *CAST_SIX_STEPS,
         "trainer.resume_mode=resume_path",
-        f"+trainer.resume_from_path={cast.directory / 'checkpoints' / 'global_step_2'}",
+        f"+trainer.resume_from_path={cast.directory / 'checkpoints' / 'global_step_3'}",
     )
-    for step in (3, 4):
+    for step in (4, 5):
         assert_same_batches(cast, resumed, step)
-    assert_same_parameters(cast, resumed, 4)
+    assert [m["cast/teacher/age"] for m in resumed.metrics] == [3, 0, 1]
 
 
-def test_context_same_needs_no_forward_right_after_a_snapshot(start):
-    """And with `same`, the gap of that step is 0 on every token: the advantage is B, clipped."""
-    run = start("same", CAST, "+algorithm.cast.teacher.context=same", "+algorithm.cast.teacher.refresh_interval=2")
+def test_two_ranks_and_context_same(start):
+    """Two ranks, one teacher; and right after a snapshot `same` needs no forward: the gap is 0 on every token."""
+    run = start(
+        "two_ranks",
+        CAST,
+        "+algorithm.cast.teacher.context=same",
+        "+algorithm.cast.teacher.refresh_interval=2",
+        *TWO_RANKS,
+    )
+    assert "self-teacher ready on 2 rank(s)" in run.output
     assert [m["cast/teacher/forward"] for m in run.metrics] == [0.0, 1.0, 0.0]
     assert [m["cast/gap/zero_share"] == 1.0 for m in run.metrics] == [True, False, True]
     assert run.metrics[0]["cast/flip/share"] == 0.0 and run.metrics[1]["cast/flip/share"] > 0
+    assert_trained_with_the_method(run, (1, 2, 3))
 
 
-def test_a_failing_teacher_ends_the_run_with_its_reason(tmp_path, tiny_directory):
-    template = tmp_path / "sometimes_empty.jinja"
-    template.write_text("{% if '1' in problem %}{{ problem }}{% endif %}")
-    run = run_verl(
-        tmp_path, tiny_directory, CAST, f"+algorithm.cast.teacher.context={template}", "trainer.save_freq=-1"
+def test_lora_with_kl_several_updates_a_batch_validation_and_tool_tokens(start):
+    """Modes that share the worker with the teacher's pass, in one run: each leaves it what it was.
+
+    Under LoRA the reference policy is the actor without its adapter; the teacher's pass must have it back.
+    """
+    run = start(
+        "lora",
+        CAST,
+        "actor_rollout_ref.model.lora_rank=8",
+        "actor_rollout_ref.model.lora_alpha=16",
+        "actor_rollout_ref.model.target_modules=all-linear",
+        "actor_rollout_ref.model.lora.merge=True",
+        "actor_rollout_ref.actor.optim.lr=1e-2",
+        "actor_rollout_ref.actor.use_kl_loss=True",
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=4",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+        "actor_rollout_ref.actor.ppo_epochs=2",
+        "actor_rollout_ref.rollout.agent.default_agent_loop=two_turns",
+        "trainer.test_freq=1",
+        "+algorithm.cast.teacher.weights=ema",
+        "+algorithm.cast.teacher.ema_decay=0.5",
+        "+algorithm.cast.teacher.context=same",
     )
-    assert run.returncode != 0
+    assert_trained_with_the_method(run, (1, 2, 3))
+    assert all(0 in row["response_mask"] for row in run.batch(1)["rows"])
+    assert [m["cast/teacher/forward"] for m in run.metrics] == [0.0, 1.0, 1.0]
+    assert all("actor/kl_loss" in m and any(key.startswith("val-") for key in m) for m in run.metrics)
+    distances = {"policy": [], "base": []}
+    for row in run.batch(3)["rows"]:
+        counts = row["response_mask"].bool()
+        policy, base, teacher = (row[k][counts] for k in ("old_log_probs", "ref_log_prob", "teacher_log_probs"))
+        distances["policy"].append((teacher - policy).abs().mean())
+        distances["base"].append((teacher - base).abs().mean())
+    # An average of the policies after steps 0, 1 and 2 (1/4, 1/4, 1/2) is neither of its two ends.
+    assert all(sum(d) > 0 for d in distances.values()), distances
+
+
+def test_a_failing_teacher_on_one_of_two_ranks_ends_the_run_with_its_reason(grpo, tmp_path, tiny_directory):
+    """No hang: the first rank waits in a collective for the second, which has the prompt that cannot be scored."""
+    prompts = [tiny.tokenizer().decode(row["prompts"]) for row in grpo.batch(1)["rows"]]
+    problem = re.search(r"What is .*\?", prompts[-1]).group()
+    assert not any(problem in prompt for prompt in prompts[:8]), "the first rank's rows"
+    template = tmp_path / "empty_for_one.jinja"
+    template.write_text("{% if problem != '" + problem + "' %}{{ problem }}{% endif %}")
+    run = run_verl(
+        tmp_path,
+        tiny_directory,
+        CAST,
+        f"+algorithm.cast.teacher.context={template}",
+        "trainer.save_freq=-1",
+        *TWO_RANKS,
+    )
+    assert run.returncode > 0, "it ended by itself"
     assert "gave an empty prompt" in run.output

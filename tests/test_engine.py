@@ -1,4 +1,4 @@
-"""The laws of the self-teacher on verl's real actor worker: FSDP2 and FSDP1, one rank and two (engine_laws.py)."""
+"""The laws of the self-teacher on verl's real actor worker (engine_laws.py): FSDP2, FSDP1, Megatron; one rank and two."""
 
 import os
 import socket
@@ -10,6 +10,16 @@ import pytest
 import tiny
 
 TESTS = Path(__file__).parent
+MODEL, FSDP = "actor_rollout_ref.model", "actor_rollout_ref.actor.fsdp_config"
+LORA = [f"{MODEL}.lora_rank=4", f"{MODEL}.lora_alpha=8", f"{MODEL}.target_modules=all-linear"]
+PACKED = [
+    f"{MODEL}.use_remove_padding=True",
+    f"{MODEL}.enable_gradient_checkpointing=True",
+    "actor_rollout_ref.actor.use_dynamic_bsz=True",
+    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=128",
+    "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=True",
+    "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu=160",
+]
 
 
 @pytest.fixture(scope="module")
@@ -23,25 +33,13 @@ def directory(tmp_path_factory):
     return path
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    "strategy, world_size, overrides",
-    [
-        ("fsdp2", 1, []),
-        ("fsdp2", 2, []),
-        # parameters stay gathered after a forward: a swap of the shards alone would go unnoticed
-        ("fsdp2", 2, ["actor_rollout_ref.actor.fsdp_config.reshard_after_forward=False"]),
-        ("fsdp", 1, []),
-        ("fsdp", 2, []),
-    ],
-)
-def test_laws_of_the_self_teacher(directory, strategy, world_size, overrides):
+def run_ranks(directory: Path, engine: str, world_size: int, *arguments: str) -> list[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(TESTS / "engine_laws.py"), str(directory), strategy, *overrides],
+            [sys.executable, str(TESTS / "engine_laws.py"), str(directory), engine, *arguments],
             env={
                 **os.environ,
                 "VERL_PLATFORM": "cpu",
@@ -59,3 +57,30 @@ def test_laws_of_the_self_teacher(directory, strategy, world_size, overrides):
     outputs = [rank.communicate(timeout=280)[0] for rank in ranks]
     for rank, output in zip(ranks, outputs, strict=True):
         assert rank.returncode == 0, output[-5000:]
+    return outputs
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "engine, world_size, overrides",
+    [
+        pytest.param("fsdp2", 1, [], id="fsdp2-1"),
+        pytest.param("fsdp2", 2, [], id="fsdp2-2"),
+        # parameters stay gathered after a forward: a swap of the shards alone would go unnoticed
+        pytest.param("fsdp2", 2, [f"{FSDP}.reshard_after_forward=False"], id="fsdp2-2-gathered"),
+        pytest.param("fsdp2", 2, LORA, id="fsdp2-2-lora"),
+        pytest.param("fsdp2", 1, PACKED, id="fsdp2-1-packed"),
+        pytest.param("fsdp2", 2, [*PACKED, f"{FSDP}.ulysses_sequence_parallel_size=2"], id="fsdp2-2-ulysses"),
+        pytest.param("fsdp", 1, [], id="fsdp-1"),
+        pytest.param("fsdp", 2, [], id="fsdp-2"),
+    ],
+)
+def test_laws_of_the_self_teacher(directory, engine, world_size, overrides):
+    run_ranks(directory, engine, world_size, *overrides)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("point", ["before", "within", "after"])
+def test_a_fault_on_one_rank_leaves_every_policy_as_it_was(directory, point):
+    outputs = run_ranks(directory, "fsdp2", 2, f"--fault={point}")
+    assert all("the policy is as it was" in output for output in outputs)

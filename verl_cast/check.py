@@ -16,7 +16,30 @@ ESTIMATOR_KEY = "algorithm.adv_estimator"
 LOSS_KEY = "actor_rollout_ref.actor.policy_loss.loss_mode"
 # verl's losses that replace token advantages by one number per response, or take no old log-probs at all.
 LOSSES_WITHOUT_TOKEN_SIGNS = ("geo_mean", "bypass_mode")
-SUPPORTED_STRATEGIES = ("fsdp", "fsdp2")
+SUPPORTED_STRATEGIES = ("fsdp", "fsdp2", "megatron")
+# Engine settings under which the swap of parameters could not be trusted: (key below the actor, value that works, why).
+ENGINE_SETTINGS = (
+    ("fsdp_config.qat.enable", False, "quantization scales are cached between forwards and would be the policy's"),
+    ("megatron.qat.enable", False, "quantization scales are cached between forwards and would be the policy's"),
+    ("megatron.override_transformer_config.fp8", None, "FP8 copies of the weights go stale when weights are swapped"),
+    (
+        "megatron.override_ddp_config.overlap_param_gather",
+        False,
+        "after an update the other ranks' parameters are stale until the next forward, and so would a snapshot be",
+    ),
+    (
+        "optim.override_optimizer_config.overlap_param_gather",
+        False,
+        "after an update the other ranks' parameters are stale until the next forward, and so would a snapshot be",
+    ),
+    (
+        "megatron.use_distributed_optimizer",
+        True,
+        "verl's own loading and export of parameters need the distributed optimizer's flat buffers",
+    ),
+    ("megatron.use_megatron_fsdp", False, "its parameters do not live in the buffers that the self-teacher swaps"),
+    ("megatron.dynamic_context_parallel", False, "it was never tried with the teacher's own sequence lengths"),
+)
 # What the method fixes (section 6), and verl's stock value for it: (key, verl's default, the method's value).
 METHOD_DEFAULTS = (
     (LOSS_KEY, "vanilla", "cast"),
@@ -68,12 +91,13 @@ def check_run(config: DictConfig) -> None:
     method = cast_config(config)
     load_template(method.teacher.context)
     teacher = method.teacher
-    if teacher.context == "same" and (teacher.weights == "current" or teacher.refresh_interval == 1):
+    always_policy = teacher.weights == "current" or (teacher.weights == "snapshot" and teacher.refresh_interval == 1)
+    if teacher.context == "same" and always_policy:
         raise CastConfigError(
             "algorithm.cast.teacher.context",
             teacher.context,
             "with weights that are the policy's at every step the gap is 0 on every token, and nothing is taught; use "
-            "weights=snapshot with refresh_interval above 1, or another context.",
+            "weights=snapshot with refresh_interval above 1, weights=ema, or another context.",
         )
 
     def refuse_if(key: str, condition, remedy: str) -> None:
@@ -106,22 +130,21 @@ def check_run(config: DictConfig) -> None:
     refuse_if(
         "actor_rollout_ref.actor.strategy",
         lambda v: v not in SUPPORTED_STRATEGIES,
-        f"the self-teacher supports {' and '.join(SUPPORTED_STRATEGIES)}.",
+        f"the self-teacher supports {', '.join(SUPPORTED_STRATEGIES)}.",
     )
+    strategy = OmegaConf.select(config, "actor_rollout_ref.actor.strategy")
     refuse_if(
         "algorithm.filter_groups.enable",
         lambda v: v and (method.base_correct > 0 or method.base_wrong > 0),
         "it removes the all-correct and all-wrong groups, which CAST trains on; set it to False (mixed groups only are "
         "+algorithm.cast.base_correct=0 +algorithm.cast.base_wrong=0).",
     )
+    other_engine = "fsdp_config." if strategy == "megatron" else "megatron."
+    for key, works, reason in ENGINE_SETTINGS:
+        if not key.startswith(other_engine):
+            remedy = f"{reason}; set it to {'null' if works is None else works}."
+            refuse_if(f"actor_rollout_ref.actor.{key}", lambda v, works=works: v not in (None, works), remedy)
     refuse_if("distillation.enabled", bool, "CAST is its own teacher; leave verl's distillation off.")
-    mode = OmegaConf.select(config, "trainer.v1.trainer_mode")
-    refuse_if(
-        f"trainer.v1.{mode}.parameter_sync_step",
-        lambda v: v is not None and v > 1,
-        "the self-teacher follows whole training steps; set it to 1, and actor.ppo_mini_batch_size to "
-        "data.train_batch_size.",
-    )
     if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
         from verl_cast.platform import cpu_config
 
@@ -145,7 +168,8 @@ def summary(config: DictConfig) -> str:
     teacher = method.teacher
     chosen = [key for key, _, value in METHOD_DEFAULTS if OmegaConf.select(config, key) != value]
     note = f" | not the method's own: {', '.join(chosen)}" if chosen else ""
-    weights = f"snapshot/{teacher.refresh_interval}" if teacher.weights == "snapshot" else teacher.weights
+    memory = {"snapshot": f"/{teacher.refresh_interval}", "ema": f"/{teacher.ema_decay:g}"}
+    weights = teacher.weights + memory.get(teacher.weights, "")
     return (
         f"[verl_cast {verl_cast.__version__}] CAST is active: flip={method.flip} gap_weight={method.gap_weight:g} "
         f"gap_deadzone={method.gap_deadzone:g} base=+{method.base_correct:g}/-{method.base_wrong:g} "

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 FLIPS = ("both", "correct", "wrong", "none")
-TEACHER_WEIGHTS = ("snapshot", "current")
+TEACHER_WEIGHTS = ("snapshot", "ema", "initial", "current")
 TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2")
 MISSING_STATES = ("error", "snapshot")
 
@@ -28,9 +28,12 @@ class TeacherConfig:
     """`algorithm.cast.teacher`: the weights and the context of the self-teacher (method section 8)."""
 
     # snapshot: a copy of the policy's trainable parameters, renewed every `refresh_interval` training steps.
+    # ema: their average over time; every training step it moves to ema_decay · teacher + (1 − ema_decay) · policy.
+    # initial: those that the run started with (under LoRA the base model without the adapter).
     # current: the policy itself, as it is before the step's update.
     weights: str = "snapshot"
     refresh_interval: int = 10
+    ema_decay: float = 0.995
     # plain: the problem as text without chat template. same: the student's own prompt. Or a Jinja template file.
     context: str = "plain"
     # What a resumed run does when its checkpoint holds no teacher (one of a plain GRPO run, say).
@@ -43,6 +46,15 @@ class TeacherConfig:
         interval = self.refresh_interval
         if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
             raise CastConfigError(f"{prefix}.refresh_interval", interval, "must be a whole number, at least 1.")
+        decay = _number(f"{prefix}.ema_decay", self.ema_decay)
+        if not 0 < decay < 1:
+            raise CastConfigError(
+                f"{prefix}.ema_decay",
+                decay,
+                "must lie between 0 and 1; use weights=current for a teacher without memory, weights=initial for one "
+                "that never moves.",
+            )
+        object.__setattr__(self, "ema_decay", decay)
         if not isinstance(self.context, str) or not (
             self.context in ("plain", "same") or self.context.endswith(TEMPLATE_SUFFIXES)
         ):

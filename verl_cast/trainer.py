@@ -111,7 +111,8 @@ class CastTrainerMixin:
         status = self.actor_rollout_wg.prepare_self_teacher(completed_steps=self.global_steps - 1)
         if any(rank != status[0] for rank in status):
             raise RuntimeError(f"CAST: the ranks' self-teachers are not at the same step: {status}.")
-        metrics["cast/teacher/age"] = float(status[0]["age"])
+        if status[0]["age"] is not None:
+            metrics["cast/teacher/age"] = float(status[0]["age"])
         # The same weights on the same tokens: the gap is 0 by construction, and a forward would only add kernel noise
         # that the flip turns into signs (method section 7).
         gap_is_zero = status[0]["is_policy"] and self.cast_config.teacher.context == "same"

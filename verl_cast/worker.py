@@ -6,6 +6,7 @@ with the teacher's weights; rollouts and weight sync are untouched.
 """
 
 import functools
+import glob
 import logging
 import os
 from typing import Any
@@ -25,6 +26,7 @@ from verl_cast.self_teacher import SelfTeacher
 logger = logging.getLogger(__name__)
 
 _MISSING = "algorithm.cast.teacher.missing_state"
+_ONLY_SAME = "CAST: {reason}; only algorithm.cast.teacher.context=same can score such responses."
 
 
 class SelfTeacherWorkerMixin:
@@ -42,29 +44,34 @@ class SelfTeacherWorkerMixin:
         Returns:
             {"version": of this package on this rank, "host_bytes": of the teacher's copy}.
         """
-        engine = self.actor.engine
+        engine, model_config = self.actor.engine, self.actor.model_config
         self.teacher_context = TeacherContext(
-            config.teacher.context, template, self.actor.model_config.tokenizer, chat_template_kwargs
+            config.teacher.context, template, model_config.tokenizer, chat_template_kwargs
         )
-        self.self_teacher = SelfTeacher(config.teacher, engine.module)
+        if not self.teacher_context.is_same and model_config.processor is not None and _has_mrope(model_config):
+            raise ValueError(_ONLY_SAME.format(reason="the model has multi-dimensional positions (vision-language)"))
+        has_adapter = model_config.lora_rank > 0 or model_config.lora.get("rank", 0) > 0
+        adapter_is_new = model_config.lora_rank > 0 and model_config.lora_adapter_path is None
+        self.self_teacher = SelfTeacher(config.teacher, engine.module, has_adapter, adapter_is_new)
         with engine.eval_mode():
-            if self._resumed_from is not None:
+            if self._resumed_from is not None and self.self_teacher.holds_copy:
                 self._load_self_teacher(self._resumed_from, config.teacher.missing_state)
-            if self.self_teacher.refresh_due(completed_steps):
-                self.self_teacher.refresh(completed_steps)
+            if self.self_teacher.follow_due(completed_steps):
+                self.self_teacher.follow(completed_steps)
         return {"version": verl_cast.__version__, "host_bytes": self.self_teacher.host_bytes}
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def prepare_self_teacher(self, completed_steps: int) -> dict[str, Any]:
-        """Renew the teacher's weights if that is due, before the step that follows `completed_steps` training steps.
+        """Bring the teacher's weights up to date, before the step that follows `completed_steps` training steps.
 
         Returns:
-            {"is_policy": teacher and policy are the same weights, "age": training steps since they were}.
+            {"is_policy": teacher and policy are the same weights, "age": training steps since they were, or None}.
         """
-        if self.self_teacher.refresh_due(completed_steps):
+        teacher = self.self_teacher
+        if teacher.follow_due(completed_steps):
             with self.actor.engine.eval_mode():
-                self.self_teacher.refresh(completed_steps)
-        return {"is_policy": self.self_teacher.is_policy, "age": self.self_teacher.age(completed_steps)}
+                teacher.follow(completed_steps)
+        return {"is_policy": teacher.is_policy(completed_steps), "age": teacher.age(completed_steps)}
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     @DistProfiler.annotate(color="cyan", role="actor_compute_teacher_log_probs")
@@ -80,13 +87,13 @@ class SelfTeacherWorkerMixin:
         """
         teacher_data = data if self.teacher_context.is_same else self._in_teacher_context(data)
         # Set here what other passes over the same batch may have left in it: the reference pass under LoRA asks for
-        # the adapter to be disabled, old log-probs ask for entropy.
+        # the adapter to be disabled, as does our own teacher of the initial weights; old log-probs ask for entropy.
         tu.assign_non_tensor(
             teacher_data,
             temperature=tu.get(data, "temperature"),
             calculate_entropy=False,
             compute_loss=False,
-            no_lora_adapter=False,
+            no_lora_adapter=self.self_teacher.without_adapter,
             disable_auto_offload=True,
         )
         if self.enable_routing_replay:
@@ -101,10 +108,7 @@ class SelfTeacherWorkerMixin:
     def _in_teacher_context(self, data: TensorDict) -> TensorDict:
         """The same responses after the teacher's prompts, with lengths and positions of their own."""
         if data["position_ids"].dim() == 3:
-            raise ValueError(
-                "CAST: the model has multi-dimensional position ids (a vision-language model); only "
-                "algorithm.cast.teacher.context=same can score its responses."
-            )
+            raise ValueError(_ONLY_SAME.format(reason="the rows have multi-dimensional positions (images)"))
         prompts = data["prompts"].unbind()
         responses = data["responses"].unbind()
         ids_of_prompt: dict[tuple, torch.Tensor] = {}  # the rows of a group share one prompt
@@ -134,7 +138,11 @@ class SelfTeacherWorkerMixin:
         }
         if engine.use_dynamic_bsz:
             key = "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu"
-            limits[key] = engine.infer_max_token_len_per_gpu * engine.ulysses_sequence_parallel_size
+            # A sequence is cut into parts: by Ulysses (FSDP) or context parallelism (Megatron).
+            parts = getattr(engine, "ulysses_sequence_parallel_size", 1) * getattr(engine, "context_parallel_size", 1)
+            limits[f"{key} (x {parts} parts of a sequence)" if parts > 1 else key] = (
+                engine.infer_max_token_len_per_gpu * parts
+            )
         for key, limit in limits.items():
             if limit is not None and length > limit:
                 raise ValueError(
@@ -152,11 +160,16 @@ class SelfTeacherWorkerMixin:
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_checkpoint(self, local_path, hdfs_path=None, global_step=0, max_ckpt_to_keep=None):
-        """verl's checkpoint, and this rank's teacher beside its shard."""
-        super().save_checkpoint(local_path, hdfs_path, global_step, max_ckpt_to_keep)
+        """verl's checkpoint, and this rank's teacher beside its shard.
+
+        The teacher comes first: verl's save ends with the removal of old checkpoints, and a disk that is full must be
+        found before that. A half-written file never bears the teacher's name.
+        """
         path = _teacher_path(local_path)
+        os.makedirs(local_path, exist_ok=True)
         torch.save(self.self_teacher.state_dict(), f"{path}.tmp")
-        os.replace(f"{path}.tmp", path)  # a half-written file never bears the name
+        os.replace(f"{path}.tmp", path)
+        super().save_checkpoint(local_path, hdfs_path, global_step, max_ckpt_to_keep)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def load_checkpoint(self, local_path, hdfs_path=None, del_local_after_load=False):
@@ -168,11 +181,16 @@ class SelfTeacherWorkerMixin:
         path = _teacher_path(local_path)
         if not os.path.exists(path):
             if missing_state == "snapshot":
-                logger.warning("CAST: %s holds no self-teacher; the restored policy is its first snapshot.", local_path)
+                logger.warning("CAST: %s is missing; the restored policy is the teacher's first copy.", path)
                 return
+            others = sorted(glob.glob(_teacher_path(local_path, rank="0", world_size="*")))
+            found = (
+                f" It holds the teacher of another number of ranks ({os.path.basename(others[0])})." if others else ""
+            )
             raise FileNotFoundError(
-                f"CAST: {path} is missing, so the run cannot go on with the teacher that it had. If the checkpoint is "
-                f"of a run without CAST, or the teacher may start anew, set +{_MISSING}=snapshot."
+                f"CAST: {path} is missing, so the run cannot go on with the teacher that it had.{found} Resume with "
+                "the ranks that saved it. If the checkpoint is of a run without CAST, or the teacher may start anew "
+                f"from the restored policy, set +{_MISSING}=snapshot."
             )
         try:
             self.self_teacher.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -184,9 +202,16 @@ class SelfTeacherWorkerMixin:
             ) from error
 
 
-def _teacher_path(local_path: str) -> str:
-    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+def _teacher_path(local_path: str, rank: str | None = None, world_size: str | None = None) -> str:
+    rank = rank or str(torch.distributed.get_rank())
+    world_size = world_size or str(torch.distributed.get_world_size())
     return os.path.join(local_path, f"cast_self_teacher_world_size_{world_size}_rank_{rank}.pt")
+
+
+def _has_mrope(model_config: Any) -> bool:
+    text_config = model_config.hf_config.get_text_config()
+    rope = (getattr(text_config, name, None) or {} for name in ("rope_parameters", "rope_scaling"))
+    return any("mrope_section" in parameters for parameters in rope)
 
 
 @functools.cache
