@@ -5,6 +5,7 @@ fork of its own, so these tests do the same with and without that variable in th
 """
 
 import asyncio
+import copy
 import importlib
 import importlib.metadata
 import importlib.util
@@ -14,6 +15,7 @@ import operator
 import os
 import subprocess
 import sys
+import tempfile
 import traceback
 import types
 import uuid
@@ -119,6 +121,92 @@ def probe_process_group():
     return [torch.distributed.get_backend(), total.tolist()]
 
 
+def probe_offloaded_reference():
+    """What verl builds for a reference policy, with FSDP2 and with FSDP1, computes as the plain module does."""
+    from torch.distributed.fsdp import CPUOffload, FullyShardedDataParallel, fully_shard
+    from verl.workers.engine.fsdp import transformer_impl
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    stock = torch.nn.Linear(8, 4)
+    x = torch.randn(2, 8)
+    expected = stock(x)
+    fsdp2 = fully_shard(copy.deepcopy(stock), offload_policy=transformer_impl.CPUOffloadPolicy(pin_memory=True))
+    offload, device = CPUOffload(offload_params=True), torch.device("cpu")
+    fsdp1 = FullyShardedDataParallel(copy.deepcopy(stock), cpu_offload=offload, device_id=device)
+    return [torch.equal(module(x), expected) for module in (fsdp2, fsdp1)]
+
+
+SEQUENCES = (5, 4, 3)  # packed into one row, and cut in the middle of the second
+
+
+def probe_sequence_parallel(rank: int, path: str):
+    """Two ranks with half a row each, against each sequence on its own: the largest error of outputs and gradients."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from verl.utils import ulysses
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    ulysses.set_ulysses_sequence_parallel_group(torch.distributed.group.WORLD)
+    generator = torch.Generator().manual_seed(0)
+    length = sum(SEQUENCES)
+    whole = [torch.randn(1, heads, length, 8, generator=generator).requires_grad_() for heads in (4, 2, 2)]
+    positions = torch.cat([torch.arange(n) for n in SEQUENCES])[None]
+
+    parts = zip(*(tensor.split(SEQUENCES, dim=2) for tensor in whole), strict=True)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    expected = torch.cat([attention(*part, is_causal=True, enable_gqa=True) for part in parts], dim=2).transpose(1, 2)
+    weight = torch.randn(expected.shape, generator=generator)
+    gradients = torch.autograd.grad((expected * weight).sum(), whole)
+
+    mine = slice(rank * length // 2, (rank + 1) * length // 2)
+    shards = [tensor.detach()[:, :, mine].requires_grad_() for tensor in whole]
+    layer = types.SimpleNamespace(num_key_value_groups=2, is_causal=True)
+    output, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](layer, *shards, None, scaling=8**-0.5, position_ids=positions[:, mine])
+    found = torch.autograd.grad((output * weight[:, mine]).sum(), shards)
+    pairs = [(output, expected[:, mine])]
+    pairs += [(g, whole_gradient[:, :, mine]) for g, whole_gradient in zip(found, gradients, strict=True)]
+    return max((a - b).abs().max().item() for a, b in pairs)
+
+
+def probe_gloo_transfer():
+    """One transfer from two actor ranks, of which the first sends, to one standalone rollout."""
+    from verl.checkpoint_engine.base import CheckpointEngineRegistry
+
+    engines = [CheckpointEngineRegistry.new("gloo", bucket_size=1, is_master=i == 0) for i in range(3)]
+    metadata = [engine.prepare() for engine in engines]
+    arguments = type(engines[0]).build_topology(2, 1, metadata)
+    ranks = [
+        {name: values[i] for name, values in kwargs.items()} for kwargs in arguments for i in range(len(kwargs["rank"]))
+    ]
+    weights = {"matrix": torch.randn(3, 4).T, "half": torch.randn(5).bfloat16(), "scalar": torch.tensor(2.0)}
+    received = {}
+
+    async def receive():
+        async for name, weight in engines[2].receive_weights():
+            received[name] = weight
+
+    async def transfer():
+        await asyncio.gather(
+            *(asyncio.to_thread(e.init_process_group, **r) for e, r in zip(engines, ranks, strict=True))
+        )
+        await asyncio.gather(*(engine.send_weights(iter(weights.items())) for engine in engines[:2]), receive())
+
+    asyncio.run(transfer())
+    for engine in engines:
+        engine.finalize()
+    same = [
+        torch.equal(received[name], weight) and received[name].dtype == weight.dtype for name, weight in weights.items()
+    ]
+    return [list(received), same]
+
+
+def probe_lora_names():
+    """What verl's adapter sync asks of vLLM's table of names: renames, without stacking."""
+    from vllm.model_executor.models.utils import WeightsMapper
+
+    mapper = WeightsMapper(orig_to_new_prefix={"model.": "language_model."})
+    return mapper.get_unstacked_mapper().apply_list(["model.q"])
+
+
 def probe_linear_weights():
     """Load, pack, sync new weights, pack again: the layer computes with the new ones."""
     from vllm.model_executor.layers import utils
@@ -138,8 +226,11 @@ def probe_linear_weights():
 
 def probe_changed_seam(module_name: str, path: str, replacement: str):
     """The refusals of a module's departures once one of its functions has another signature or body."""
+    from verl.workers.engine.base import EngineRegistry
+
     from verl_cast.platform.cpu import DEPARTURES
 
+    EngineRegistry._engines.clear()  # verl refuses to register an engine twice
     module = importlib.import_module(module_name)
     *owner, attribute = path.split(".")
     setattr(operator.attrgetter(owner[0])(module) if owner else module, attribute, eval(replacement))
@@ -156,11 +247,20 @@ _TRANSFER = "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer"
 CHANGES = [
     ("verl.utils.distributed", "initialize_global_process_group_ray", "lambda backend: None"),
     ("verl.workers.engine.fsdp.transformer_impl", "EngineRegistry.register", "lambda backend: None"),
+    ("verl.workers.engine.fsdp.transformer_impl", "CPUOffloadPolicy", "lambda: None"),
+    ("verl.workers.engine.fsdp.transformer_impl", "FSDPEngine._build_fsdp_module", "lambda self, module: None"),
+    ("torch.distributed.fsdp._init_utils", "_init_param_handle_from_params", "lambda state, params: None"),
     ("torch.distributed.fsdp._init_utils", "_check_module_states_for_sync_module_states", "lambda modules: None"),
     ("torch.distributed.fsdp._init_utils", "_sync_module_params_and_buffers", "lambda modules: None"),
     ("verl.utils.fsdp_utils", "load_fsdp_model_to_gpu", "lambda model, device: None"),
+    ("transformers.modeling_utils", "sdpa_attention_forward", "lambda module, query: None"),
+    ("vllm.model_executor.models.utils", "WeightsMapper.get_rename_mapper", "lambda: None"),
     ("vllm.model_executor.layers.utils", "dispatch_cpu_unquantized_gemm", "lambda layer: None"),
     ("vllm.model_executor.layers.linear", "UnquantizedLinearMethod.process_weights_after_loading", "lambda self: None"),
+    ("verl.checkpoint_engine.base", "CheckpointEngine.prepare", "lambda self, worker_group: None"),
+    ("verl.checkpoint_engine.base", "CheckpointEngine.build_topology", "lambda metadata: None"),
+    ("verl.checkpoint_engine.base", "CheckpointEngine.send_weights", "lambda self, weights: None"),
+    ("verl.checkpoint_engine.base", "CheckpointEngine.receive_weights", "lambda self: None"),
     (_TRANSFER, "BucketedWeightReceiver.receive_weights", "lambda self: None"),
     (_TRANSFER, "BucketedWeightReceiver._init_socket", "lambda self, address: None"),
     (_TRANSFER, "BucketedWeightReceiver._cleanup", "lambda self: None"),
@@ -255,6 +355,13 @@ def transfer(fault: str):
     return [end.result(timeout=20) for end in ends]
 
 
+def sequence_parallel():
+    """What both ranks found."""
+    with tempfile.TemporaryDirectory() as directory:
+        ranks = [Fork(probe_sequence_parallel, rank, f"{directory}/store") for rank in range(2)]
+        return [rank.result() for rank in ranks]
+
+
 def main():
     """The child process: import everything once, run each probe in a fork, print what came out."""
     import verl  # noqa: F401
@@ -264,8 +371,10 @@ def main():
     import verl.workers.rollout.vllm_rollout.vllm_rollout  # noqa: F401
     import vllm.model_executor.layers.linear  # noqa: F401
 
-    for probe in (probe_device, probe_vllm_name, probe_engines, probe_process_group, probe_linear_weights):
+    probes = [probe_device, probe_vllm_name, probe_engines, probe_process_group, probe_linear_weights]
+    for probe in (*probes, probe_offloaded_reference, probe_lora_names, probe_gloo_transfer):
         report[probe.__name__.removeprefix("probe_")] = Fork(probe).result()
+    report["sequence_parallel"] = sequence_parallel()
     for change in CHANGES:
         report[change[1]] = Fork(probe_changed_seam, *change).result()
     for fault in ("none", *FAULTS):
@@ -325,6 +434,27 @@ def test_fsdp_engines_are_registered(report):
 @needs_vllm
 def test_actor_worker_starts_a_gloo_group(report):
     assert report["process_group"] == ["cpu:gloo", [1.0, 1.0]]
+
+
+@needs_vllm
+def test_reference_policies_need_no_pinned_memory(report):
+    assert report["offloaded_reference"] == [True, True]
+
+
+@needs_vllm
+def test_sequence_parallel_ranks_attend_to_whole_sequences(report):
+    errors = report["sequence_parallel"]
+    assert all(isinstance(error, float) and error < 1e-5 for error in errors), errors
+
+
+@needs_vllm
+def test_standalone_rollouts_get_the_weights(report):
+    assert report["gloo_transfer"] == [["matrix", "half", "scalar"], [True, True, True]]
+
+
+@needs_vllm
+def test_lora_sync_finds_the_table_of_names(report):
+    assert report["lora_names"] == ["language_model.q"]
 
 
 @needs_vllm
@@ -391,10 +521,7 @@ def test_good_config_passes():
 
 BAD = {
     "trainer.device": "cuda",
-    "actor_rollout_ref.actor.strategy": "megatron",
-    "actor_rollout_ref.actor.fsdp_config.offload_policy": True,
-    "actor_rollout_ref.actor.use_kl_loss": True,
-    "algorithm.use_kl_in_reward": True,
+    "actor_rollout_ref.actor.strategy": "veomni",
     "actor_rollout_ref.model.override_config.attn_implementation": "flash_attention_2",
     "actor_rollout_ref.rollout.name": "sglang",
     "actor_rollout_ref.rollout.free_cache_engine": True,
@@ -425,13 +552,24 @@ def test_missing_settings_count_as_verls_defaults_and_all_are_named():
     assert "+actor_rollout_ref.model.override_config.attn_implementation=sdpa" in message
 
 
-def test_fsdp1_cannot_offload_parameters():
+def test_sequence_parallel_needs_sdpa():
     config = good_config()
-    OmegaConf.update(config, "actor_rollout_ref.actor.fsdp_config.param_offload", True)
+    OmegaConf.update(config, "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size", 2)
+    check_config(config)
+    config.actor_rollout_ref.model.override_config.attn_implementation = "eager"
+    with pytest.raises(ValueError, match=r"\+actor_rollout_ref\.model\.override_config\.attn_implementation=sdpa"):
+        check_config(config)
+
+
+def test_fsdp1_cannot_sync_an_adapter():
+    config = good_config()
+    config.actor_rollout_ref.model.lora_rank = 8
     check_config(config)
     config.actor_rollout_ref.actor.strategy = "fsdp"
-    with pytest.raises(ValueError, match=r"set actor_rollout_ref\.actor\.fsdp_config\.param_offload=False"):
+    with pytest.raises(ValueError, match=r"set actor_rollout_ref\.actor\.strategy=fsdp2, or .*lora\.merge=True"):
         check_config(config)
+    config.actor_rollout_ref.model.lora = {"merge": True}
+    check_config(config)
 
 
 def test_logical_gpus_must_be_given_to_a_local_ray():
@@ -440,6 +578,23 @@ def test_logical_gpus_must_be_given_to_a_local_ray():
     with pytest.raises(ValueError, match=r"\+ray_kwargs\.ray_init\.num_gpus=2"):
         check_config(config)
     config.ray_kwargs.ray_init = {"address": "auto"}
+    check_config(config)
+
+
+def test_separate_async_needs_its_transfer_and_a_gpu_more():
+    config = good_config()
+    OmegaConf.update(config, "trainer.v1", {"trainer_mode": "separate_async", "separate_async": {}})
+    config.trainer.v1.separate_async.parameter_sync_step = 4
+    OmegaConf.update(config, "actor_rollout_ref.rollout.n_gpus_per_node", 1)
+    with pytest.raises(ValueError) as caught:
+        check_config(config)
+    message = str(caught.value)
+    assert "set actor_rollout_ref.rollout.checkpoint_engine.backend=gloo" in message
+    assert "set trainer.v1.separate_async.parameter_sync_step=1" in message
+    assert "set +ray_kwargs.ray_init.num_gpus=2" in message
+    OmegaConf.update(config, "actor_rollout_ref.rollout.checkpoint_engine.backend", "gloo")
+    config.trainer.v1.separate_async.parameter_sync_step = 1
+    config.ray_kwargs.ray_init.num_gpus = 2
     check_config(config)
 
 

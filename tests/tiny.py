@@ -34,8 +34,8 @@ def tokenizer():
     )
 
 
-def model(seed: int = 0):
-    """Two layers, 64 wide; vLLM's CPU attention wants a head size of at least 32."""
+def model(seed: int = 0, num_layers: int = 2):
+    """64 wide; vLLM's CPU attention wants a head size of at least 32."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -44,7 +44,7 @@ def model(seed: int = 0):
         vocab_size=len(tok),
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=2,
+        num_hidden_layers=num_layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=32,

@@ -1,12 +1,15 @@
-"""Starts real verl runs (Ray, FSDP2, vLLM on the CPU) of the tiny model for the end-to-end tests."""
+"""Starts real verl runs (Ray, FSDP2 or Megatron, vLLM on the CPU) of the tiny model for the end-to-end tests."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 TESTS = Path(__file__).parent
@@ -44,17 +47,82 @@ def run_verl(
     tools: bool = True,
     env: dict[str, str] | None = None,
     timeout: int = 400,
+    kill_when: str | None = None,
+    engine: str = "fsdp2",
 ) -> Run:
     """`python -m verl.trainer.main_ppo` with the tiny model; `overrides` come last and win.
 
     Args:
         plugin: False runs without verl_cast's plugin; the CPU platform alone is loaded.
         tools: load run_tools.py, which makes runs comparable.
+        kill_when: SIGKILL every process of the run as soon as this file (below `directory`) exists.
+        engine: "fsdp2", or "megatron" (which saves other checkpoints: Run.parameters cannot read them).
     """
+    command, environment = command_and_environment(
+        directory, tiny_directory, *overrides, plugin=plugin, tools=tools, env=env, engine=engine
+    )
+    with open(directory / "output.log", "w") as log:
+        process = subprocess.Popen(command, cwd=directory, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            if kill_when is None:
+                process.wait(timeout)
+            else:
+                _wait_for(directory / kill_when, process, timeout)
+        finally:
+            _kill_tree(process)
+    return Run(process.returncode, (directory / "output.log").read_text(), directory)
+
+
+def _wait_for(path: Path, process: subprocess.Popen, timeout: int) -> None:
+    deadline = time.monotonic() + timeout
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _kill_tree(process: subprocess.Popen) -> None:
+    """SIGKILL the driver and everything under it, Ray's daemons and workers included; nothing where it has ended."""
+    if process.poll() is not None:
+        return
+    driver = psutil.Process(process.pid)
+    tree = [driver, *driver.children(recursive=True)]
+    for member in tree:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(tree[1:], timeout=30)
+    process.wait()
+
+
+def command_and_environment(
+    directory: Path,
+    tiny_directory: Path,
+    *overrides: str,
+    plugin: bool = True,
+    tools: bool = True,
+    env: dict[str, str] | None = None,
+    engine: str = "fsdp2",
+) -> tuple[list[str], dict[str, str]]:
+    """What `run_verl` starts, to be started in `directory`, which is made here."""
     directory.mkdir(parents=True, exist_ok=True)
     actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
-    (directory / "agent.yaml").write_text("- name: seeded\n  _target_: run_tools.SeededAgentLoop\n")
+    (directory / "agent.yaml").write_text(
+        "- name: seeded\n  _target_: run_tools.SeededAgentLoop\n"
+        "- name: two_turns\n  _target_: run_tools.TwoTurnAgentLoop\n"
+    )
     fp32 = "{param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}"
+    engines = {
+        "fsdp2": (
+            "+actor_rollout_ref.model.override_config.attn_implementation=sdpa",
+            f"{actor}.strategy=fsdp2",
+            f"{actor}.fsdp_config.use_torch_compile=False",
+            f"+{actor}.fsdp_config.mixed_precision={fp32}",
+        ),
+        "megatron": (
+            "model_engine=megatron",
+            f"{actor}.megatron.vanilla_mbridge=True",
+            f"{actor}.megatron.dtype=float32",
+            "actor_rollout_ref.ref.megatron.dtype=float32",  # it does not follow the actor's
+        ),
+    }
     defaults = [
         f"data.train_files={tiny_directory / 'train.parquet'}",
         f"data.val_files={tiny_directory / 'train.parquet'}",
@@ -66,13 +134,10 @@ def run_verl(
         f"actor_rollout_ref.model.path={tiny_directory / 'model'}",
         "actor_rollout_ref.model.use_remove_padding=False",
         "actor_rollout_ref.model.enable_gradient_checkpointing=False",
-        "+actor_rollout_ref.model.override_config.attn_implementation=sdpa",
-        f"{actor}.strategy=fsdp2",
         f"{actor}.ppo_mini_batch_size=4",
         f"{actor}.ppo_micro_batch_size_per_gpu=4",
         f"{actor}.optim.lr=1e-3",
-        f"{actor}.fsdp_config.use_torch_compile=False",
-        f"+{actor}.fsdp_config.mixed_precision={fp32}",
+        *engines[engine],
         f"{rollout}.name=vllm",
         f"{rollout}.n=4",
         f"{rollout}.dtype=float32",
@@ -128,12 +193,7 @@ def run_verl(
         "HYDRA_FULL_ERROR": "1",
         **(env or {}),
     }
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", *_merged(defaults, overrides)]
-    with open(directory / "output.log", "w") as log:
-        process = subprocess.run(
-            command, cwd=directory, env=environment, stdout=log, stderr=subprocess.STDOUT, timeout=timeout
-        )
-    return Run(process.returncode, (directory / "output.log").read_text(), directory)
+    return [sys.executable, "-m", "verl.trainer.main_ppo", *_merged(defaults, overrides)], environment
 
 
 def _merged(defaults: list[str], overrides: tuple[str, ...]) -> list[str]:

@@ -100,17 +100,14 @@ def base_advantage(
 
     value[kind == ALL_CORRECT] = config.base_correct
     value[kind == ALL_WRONG] = 0.0 - config.base_wrong  # not -b: b = 0 must give the 0.0 of GRPO, not -0.0
-    # One pass per distinct group size (nearly always one): mean and std over (groups, size) rows run the very kernels
-    # that verl runs on each group, in the same order, so that the results are the same bits.
+    # Group by group, as verl does: over (groups, size) rows torch runs another kernel, which differs in the last bits.
     mixed_rows = rows[kind[rows] == MIXED]
     mixed_rows = mixed_rows[torch.argsort(group[mixed_rows], stable=True)]
-    size_of_row = size[group[mixed_rows]]
-    for group_size in torch.unique(size_of_row).tolist():
-        members = mixed_rows[size_of_row == group_size].view(-1, group_size)
+    for members in torch.split(mixed_rows, torch.unique(group[mixed_rows], return_counts=True)[1].tolist()):
         member_scores = scores[members]
-        advantage = member_scores - member_scores.mean(dim=1, keepdim=True)
+        advantage = member_scores - torch.mean(member_scores)
         if norm_adv_by_std_in_grpo:
-            advantage = advantage / (member_scores.std(dim=1, keepdim=True) + GRPO_EPSILON)
+            advantage = advantage / (torch.std(member_scores) + GRPO_EPSILON)
         value[members] = advantage
     return BaseAdvantage(value, kind, group, correct)
 

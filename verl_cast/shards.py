@@ -21,13 +21,20 @@ def trainable_shards(module: EngineModule) -> dict[str, torch.Tensor]:
     """This rank's part of every trainable parameter, by name.
 
     Pipeline stages reuse local layer names, so the names are unique on this rank only; chunks are numbered.
+
+    Raises:
+        RuntimeError: a parameter is offloaded. Megatron leaves shape and device of such a parameter as they were, and
+            a copy from its freed memory would end the process.
     """
     reshard(module)
     shards = {}
     for chunk_name, chunk in _chunks(module):
         for name, tensor in _trained(chunk):
             tensor = tensor.detach()
-            shards[chunk_name + name] = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            if tensor.numel() > 0 and tensor.untyped_storage().size() == 0:
+                raise RuntimeError(f"CAST: parameter {name} is offloaded; load it with the engine's eval_mode() first.")
+            shards[chunk_name + name] = tensor
     return shards
 
 

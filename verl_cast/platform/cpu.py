@@ -1,14 +1,15 @@
-"""verl without an accelerator (VERL_PLATFORM=cpu): FSDP training on gloo, rollouts from vLLM's CPU build.
+"""verl without an accelerator (VERL_PLATFORM=cpu): FSDP or Megatron training on gloo, rollouts from vLLM's CPU build.
 
 `install()` is called by verl_cast.plugin in every process that imports verl. It registers a platform, and arranges the
 departures from stock verl and vLLM below to be made when the modules they concern are imported; each one first checks
 that what it changes is still what it was written for (seams.py). `check_config` (cpu_config.py) refuses settings that
-cannot work here.
+cannot work here. What Megatron takes is in megatron.py.
 Environment: VLLM_CPU_KVCACHE_SPACE, the GiB of each vLLM replica's KV cache, is 1 unless set.
-Left out: Megatron, LoRA adapters, critics (value models), verl's SFT trainers, SGLang.
+Left out: critics (value models), verl's SFT trainers, SGLang.
 """
 
 import functools
+import importlib
 import importlib.metadata
 import os
 import sys
@@ -20,6 +21,7 @@ import torch
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
 
+from verl_cast.platform import megatron
 from verl_cast.platform.seams import expect_attribute, expect_mentions, expect_parameters, when_imported
 from verl_cast.platform.weight_transfer import answer_failures, watch_receiver
 
@@ -30,7 +32,7 @@ def install() -> None:
         return
     PlatformRegistry.register(platform="cpu")(PlatformCPU)
     sys.meta_path.append(VllmDistributionName())
-    for module_name, departure in DEPARTURES:
+    for module_name, departure in (*DEPARTURES, *megatron.DEPARTURES):
         when_imported(module_name, departure)
 
 
@@ -206,6 +208,35 @@ def sync_fsdp1_states_on_cpu(module) -> None:
     setattr(module, check, lambda module_states: None)
 
 
+def leave_fsdp1_reference_in_place(module) -> None:
+    """verl has FSDP1 offload a reference policy, which pins its memory and so needs an accelerator.
+
+    On the CPU the parameters are where they are computed with: FSDP1 holds them without offloading.
+    """
+    name = "_init_param_handle_from_params"
+    original = expect_parameters(module, name, ["state", "params", "fully_sharded_module"])
+    expect_mentions(module, name, "cpu_offload", "offload_params")
+    not_offloaded = expect_attribute(module, "CPUOffload")(offload_params=False)
+
+    @functools.wraps(original)
+    def init_param_handle_from_params(state, params, fully_sharded_module):
+        state.cpu_offload = not_offloaded
+        return original(state, params, fully_sharded_module)
+
+    setattr(module, name, init_param_handle_from_params)
+
+
+def offload_to_pageable_memory(module) -> None:
+    """verl has FSDP2 offload a reference policy, and any actor with `offload_policy=True`, to pinned memory."""
+    original = expect_parameters(module, "CPUOffloadPolicy", ["pin_memory"])
+    expect_mentions(expect_attribute(module, "FSDPEngine"), "_build_fsdp_module", "CPUOffloadPolicy", "pin_memory")
+
+    def pageable_offload_policy(pin_memory):
+        return original(pin_memory=False)
+
+    module.CPUOffloadPolicy = pageable_offload_policy
+
+
 def leave_parameters_on_cpu(module) -> None:
     """verl moves parameters to the device before it uses them; for FSDP1 it calls that device "cpu:cpu"."""
     original = expect_parameters(module, "load_fsdp_model_to_gpu", ["model"])
@@ -226,6 +257,53 @@ def name_gloo_once(module) -> None:
         return original(timeout_second=timeout_second, backend=backend or "cpu:gloo")
 
     module.initialize_global_process_group_ray = initialize_global_process_group_ray
+
+
+def attend_across_ranks(module) -> None:
+    """verl exchanges sequence shards for heads inside flash attention; with sdpa a rank would see its own shard alone.
+
+    The same exchange around transformers' sdpa, with packed sequences kept apart by their position ids, as there.
+    """
+    original = expect_parameters(
+        module,
+        "sdpa_attention_forward",
+        ["module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal", "kwargs"],
+    )
+    interface = expect_attribute(module, "AttentionInterface")
+
+    @functools.wraps(original)
+    def sdpa_attention_forward(layer, query, key, value, attention_mask, *args, position_ids=None, **kwargs):
+        from verl.utils import ulysses
+
+        group = ulysses.get_ulysses_sequence_parallel_group()
+        if group is None or position_ids is None:  # as in verl: layers without position ids are not sharded
+            kwargs["position_ids"] = position_ids
+            return original(layer, query, key, value, attention_mask, *args, **kwargs)
+        if position_ids.dim() != 2 or kwargs.get("sliding_window") is not None:
+            raise NotImplementedError(
+                f"{type(layer).__name__} attends within a window, or has several position ids a token: with "
+                "VERL_PLATFORM=cpu such a model cannot be trained with ulysses_sequence_parallel_size above 1."
+            )
+        repeats = query.shape[1] // key.shape[1]
+        key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
+        query, key, value = (
+            ulysses.gather_seq_scatter_heads(tensor, seq_dim=2, head_dim=1) for tensor in (query, key, value)
+        )
+        positions = [torch.empty_like(position_ids) for _ in range(group.size())]
+        torch.distributed.all_gather(positions, position_ids.contiguous(), group=group)
+        sequence = (torch.cat(positions, dim=-1) == 0).cumsum(-1)
+        mask = (sequence[:, None, :, None] == sequence[:, None, None, :]).tril()
+        no_head_groups = types.SimpleNamespace()  # in place of the layer, by which sdpa would repeat the keys again
+        output, weights = original(no_head_groups, query, key, value, mask, *args, **kwargs)
+        return ulysses.gather_heads_scatter_seq(output, seq_dim=1, head_dim=2), weights
+
+    interface.register("sdpa", sdpa_attention_forward)
+
+
+def name_rename_mapper(module) -> None:
+    """verl's LoRA sync calls `get_unstacked_mapper`, which vLLM 0.30 has under the name `get_rename_mapper`."""
+    mapper = expect_attribute(module, "WeightsMapper")
+    mapper.get_unstacked_mapper = expect_parameters(mapper, "get_rename_mapper", ["self"])
 
 
 def keep_linear_weights(module) -> None:
@@ -255,6 +333,19 @@ def check_linear_layers(module) -> None:
     )
 
 
+def register_gloo_transfer(module) -> None:
+    """verl's transfers to standalone rollouts (separate_async) all need an accelerator; `gloo` does not."""
+    engine = expect_attribute(module, "CheckpointEngine")
+    for name, parameters in (
+        ("prepare", ["self"]),
+        ("build_topology", ["actor_wg_world_size", "rollout_world_size", "metadata"]),
+        ("send_weights", ["self", "weights", "global_steps"]),
+        ("receive_weights", ["self", "global_steps"]),
+    ):
+        expect_parameters(engine, name, parameters)
+    importlib.import_module("verl_cast.platform.gloo_transfer")
+
+
 def clone_received_weights(module) -> None:
     """On the CPU the received tensors are views of the shared-memory bucket, which is reused for the next one."""
     receiver = expect_attribute(module, "BucketedWeightReceiver")
@@ -273,11 +364,16 @@ def clone_received_weights(module) -> None:
 _VLLM_ROLLOUT = "verl.workers.rollout.vllm_rollout"
 DEPARTURES = (
     ("verl.workers.engine.fsdp.transformer_impl", register_fsdp_engine),
+    ("verl.workers.engine.fsdp.transformer_impl", offload_to_pageable_memory),
     ("torch.distributed.fsdp._init_utils", sync_fsdp1_states_on_cpu),
+    ("torch.distributed.fsdp._init_utils", leave_fsdp1_reference_in_place),
     ("verl.utils.fsdp_utils", leave_parameters_on_cpu),
     ("verl.utils.distributed", name_gloo_once),
+    ("transformers.modeling_utils", attend_across_ranks),
+    ("vllm.model_executor.models.utils", name_rename_mapper),
     ("vllm.model_executor.layers.utils", keep_linear_weights),
     ("vllm.model_executor.layers.linear", check_linear_layers),
+    ("verl.checkpoint_engine.base", register_gloo_transfer),
     (f"{_VLLM_ROLLOUT}.bucketed_weight_transfer", answer_failures),
     (f"{_VLLM_ROLLOUT}.bucketed_weight_transfer", clone_received_weights),
     (f"{_VLLM_ROLLOUT}.vllm_rollout", watch_receiver),

@@ -1,7 +1,7 @@
 """Settings of a verl run that cannot work under VERL_PLATFORM=cpu: refused before Ray starts, never changed silently.
 
 Each rule was seen to fail, or follows from the code of verl 0.9.1 and vLLM 0.30. Slow settings are left alone.
-use_remove_padding may stay on: transformers' sdpa keeps packed sequences apart by their position ids.
+With FSDP, use_remove_padding may stay on: transformers' sdpa keeps packed sequences apart by their position ids.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 _ACTOR = "actor_rollout_ref.actor"
 _MODEL = "actor_rollout_ref.model"
 _ROLLOUT = "actor_rollout_ref.rollout"
+_MEGATRON = f"{_ACTOR}.megatron"
+_TRANSFORMER = f"{_MEGATRON}.override_transformer_config"
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Rule:
     default: Any  # what verl uses where the key is not in the config
     works: Callable[[Any], bool]
     remedy: str
+    strategies: tuple[str, ...] = ()  # the actor's strategies that it concerns; none named: all
 
 
 def _is(*values) -> Callable[[Any], bool]:
@@ -37,34 +40,15 @@ RULES = (
     Rule(
         f"{_ACTOR}.strategy",
         None,
-        _is("fsdp", "fsdp2"),
-        f"set {_ACTOR}.strategy=fsdp2 (or fsdp); no other engine is registered for the CPU",
-    ),
-    Rule(
-        f"{_ACTOR}.fsdp_config.offload_policy",
-        False,
-        _is(False),
-        f"set {_ACTOR}.fsdp_config.offload_policy=False; it pins memory, which needs an accelerator",
-    ),
-    Rule(
-        f"{_ACTOR}.use_kl_loss",
-        False,
-        _is(False),
-        f"set {_ACTOR}.use_kl_loss=False; verl offloads a reference policy to pinned memory, which needs an "
-        "accelerator",
-    ),
-    Rule(
-        "algorithm.use_kl_in_reward",
-        False,
-        _is(False),
-        "set algorithm.use_kl_in_reward=False; verl offloads a reference policy to pinned memory, which needs an "
-        "accelerator",
+        _is("fsdp", "fsdp2", "megatron"),
+        f"set {_ACTOR}.strategy=fsdp2 (or fsdp, or model_engine=megatron); no other engine is registered for the CPU",
     ),
     Rule(
         f"{_MODEL}.override_config.attn_implementation",
         "flash_attention_2",
         _is("sdpa", "eager"),
         f"set +{_MODEL}.override_config.attn_implementation=sdpa; flash attention needs an accelerator",
+        strategies=("fsdp", "fsdp2"),
     ),
     Rule(
         f"{_ROLLOUT}.name",
@@ -93,25 +77,129 @@ RULES = (
     ),
 )
 
+_NEEDS_TE = "needs TransformerEngine, which needs an accelerator"
+MEGATRON_RULES = tuple(
+    Rule(key, default, works, remedy, strategies=("megatron",))
+    for key, default, works, remedy in (
+        (
+            f"{_MEGATRON}.vanilla_mbridge",
+            False,
+            _is(True),
+            f"set {_MEGATRON}.vanilla_mbridge=True; Megatron-Bridge {_NEEDS_TE}",
+        ),
+        (
+            f"{_MODEL}.use_remove_padding",
+            True,
+            _is(False),
+            f"set {_MODEL}.use_remove_padding=False; attention over packed sequences {_NEEDS_TE}",
+        ),
+        (
+            f"{_MEGATRON}.context_parallel_size",
+            1,
+            _is(1),
+            f"set {_MEGATRON}.context_parallel_size=1; context parallelism {_NEEDS_TE}",
+        ),
+        (
+            f"{_MEGATRON}.dynamic_context_parallel",
+            False,
+            _is(False),
+            f"set {_MEGATRON}.dynamic_context_parallel=False; context parallelism {_NEEDS_TE}",
+        ),
+        (
+            f"{_MEGATRON}.use_megatron_fsdp",
+            False,
+            _is(False),
+            f"set {_MEGATRON}.use_megatron_fsdp=False; it comes with Megatron-Bridge, which {_NEEDS_TE}",
+        ),
+        (
+            f"{_MEGATRON}.dtype",
+            "bfloat16",
+            _is("bfloat16", "float32"),
+            f"set {_MEGATRON}.dtype=float32 (or bfloat16); float16 has not been tried",
+        ),
+        *(
+            (
+                f"{_TRANSFORMER}.{name}",
+                False,
+                _is(False),
+                f"set {_TRANSFORMER}.{name}=False; its kernel needs an accelerator",
+            )
+            for name in (
+                "apply_rope_fusion",
+                "gradient_accumulation_fusion",
+                "masked_softmax_fusion",
+                "persist_layer_norm",
+            )
+        ),
+        (
+            f"{_TRANSFORMER}.fp8",
+            None,
+            _is(None),
+            f"set {_TRANSFORMER}.fp8=null; FP8 {_NEEDS_TE}",
+        ),
+        (
+            f"{_MODEL}.lora.rank",
+            0,
+            _is(0),
+            f"set {_MODEL}.lora.rank=0; LoRA in Megatron comes with Megatron-Bridge, which {_NEEDS_TE}",
+        ),
+    )
+)
+
 
 def check_config(config: DictConfig) -> None:
     """Raise a ValueError that names each setting that cannot work on the CPU, its value and the remedy."""
     complaints = []
-    for rule in RULES:
+    strategy = OmegaConf.select(config, f"{_ACTOR}.strategy")
+    for rule in (*RULES, *MEGATRON_RULES):
+        if rule.strategies and strategy not in rule.strategies:
+            continue
         value = OmegaConf.select(config, rule.key, default=rule.default)
         if not rule.works(value):
             complaints.append(f"{rule.key} is {value!r}: {rule.remedy}.")
-    complaints += _check_fsdp1_offload(config) + _check_logical_gpus(config)
+    complaints += _check_sequence_parallel(config) + _check_lora(config)
+    complaints += _check_separate_async(config) + _check_logical_gpus(config)
     if complaints:
         raise ValueError("VERL_PLATFORM=cpu cannot run this configuration.\n  " + "\n  ".join(complaints))
 
 
-def _check_fsdp1_offload(config: DictConfig) -> list[str]:
-    """Untested: the platform keeps FSDP1 from moving parameters at all."""
-    key = f"{_ACTOR}.fsdp_config.param_offload"
-    if OmegaConf.select(config, f"{_ACTOR}.strategy") != "fsdp" or not OmegaConf.select(config, key, default=False):
+def _check_sequence_parallel(config: DictConfig) -> list[str]:
+    """Ranks exchange their parts around transformers' sdpa (cpu.py); with eager each would see its own part alone."""
+    key = f"{_ACTOR}.fsdp_config.ulysses_sequence_parallel_size"
+    size = OmegaConf.select(config, key, default=1)
+    attention = f"{_MODEL}.override_config.attn_implementation"
+    if size == 1 or OmegaConf.select(config, attention) != "eager":
         return []
-    return [f"{key} is True: set {key}=False; parameters on the CPU have nowhere to be offloaded to."]
+    return [f"{key} is {size}: set {key}=1, or +{attention}=sdpa; eager attention does not see across ranks."]
+
+
+def _check_lora(config: DictConfig) -> list[str]:
+    """Behind FSDP1's wrappers peft 0.21 finds no adapter, so verl would sync none: the rollout would never change."""
+    key = f"{_MODEL}.lora_rank"
+    rank = OmegaConf.select(config, key, default=0)
+    merged = OmegaConf.select(config, f"{_MODEL}.lora.merge", default=False)
+    if rank == 0 or merged or OmegaConf.select(config, f"{_ACTOR}.strategy") != "fsdp":
+        return []
+    return [f"{key} is {rank}: set {_ACTOR}.strategy=fsdp2, or {_MODEL}.lora.merge=True; FSDP1 syncs no adapter."]
+
+
+def _is_separate_async(config: DictConfig) -> bool:
+    return OmegaConf.select(config, "trainer.v1.trainer_mode") == "separate_async"
+
+
+def _check_separate_async(config: DictConfig) -> list[str]:
+    """Between syncs verl keeps the old policy as `.cpu()` copies, which on a CPU are the live weights themselves."""
+    if not _is_separate_async(config):
+        return []
+    complaints = []
+    for key, needed, reason in (
+        (f"{_ROLLOUT}.checkpoint_engine.backend", "gloo", "verl's own transfers need an accelerator"),
+        ("trainer.v1.separate_async.parameter_sync_step", 1, "with more, the old policy would follow the new one"),
+    ):
+        value = OmegaConf.select(config, key)
+        if value != needed:
+            complaints.append(f"{key} is {value!r}: set {key}={needed}; {reason}.")
+    return complaints
 
 
 def _check_logical_gpus(config: DictConfig) -> list[str]:
@@ -119,11 +207,16 @@ def _check_logical_gpus(config: DictConfig) -> list[str]:
     if OmegaConf.select(config, "ray_kwargs.ray_init.address") is not None:
         return []  # a cluster that someone else started, with resources of its own
     key = "ray_kwargs.ray_init.num_gpus"
-    needed = OmegaConf.select(config, "trainer.n_gpus_per_node", default=1)
+    takers = ["trainer.n_gpus_per_node"]
+    if _is_separate_async(config):
+        takers.append(f"{_ROLLOUT}.n_gpus_per_node")
+    counts = {taker: OmegaConf.select(config, taker, default=1) for taker in takers}
+    needed = sum(counts.values())
     given = OmegaConf.select(config, key) or 0
     if given >= needed:
         return []
+    said = ", ".join(f"{taker} is {count}" for taker, count in counts.items())
     return [
-        f"{key} is {given}, trainer.n_gpus_per_node is {needed}: set +{key}={needed}, or fewer "
-        "trainer.n_gpus_per_node; each training process takes one logical GPU."
+        f"{key} is {given}, {said}: set +{key}={needed}, or fewer {' and '.join(takers)}; each training process, and "
+        "each process of a standalone rollout, takes one logical GPU."
     ]

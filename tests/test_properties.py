@@ -1,0 +1,559 @@
+"""Laws of the method on more than a million random rows, against an expectation in numpy float64 from its text.
+
+Every batch is drawn from a seed of its own, which every failure names: `draw(SEED)` gives that batch again. The
+expectation shares no line with `verl_cast.advantage`. Each test says which mistakes it would catch; all were tried.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from verl_cast import CastConfig
+from verl_cast.advantage import cast_advantage, compute_cast_advantage
+from verl_cast.metrics import cast_metrics
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+NUM_CHUNKS, BATCHES_PER_CHUNK, ROWS_PER_BATCH = 10, 28, 4096  # 1.15 million rows and more
+LABELS = ("mixed", "all_correct", "all_wrong")
+
+
+@dataclass(frozen=True)
+class Batch:
+    seed: int
+    config: CastConfig
+    norm: bool
+    rewards: torch.Tensor
+    mask: torch.Tensor
+    index: np.ndarray
+    old: torch.Tensor
+    teacher: torch.Tensor
+    final_row: torch.Tensor | None
+
+    @property
+    def on(self) -> np.ndarray:
+        return self.mask.numpy() != 0
+
+    @property
+    def finals(self) -> np.ndarray:
+        return np.arange(len(self.index)) if self.final_row is None else self.final_row.numpy()
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Rows whose reward counts: the final output of its session, with a token that counts."""
+        return self.on.any(1) & (self.finals == np.arange(len(self.index)))
+
+    def result(self, config: CastConfig | None = None):
+        tensors = self.rewards, self.mask, self.index, self.old, self.teacher
+        return cast_advantage(*tensors, config or self.config, self.norm, self.final_row)
+
+    def take(self, rows: np.ndarray) -> "Batch":
+        """The batch with these rows, in this order; the final row of every row must be among them."""
+        final_row = None
+        if self.final_row is not None:
+            new_row = np.full(len(self.index), -1)
+            new_row[rows] = np.arange(len(rows))
+            final_row = torch.from_numpy(new_row[self.finals[rows]])
+            assert (final_row >= 0).all()
+        tensors = {name: getattr(self, name)[rows] for name in ("rewards", "mask", "old", "teacher")}
+        return replace(self, index=self.index[rows], final_row=final_row, **tensors)
+
+    def __repr__(self) -> str:
+        return f"draw({self.seed}): {tuple(self.mask.shape)} {self.old.dtype} norm={self.norm} {self.config}"
+
+
+def draw_config(rng: np.random.Generator) -> CastConfig:
+    def bounds():
+        choices = [(0.8, 1.05), (0.95, 1.2), (0.0, 1.0), (1.0, 1.0), (1.1, 1.3), (0.0, 5.0), (0.0, 1e10)]
+        if rng.random() < 0.5:
+            return choices[rng.integers(len(choices))]
+        return float(rng.uniform(0, 1)), float(rng.uniform(1, 2))
+
+    if rng.random() < 0.2:
+        return CastConfig(flip=str(rng.choice(["both", "correct", "wrong", "none"])))
+    paper = rng.random() < 0.3
+    positive, negative = ((0.8, 1.05), (0.95, 1.2)) if paper else (bounds(), bounds())
+    wide = 1e10 in (*positive, *negative)  # only without a clip does the clamp of the exponent show
+    return CastConfig(
+        gap_weight=float(rng.choice([0.0, 0.5, 1.0, 1.0, 3.0, rng.uniform(0, 3)])),
+        positive_clip=positive,
+        negative_clip=negative,
+        flip=str(rng.choice(["both", "correct", "wrong", "none"])),
+        advantage_clip=[None, 1.2, 1.2, 0.3, 2.0, 100.0][0 if wide else rng.integers(6)],
+        base_correct=float(rng.choice([0.0, 0.5, 1.0, 1.0, 2.0])),
+        base_wrong=float(rng.choice([0.0, 0.5, 1.0, 1.0, 2.0])),
+        correct_threshold=float(rng.choice([0.5, 0.5, 0.0, 0.1, 0.75, -0.5, 0.999])),
+        gap_deadzone=float(rng.choice([0.0, 0.0, 0.0, 1e-6, 0.1, 0.25, 2.0])),
+    )
+
+
+def draw_rewards(rng: np.random.Generator, group: np.ndarray, threshold: float, dtype: str) -> np.ndarray:
+    """One reward per row: right and wrong, graded, spread over every scale, or a few ulps around the threshold."""
+    num_groups = group.max() + 1
+    rate = rng.choice([0.0, 1.0, 0.5, rng.random()], size=num_groups)[group]
+    correct = rng.random(len(group)) < rate
+    kind = rng.choice(["binary", "plus_minus", "graded", "continuous", "sided", "scales", "ulps"])
+    if kind == "binary":
+        rewards = correct.astype(np.float64)
+    elif kind == "plus_minus":
+        rewards = np.where(correct, 1.0, -1.0)
+    elif kind == "graded":
+        rewards = rng.integers(0, 5, len(group)) / 4
+    elif kind == "continuous":
+        rewards = rng.normal(0.5, 1, len(group))
+    elif kind == "sided":  # groups with a spread, but on one side of the threshold
+        rewards = threshold + np.where(correct, 1, -1) * rng.uniform(0.01, 1, len(group))
+    elif kind == "scales":
+        rewards = rng.normal(0, 1, len(group)) * 10.0 ** rng.integers(-3, 4, num_groups)[group]
+    else:
+        at = np.dtype(dtype).type(threshold)
+        rewards = at + rng.integers(-2, 3, len(group)) * np.spacing(at, dtype=dtype).astype(np.float64)
+    return rewards.astype(dtype)
+
+
+def draw(seed: int) -> Batch:
+    rng = np.random.default_rng(seed)
+    config, dtype = draw_config(rng), str(rng.choice(["float32", "float64"]))
+    length = int(rng.choice([1, 2, 4, 6, 9, 13]))
+
+    # groups of one size or of all sizes, 1 to 16; rows in any order
+    one_size = int(rng.integers(1, 17)) if rng.random() < 0.3 else None
+    sizes = np.full(ROWS_PER_BATCH, one_size) if one_size else rng.integers(1, 17, ROWS_PER_BATCH)
+    group = rng.permutation(np.repeat(np.arange(ROWS_PER_BATCH), sizes)[:ROWS_PER_BATCH])
+    num_rows = len(group)
+    names = rng.permutation(group.max() + 1)
+    index = [names[group], np.array([f"uid{n}" for n in names])[group].astype(object)][rng.integers(2)]
+
+    # responses of 0 to `length` tokens, tool holes, rejected rows, and groups rejected but for one row
+    lengths = rng.integers(0, length + 1, num_rows)
+    if rng.random() < 0.3:
+        lengths[:] = length
+    on = np.arange(length) < lengths[:, None]
+    on &= rng.random(on.shape) >= rng.choice([0.0, 0.1, 0.5])
+    on[rng.random(num_rows) < rng.choice([0.0, 0.05, 0.4])] = False
+    survivors = rng.random(group.max() + 1) < 0.05
+    first_of_group = np.zeros(num_rows, dtype=bool)
+    first_of_group[np.unique(group, return_index=True)[1]] = True
+    on[survivors[group] & ~first_of_group] = False
+    if seed % 14 == 3:  # a batch in which nothing counts
+        on[:] = False
+    mask = torch.from_numpy(on).to([torch.int64, torch.bool, torch.float32][rng.integers(3)])
+
+    # sessions of several outputs: an output that is not final points at another row of its group
+    final_row = None
+    if rng.random() < 0.25:
+        finals = np.arange(num_rows)
+        last_of_group = np.zeros(group.max() + 1, dtype=np.int64)
+        last_of_group[group] = np.arange(num_rows)
+        early = rng.random(num_rows) < 0.3
+        finals[early] = last_of_group[group[early]]
+        finals[last_of_group] = last_of_group
+        final_row = torch.from_numpy(finals)
+
+    # the reward on the response's last token, or halved (so that the sum is exact) over two
+    rewards = np.zeros((num_rows, length), dtype=dtype)
+    reward = draw_rewards(rng, group, config.correct_threshold, dtype)
+    if seed % 14 in (5, 6):  # every response of the batch is right, or wrong
+        reward[:] = config.correct_threshold + (0.25 if seed % 14 == 5 else -0.25)
+    rows, last = np.arange(num_rows), np.maximum(lengths, 1) - 1
+    np.add.at(rewards, (rows, last), reward / 2)
+    np.add.at(rewards, (rows, np.where(rng.random(num_rows) < 0.3, 0, last)), reward / 2)
+
+    # gaps: exact zeros, every scale up to 1e3 and both signs, the edges of the dead zone and of the weight's bounds
+    old = -rng.exponential(1.0, on.shape).astype(dtype)
+    gap = rng.normal(0, 1, on.shape) * 10.0 ** rng.uniform(-8, 2, on.shape)
+    choice = rng.random(on.shape)
+    gap[choice < 0.1] = 0.0
+    gap[(choice >= 0.1) & (choice < 0.13)] = 1e3
+    gap[(choice >= 0.13) & (choice < 0.16)] = -1e3
+    bound = [b for b in (*config.positive_clip, *config.negative_clip) if b > 0]
+    at_bound = (choice >= 0.16) & (choice < 0.2)
+    gap[at_bound] = rng.choice([-1, 1]) * np.log(rng.choice(bound, at_bound.sum()))
+    teacher = (old + gap).astype(dtype)
+    edge = (choice >= 0.2) & (choice < 0.23)  # exactly ±dead zone, and one ulp outside
+    zone = np.dtype(dtype).type(config.gap_deadzone)
+    old[edge] = 0.0
+    ends = np.array([zone, -zone, np.nextafter(zone, np.inf, dtype=dtype), -np.nextafter(zone, np.inf, dtype=dtype)])
+    teacher[edge] = rng.choice(ends, edge.sum())
+
+    rewards, old, teacher = (torch.from_numpy(x) for x in (rewards, old, teacher))
+    batch = Batch(seed, config, bool(rng.random() < 0.7), rewards, mask, index, old, teacher, final_row)
+    junk_where_nothing_counts(batch, rng)
+    return batch
+
+
+def junk_where_nothing_counts(batch: Batch, rng: np.random.Generator) -> None:
+    """In place: NaN, infinities and huge numbers under a zero mask, and in the rewards of rows that do not count."""
+    off, not_counting = ~batch.on, ~batch.counts
+    for tensor, where in ((batch.old, off), (batch.teacher, off), (batch.rewards, not_counting)):
+        values = tensor.numpy()
+        values[where] = rng.choice([np.nan, np.inf, -np.inf, 3e38, -3e38, 0.0], size=values[where].shape)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Sections 2 to 6, float64. `tolerance` is what rounding in the batch's dtype may do; where it may decide the sign
+    of B (a reward within rounding of its group's mean), `ambiguous` is set."""
+
+    advantage: np.ndarray
+    unclipped: np.ndarray
+    gap: np.ndarray
+    base: np.ndarray
+    base_error: np.ndarray
+    kind: np.ndarray
+    correct: np.ndarray
+    flipped: np.ndarray
+    tolerance: np.ndarray
+    ambiguous: np.ndarray
+
+
+def expect(batch: Batch) -> Expected:
+    c, on, counts = batch.config, batch.on, batch.counts
+    eps = np.finfo(batch.old.numpy().dtype).eps
+    rounded = batch.old.numpy().dtype.type
+    num_rows = len(batch.index)
+
+    # 2. base advantage of the groups, over the rows that count
+    score = np.where(counts[:, None], batch.rewards.numpy(), 0).astype(np.float64).sum(1)
+    correct = counts & (score > np.float64(rounded(c.correct_threshold)))
+    _, group = np.unique(batch.index, return_inverse=True)
+
+    def per_group(values):
+        return np.bincount(group, weights=np.where(counts, values, 0.0))
+
+    n = per_group(np.ones(num_rows))
+    k = per_group(correct)
+    mean = per_group(score) / np.maximum(n, 1)
+    deviation = score - mean[group]
+    std = np.sqrt(per_group(deviation**2) / np.maximum(n - 1, 1))
+    largest = np.zeros(len(n))
+    np.maximum.at(largest, group[counts], np.abs(score[counts]))
+    b = deviation / (std[group] + 1e-6) if batch.norm else deviation
+    b_error = (
+        largest[group] * eps + np.finfo(rounded).tiny
+    )  # of the mean; of the deviations, and of the standard deviation relative to itself
+    if batch.norm:
+        b_error = (b_error + np.abs(b) * (b_error + std[group] * eps)) / (std[group] + 1e-6)
+    b_error = b_error + np.abs(b) * eps
+    kind = np.full(num_rows, "", dtype="U11")
+    for name, members, value in (
+        ("mixed", (k > 0) & (k < n), None),
+        ("all_correct", (k == n) & (n > 0), c.base_correct),
+        ("all_wrong", (k == 0) & (n > 0), -c.base_wrong),
+    ):
+        rows = members[group]
+        kind[rows & counts] = name
+        if value is not None:
+            b[rows], b_error[rows] = value, abs(value) * eps
+    b[~counts] = b_error[~counts] = 0.0
+    b, b_error, kind, correct = (x[batch.finals] for x in (b, b_error, kind, correct))
+
+    # 3. gap: the difference of two floats is itself one rounding
+    with np.errstate(invalid="ignore", over="ignore"):
+        gap = batch.teacher.numpy() - batch.old.numpy()
+    gap = np.where(on, gap, 0).astype(np.float64)
+    gap[np.abs(gap) <= np.float64(rounded(c.gap_deadzone))] = 0.0
+
+    # 4. weight, sign-preserving shaping
+    B, lam = b[:, None], c.gap_weight
+    (low_pos, high_pos), (low_neg, high_neg) = c.positive_clip, c.negative_clip
+    raw = np.exp(np.clip(np.sign(B) * gap, -20, 20))
+    w = np.where(B >= 0, np.clip(raw, low_pos, high_pos), np.clip(raw, low_neg, high_neg))
+    advantage = B * np.maximum(0, 1 + lam * (w - 1))
+    # 5. flips
+    d = np.clip(np.exp(np.clip(-gap, -20, 20)), max(1.0, low_neg), high_neg)
+    u = np.clip(np.exp(np.clip(gap, -20, 20)), max(1.0, low_pos), high_pos)
+    flip_correct = (B > 0) & (gap < 0) & (c.flip in ("both", "correct"))
+    flip_wrong = (B < 0) & (gap > 0) & (c.flip in ("both", "wrong"))
+    advantage = np.where(flip_correct, -np.abs(B) * (1 + lam * (d - 1)), advantage)
+    advantage = np.where(flip_wrong, np.abs(B) * (1 + lam * (u - 1)), advantage)
+    # 6. final clip, mask
+    unclipped = np.where(on, advantage, 0.0)
+    clip = np.inf if c.advantage_clip is None else c.advantage_clip
+    weight = np.where(flip_correct, d, np.where(flip_wrong, u, w))
+    size = 1 + lam * (1 + weight)
+    # exp() of an exponent of up to 20 that is itself exact, times the handful of roundings of each formula
+    tolerance = 16 * (b_error[:, None] * size + np.abs(B) * eps * size)
+    ambiguous = on & (np.abs(B) <= 16 * b_error[:, None]) & (kind == "mixed")[:, None]
+    return Expected(
+        np.clip(unclipped, -clip, clip),
+        unclipped,
+        gap,
+        b,
+        b_error,
+        kind,
+        correct,
+        (flip_correct | flip_wrong) & on,
+        tolerance,
+        ambiguous,
+    )
+
+
+@pytest.fixture(scope="module", params=range(NUM_CHUNKS))
+def chunk(request):
+    """Batches with their expectation and result."""
+    seeds = range(request.param * BATCHES_PER_CHUNK, (request.param + 1) * BATCHES_PER_CHUNK)
+    batches = [draw(seed) for seed in seeds]
+    return [(batch, expect(batch), batch.result()) for batch in batches]
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    integer = torch.int32 if a.dtype == torch.float32 else torch.int64
+    return a.dtype == b.dtype and torch.equal(a.contiguous().view(integer), b.contiguous().view(integer))
+
+
+def rows_that_matter(batch: Batch) -> np.ndarray:
+    """Rows with a token that counts, and the final rows that these read."""
+    keep = batch.on.any(1)
+    keep[batch.finals[keep]] = True
+    return np.flatnonzero(keep)
+
+
+def in_group_order(batch: Batch, rng: np.random.Generator) -> np.ndarray:
+    """A random permutation of the rows that leaves the rows of each group in their order."""
+    _, group = np.unique(batch.index, return_inverse=True)
+    shuffled = rng.permutation(group)
+    order = np.empty(len(group), dtype=np.int64)
+    order[np.argsort(shuffled, kind="stable")] = np.argsort(group, kind="stable")
+    return order
+
+
+def test_the_batches_hold_every_situation(chunk):
+    """Guards the other tests: a generator that no longer draws a situation would let them pass on nothing."""
+    situations = dict.fromkeys(
+        ["float32", "float64", "sessions", "hole", "one row left", "ambiguous", "zero gap", "edge of the dead zone"]
+        + ["nothing counts", "all right", "all wrong"],
+        0,
+    )
+    for batch, e, _ in chunk:
+        on = batch.on
+        situations[str(batch.old.numpy().dtype)] += 1
+        situations["nothing counts"] += not on.any()
+        situations["all right"] += set(e.kind) - {""} == {"all_correct"}
+        situations["all wrong"] += set(e.kind) - {""} == {"all_wrong"}
+        situations["sessions"] += batch.final_row is not None
+        situations["hole"] += int((~on[:, :-1] & on[:, 1:]).sum())
+        _, group, size = np.unique(batch.index, return_inverse=True, return_counts=True)
+        left = np.bincount(group, weights=batch.counts)
+        situations["one row left"] += int(((left == 1) & (size > 1)).sum())
+        situations["ambiguous"] += int(e.ambiguous.sum())
+        situations["zero gap"] += int((e.gap == 0)[on].sum())
+        situations["edge of the dead zone"] += batch.config.gap_deadzone > 0
+        for name in LABELS:
+            situations[name] = situations.get(name, 0) + int((e.kind == name).sum())
+        for key in ("flip", "advantage_clip", "base_correct", "gap_weight"):
+            value = f"{key}={getattr(batch.config, key)}"
+            situations[value] = situations.get(value, 0) + 1
+    assert all(situations.values()), situations
+    wanted = ["flip=both", "flip=none", "flip=correct", "flip=wrong", "advantage_clip=None", "base_correct=0.0"]
+    assert not set(wanted) - set(situations), situations
+    assert sum(len(batch.index) for batch, _, _ in chunk) * NUM_CHUNKS >= 10**6
+
+
+def test_every_advantage_equals_the_expectation(chunk):
+    """Catches any change of a rule: a bound, a sign, a side, a clip, a statistic of the group, what a group is."""
+    for batch, e, result in chunk:
+        got = result.advantages.double().numpy()
+        wrong = (np.abs(got - e.advantage) > e.tolerance) & ~e.ambiguous
+        # where rounding decides the sign of B, it decides that of the advantage, but not its size
+        largest = 1 + batch.config.gap_weight * max(batch.config.positive_clip[1], batch.config.negative_clip[1])
+        wrong |= e.ambiguous & (np.abs(got) > 40 * e.base_error[:, None] * largest)
+        assert not wrong.any(), f"{batch}: {wrong.sum()} tokens, first {np.argwhere(wrong)[0]}"
+        sure = ~e.ambiguous
+        assert (result.flipped.numpy() == e.flipped)[sure].all(), batch
+        assert (result.gap.double().numpy() == e.gap).all(), batch
+        kinds = np.array([*LABELS, ""])[result.base.kind.numpy()]
+        assert (kinds == e.kind).all(), batch
+        assert (result.base.correct.numpy() == e.correct).all(), batch
+
+
+def test_finite_zero_under_the_mask_and_within_the_clip(chunk):
+    """Catches a mask or a clip that is dropped, comes too early or is applied by multiplying NaN by 0."""
+    for batch, _, result in chunk:
+        got = result.advantages
+        assert got.dtype == batch.old.dtype, batch
+        assert torch.isfinite(got).all() and torch.isfinite(result.base.value).all(), batch
+        assert (got.numpy()[~batch.on] == 0).all(), batch
+        assert not result.flipped.numpy()[~batch.on].any(), batch
+        if batch.config.advantage_clip is not None:
+            assert (got.abs() <= got.new_tensor(batch.config.advantage_clip)).all(), batch
+
+
+def test_sign_law_of_section_7(chunk):
+    """λ = 1 and both flips: the sign of every token is that of its gap, and of B where the gap is 0; with the paper's
+    bounds also the closed form. Catches flips on the wrong side, at the wrong sign, or past the dead zone."""
+    for batch, e, _ in chunk:
+        B, sure = e.base[:, None], batch.on & ~e.ambiguous
+        sign = np.where(e.gap != 0, np.sign(e.gap), np.sign(B)) * (B != 0)
+        config = replace(batch.config, gap_weight=1.0, flip="both")
+        got = batch.result(config).advantages.numpy()
+        assert (np.sign(got) == sign)[sure].all(), batch
+
+        config = CastConfig(**{k: getattr(config, k) for k in ("base_correct", "base_wrong", "correct_threshold")})
+        config = replace(config, gap_deadzone=batch.config.gap_deadzone)
+        got = batch.result(config).advantages.double().numpy()
+        size = np.minimum(np.exp(np.minimum(np.abs(e.gap), 20)), np.where(e.gap > 0, 1.05, 1.2))
+        closed = np.clip(sign * np.abs(B) * np.where(e.gap == 0, 1, size), -1.2, 1.2)
+        assert (np.abs(got - closed) <= 32 * e.base_error[:, None])[sure].all(), batch
+
+
+def test_rows_that_do_not_count_change_nothing(chunk):
+    """Taken out or put in, anywhere, in old groups and new ones, whatever they hold: the others keep every bit.
+    Catches a padding or rejected row in a group's statistics or type, and row numbers mixed up on the way."""
+    for batch, _, result in chunk:
+        rng = np.random.default_rng([batch.seed, 1])
+        rows = rows_that_matter(batch)
+        taken_out = batch.take(rows).result()
+        assert same_bits(taken_out.advantages, result.advantages[rows]), batch
+        assert same_bits(taken_out.base.value, result.base.value[rows]), batch
+
+        num_rows, num_new = len(batch.index), max(1, len(batch.index) // 8)
+        more = batch.take(np.concatenate([np.arange(num_rows), batch.finals[rng.integers(0, num_rows, num_new)]]))
+        new = np.arange(num_rows, num_rows + num_new)
+        more.mask[new] = 0
+        if more.final_row is not None:
+            more.final_row[new] = torch.from_numpy(new)
+            # `take` let rows read their final row's copy; they read the row itself
+            more.final_row[:num_rows] = torch.from_numpy(batch.finals)
+        names = [f"new{i}" for i in range(3)] if more.index.dtype == object else [-1, -2, -3]
+        for name in names:
+            more.index[rng.choice(new, max(1, num_new // 10))] = name
+        junk_where_nothing_counts(more, rng)
+        place = rng.permutation(num_rows + num_new)
+        # the old rows stay in their order among themselves
+        place[np.sort(np.flatnonzero(place < num_rows))] = np.arange(num_rows)
+        got = more.take(place).result()
+        assert same_bits(got.advantages[place < num_rows], result.advantages), batch
+        assert (got.advantages[place >= num_rows] == 0).all(), batch
+        assert cast_metrics(got, more.take(place).mask, batch.config) == pytest.approx(
+            cast_metrics(result, batch.mask, batch.config), rel=1e-4, abs=1e-6
+        ), batch
+
+
+def test_what_stands_where_nothing_counts_changes_nothing(chunk):
+    """NaN, infinities and huge numbers under a zero mask, and rewards of rows that do not count. Catches a mask that
+    is applied after the arithmetic, and a check that looks at what does not count."""
+    for batch, _, result in chunk:
+        other = batch.take(np.arange(len(batch.index)))
+        junk_where_nothing_counts(other, np.random.default_rng([batch.seed, 2]))
+        got = other.result()
+        assert same_bits(got.advantages, result.advantages) and same_bits(got.gap, result.gap), batch
+
+
+def test_order_and_names_of_the_rows_do_not_matter(chunk):
+    """Rows in another order (each group's in its own): the same bits, moved. So with renamed groups. A part of the
+    groups alone, or rows in any order: the same up to the rounding of a standard deviation and a mean. Catches groups
+    that are told by neighbourhood, results put back at the wrong row, and groups that see each other."""
+
+    def close(got, was, e, rows):
+        difference = (got - was).abs().double().numpy()
+        return (difference <= 2 * e.tolerance[rows])[~e.ambiguous[rows]].all()
+
+    for batch, e, result in chunk:
+        rng = np.random.default_rng([batch.seed, 3])
+        order = in_group_order(batch, rng)
+        assert same_bits(batch.take(order).result().advantages, result.advantages[order]), batch
+
+        labels, group = np.unique(batch.index, return_inverse=True)
+        renamed = replace(batch, index=rng.permutation(len(labels))[group])
+        assert same_bits(renamed.result().advantages, result.advantages), batch
+
+        part = np.flatnonzero(rng.random(len(labels))[group] < 0.3)
+        got, was = batch.take(part).result().advantages, result.advantages[part]
+        assert close(got, was, e, part), batch
+        # torch's std() of a single group and that of several at once round differently, both in float64. What is left
+        # of it in float32 takes a group of 3 or a spread of a few ulps; rewards of a verifier never show it.
+        if got.dtype == torch.float32 and np.isin(batch.rewards.numpy()[batch.counts].sum(1), (-1, 0, 1)).all():
+            assert same_bits(got, was), batch
+
+        order = rng.permutation(len(batch.index))
+        got, was = batch.take(order).result().advantages, result.advantages[order]
+        mixed = e.kind[order] == "mixed"
+        assert same_bits(got[~mixed], was[~mixed]), batch
+        assert close(got, was, e, order), batch
+
+
+def test_metrics_are_finite_and_right(chunk):
+    """Catches a division by nothing, and a metric over rows, tokens or groups that do not count."""
+    for batch, e, result in chunk:
+        m = cast_metrics(result, batch.mask, batch.config)
+        assert all(isinstance(v, float) and math.isfinite(v) for v in m.values()), f"{batch}: {m}"
+        counted = e.kind != ""
+        tokens = batch.on & counted[:, None]
+        if e.ambiguous.any():  # a share may hang on rounding
+            continue
+        _, group = np.unique(batch.index, return_inverse=True)
+        kinds = [len(np.unique(group[batch.counts & (e.kind == name)])) for name in LABELS]
+        total, B = max(1, tokens.sum()), e.base[:, None]
+
+        def share(where, among, tokens=tokens):
+            return (where & among & tokens).sum() / max(1, (among & tokens).sum())
+
+        gap, advantage = e.gap[tokens], e.advantage[tokens]
+        mass = np.abs(e.advantage) * tokens
+        empty = np.isin(e.kind, LABELS[1:])
+        expected = {
+            **{f"group/{name}_share": n / max(1, sum(kinds)) for name, n in zip(LABELS, kinds, strict=True)},
+            "correct_share": e.correct[counted].sum() / max(1, counted.sum()),
+            "base/abs_mean": np.abs(e.base[counted]).sum() / max(1, counted.sum()),
+            "gap/mean": gap.sum() / total,
+            "gap/abs_mean": np.abs(gap).sum() / total,
+            "gap/positive_share": (gap > 0).sum() / total,
+            "gap/zero_share": (gap == 0).sum() / total,
+            "flip/share": share(e.flipped, np.ones_like(tokens)),
+            "flip/correct_share": share(e.flipped, B > 0),
+            "flip/wrong_share": share(e.flipped, B < 0),
+            "advantage/mean": advantage.sum() / total,
+            "advantage/abs_mean": np.abs(advantage).sum() / total,
+            "advantage/zero_variance_mass": mass[empty].sum() / max(mass.sum(), 1e-12),
+        }
+        scale = np.abs(advantage).max(initial=1) + np.abs(gap).max(initial=1)
+        for name, value in expected.items():
+            share_like = "share" in name or "mass" in name
+            assert m[f"cast/{name}"] == pytest.approx(value, rel=1e-4, abs=1e-5 if share_like else 1e-5 * scale), (
+                f"{batch}: {name}"
+            )
+        # a magnitude within rounding of the clip may stand on either side of it
+        clip = batch.config.advantage_clip
+        if clip is None:
+            assert m["cast/advantage/clipped_share"] == 0, batch
+            continue
+        over = [(np.abs(e.unclipped) >= clip + s * (e.tolerance + clip * 1e-6)) & tokens for s in (1, -1)]
+        low, high = (o.sum() / total for o in over)
+        assert low - 1e-6 <= m["cast/advantage/clipped_share"] <= high + 1e-6, batch
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_bad_number_that_counts_stops_the_step(chunk, bad):
+    """One NaN or infinity among thousands of good numbers. Catches a check that is dropped, or blind to some of the
+    tokens or rows."""
+    for batch, _, _ in chunk:
+        rng = np.random.default_rng([batch.seed, 4])
+        on, counts = batch.on, batch.counts
+        if not counts.any():
+            continue
+        row, token = rng.choice(np.argwhere(on))
+        reward_row = rng.choice(np.flatnonzero(counts))
+        for name, at, what in (
+            ("old", (row, token), "log-prob"),
+            ("teacher", (row, token), "log-prob"),
+            ("rewards", (reward_row, rng.integers(on.shape[1])), "reward"),
+        ):
+            tensors = {n: getattr(batch, n) for n in ("rewards", "old", "teacher")}
+            tensors[name] = tensors[name].clone()
+            tensors[name][at] = bad
+            with pytest.raises(ValueError, match=f"CAST: .*{what}.* is NaN or infinite"):
+                compute_cast_advantage(
+                    tensors["rewards"],
+                    batch.mask,
+                    batch.index,
+                    tensors["old"],
+                    tensors["teacher"],
+                    batch.config,
+                    batch.norm,
+                    batch.final_row,
+                )
+                pytest.fail(f"{batch}: {bad} in {name}{at} passed")
