@@ -264,6 +264,12 @@ def main(directory: Path, engine_name: str, overrides: list[str]) -> None:
     with expect_error(ValueError, "max_position_embeddings"):
         this.teacher_log_probs()
     worker.actor.model_config.hf_config.max_position_embeddings = 512
+    model_config = worker.actor.model_config
+    model_config.processor, model_config.hf_config.rope_scaling = object(), {"mrope_section": [8, 12, 12]}
+    with expect_error(ValueError, "vision-language); only algorithm.cast.teacher.context=same"):
+        this.init_teacher(context="plain")
+    this.init_teacher(context="same")
+    model_config.processor = None
 
     # -- an exception inside a module's forward, where FSDP has parameters gathered: last, since it leaves FSDP there.
     # (Not with pipeline stages, where the next stage would wait for this one: see check_one_rank_fails.)

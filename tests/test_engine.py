@@ -1,4 +1,4 @@
-"""The laws of the self-teacher on verl's real actor worker (engine_laws.py): FSDP2, FSDP1, Megatron; one rank and two."""
+"""The laws of the self-teacher on verl's real actor worker (engine_laws.py): FSDP2, FSDP1, Megatron; 1 and 2 ranks."""
 
 import os
 import socket
@@ -22,10 +22,17 @@ PACKED = [
 ]
 
 
+MCORE = "actor_rollout_ref.actor.megatron"
+TENSOR_PARALLEL = [f"{MCORE}.tensor_model_parallel_size=2"]  # sequence parallelism is on with it
+PIPELINE = [f"{MCORE}.pipeline_model_parallel_size=2", f"{MCORE}.virtual_pipeline_model_parallel_size=2"]
+OFFLOAD = [f"{MCORE}.param_offload=True", f"{MCORE}.optimizer_offload=True"]
+
+
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("engine")
     tiny.write(path)
+    tiny.model(num_layers=4).save_pretrained(path / "model")  # two pipeline stages of two chunks each
     (path / "context.jinja").write_text(
         '{% set shown = [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "1."}] %}'
         "{{ apply_chat_template(shown + messages) }}"
@@ -72,7 +79,11 @@ def run_ranks(directory: Path, engine: str, world_size: int, *arguments: str) ->
         pytest.param("fsdp2", 1, PACKED, id="fsdp2-1-packed"),
         pytest.param("fsdp2", 2, [*PACKED, f"{FSDP}.ulysses_sequence_parallel_size=2"], id="fsdp2-2-ulysses"),
         pytest.param("fsdp", 1, [], id="fsdp-1"),
-        pytest.param("fsdp", 2, [], id="fsdp-2"),
+        pytest.param("fsdp", 2, [f"{FSDP}.param_offload=True", f"{FSDP}.optimizer_offload=True"], id="fsdp-2-offload"),
+        pytest.param("megatron", 1, OFFLOAD, id="megatron-1-offload"),
+        pytest.param("megatron", 2, [], id="megatron-2-data-parallel"),
+        pytest.param("megatron", 2, TENSOR_PARALLEL, id="megatron-2-tensor-parallel"),
+        pytest.param("megatron", 2, PIPELINE, id="megatron-2-virtual-pipeline"),
     ],
 )
 def test_laws_of_the_self_teacher(directory, engine, world_size, overrides):
@@ -80,7 +91,15 @@ def test_laws_of_the_self_teacher(directory, engine, world_size, overrides):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("point", ["before", "within", "after"])
-def test_a_fault_on_one_rank_leaves_every_policy_as_it_was(directory, point):
-    outputs = run_ranks(directory, "fsdp2", 2, f"--fault={point}")
+@pytest.mark.parametrize(
+    "engine, point, overrides",
+    [
+        ("fsdp2", "before", []),
+        ("fsdp2", "within", []),
+        ("fsdp2", "after", []),
+        ("megatron", "within", TENSOR_PARALLEL),
+    ],
+)
+def test_a_fault_on_one_rank_leaves_every_policy_as_it_was(directory, engine, point, overrides):
+    outputs = run_ranks(directory, engine, 2, f"--fault={point}", *overrides)
     assert all("the policy is as it was" in output for output in outputs)

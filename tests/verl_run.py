@@ -22,6 +22,7 @@ class Run:
     returncode: int
     output: str
     directory: Path
+    seconds: float
 
     @property
     def metrics(self) -> list[dict]:
@@ -61,6 +62,7 @@ def run_verl(
     command, environment = command_and_environment(
         directory, tiny_directory, *overrides, plugin=plugin, tools=tools, env=env, engine=engine
     )
+    started = time.monotonic()
     with open(directory / "output.log", "w") as log:
         process = subprocess.Popen(command, cwd=directory, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -70,7 +72,8 @@ def run_verl(
                 _wait_for(directory / kill_when, process, timeout)
         finally:
             _kill_tree(process)
-    return Run(process.returncode, (directory / "output.log").read_text(), directory)
+    output = (directory / "output.log").read_text()
+    return Run(process.returncode, output, directory, time.monotonic() - started)
 
 
 def _wait_for(path: Path, process: subprocess.Popen, timeout: int) -> None:
