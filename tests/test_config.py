@@ -124,6 +124,19 @@ def test_trainer_modes_pass(compose, mode):
     check_run(compose(*CAST, *MEGATRON, f"trainer.v1.trainer_mode={mode}"))
 
 
+def test_the_old_policy_of_several_updates_is_kept_in_memory_of_its_own(compose):
+    """verl's FSDP2 copy of it is an alias where the parameters are offloaded, and would lose updates."""
+    asynchronous = ["trainer.v1.trainer_mode=separate_async", "trainer.v1.separate_async.parameter_sync_step=4"]
+    fsdp2 = "actor_rollout_ref.actor.strategy=fsdp2"
+    check_run(compose(*CAST, *asynchronous, fsdp2))
+    check_run(compose(*CAST, *asynchronous, "actor_rollout_ref.actor.strategy=fsdp", f"{FSDP}.param_offload=True"))
+    one_update = ["trainer.v1.trainer_mode=separate_async", "trainer.v1.separate_async.parameter_sync_step=1"]
+    check_run(compose(*CAST, *one_update, fsdp2, f"{FSDP}.param_offload=True"))
+    for key in ("param_offload", "offload_policy"):
+        with pytest.raises(CastConfigError, match=f"{key}=True: with trainer.v1.separate_async.parameter_sync_step"):
+            check_run(compose(*CAST, *asynchronous, fsdp2, f"{FSDP}.{key}=True"))
+
+
 def test_a_slow_average_of_the_policy_may_share_its_prompt(compose):
     for weights in ("ema", "initial"):
         check_run(

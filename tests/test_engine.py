@@ -25,6 +25,7 @@ PACKED = [
 MCORE = "actor_rollout_ref.actor.megatron"
 TENSOR_PARALLEL = [f"{MCORE}.tensor_model_parallel_size=2"]  # sequence parallelism is on with it
 PIPELINE = [f"{MCORE}.pipeline_model_parallel_size=2", f"{MCORE}.virtual_pipeline_model_parallel_size=2"]
+FSDP_BF16 = [f"+{FSDP}.mixed_precision={{param_dtype:bf16,reduce_dtype:fp32,buffer_dtype:fp32}}"]
 OFFLOAD = [f"{MCORE}.param_offload=True", f"{MCORE}.optimizer_offload=True"]
 
 
@@ -44,24 +45,25 @@ def run_ranks(directory: Path, engine: str, world_size: int, *arguments: str) ->
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(TESTS / "engine_laws.py"), str(directory), engine, *arguments],
-            env={
-                **os.environ,
-                "VERL_PLATFORM": "cpu",
-                "RANK": str(rank),
-                "WORLD_SIZE": str(world_size),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    outputs = [rank.communicate(timeout=280)[0] for rank in ranks]
+    logs = [directory / f"ranks_{port}_{rank}.log" for rank in range(world_size)]
+    ranks = []
+    try:
+        for rank, log in enumerate(logs):
+            environment = {"VERL_PLATFORM": "cpu", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            ranks.append(
+                subprocess.Popen(
+                    [sys.executable, str(TESTS / "engine_laws.py"), str(directory), engine, *arguments],
+                    env={**os.environ, **environment, "RANK": str(rank), "WORLD_SIZE": str(world_size)},
+                    stdout=log.open("w"),
+                    stderr=subprocess.STDOUT,
+                )
+            )
+        for rank in ranks:
+            rank.wait(timeout=280)
+    finally:
+        for rank in ranks:
+            rank.kill()  # nothing where it has ended
+    outputs = [log.read_text() for log in logs]
     for rank, output in zip(ranks, outputs, strict=True):
         assert rank.returncode == 0, output[-5000:]
     return outputs
@@ -76,12 +78,13 @@ def run_ranks(directory: Path, engine: str, world_size: int, *arguments: str) ->
         # parameters stay gathered after a forward: a swap of the shards alone would go unnoticed
         pytest.param("fsdp2", 2, [f"{FSDP}.reshard_after_forward=False"], id="fsdp2-2-gathered"),
         pytest.param("fsdp2", 2, LORA, id="fsdp2-2-lora"),
-        pytest.param("fsdp2", 1, PACKED, id="fsdp2-1-packed"),
+        pytest.param("fsdp2", 2, FSDP_BF16, id="fsdp2-2-bf16"),
         pytest.param("fsdp2", 2, [*PACKED, f"{FSDP}.ulysses_sequence_parallel_size=2"], id="fsdp2-2-ulysses"),
-        pytest.param("fsdp", 1, [], id="fsdp-1"),
         pytest.param("fsdp", 2, [f"{FSDP}.param_offload=True", f"{FSDP}.optimizer_offload=True"], id="fsdp-2-offload"),
+        pytest.param("fsdp", 2, FSDP_BF16, id="fsdp-2-bf16"),
         pytest.param("megatron", 1, OFFLOAD, id="megatron-1-offload"),
-        pytest.param("megatron", 2, [], id="megatron-2-data-parallel"),
+        # bf16 parameters, of which the distributed optimizer steps float32 copies: half of them on each rank
+        pytest.param("megatron", 2, [f"{MCORE}.dtype=bfloat16"], id="megatron-2-data-parallel-bf16"),
         pytest.param("megatron", 2, TENSOR_PARALLEL, id="megatron-2-tensor-parallel"),
         pytest.param("megatron", 2, PIPELINE, id="megatron-2-virtual-pipeline"),
     ],
@@ -97,6 +100,7 @@ def test_laws_of_the_self_teacher(directory, engine, world_size, overrides):
         ("fsdp2", "before", []),
         ("fsdp2", "within", []),
         ("fsdp2", "after", []),
+        ("fsdp2", "saving", []),
         ("megatron", "within", TENSOR_PARALLEL),
     ],
 )

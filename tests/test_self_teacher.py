@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import verl_cast
 from verl_cast import TeacherConfig
 from verl_cast.self_teacher import SelfTeacher
 from verl_cast.shards import trainable_shards
@@ -87,8 +88,78 @@ def test_under_lora_the_initial_policy_is_the_base_model():
     assert [own.host_bytes > 0 for own in (new, loaded, full)] == [False, False, True]
     # A new adapter adds nothing; a loaded one does, and so the base model is not the policy.
     assert [own.is_policy(0) for own in (new, loaded, full)] == [True, False, True]
+    assert [own.age(30) for own in (new, loaded, full)] == [30, None, 30]
     new.policy_moved()
     assert not new.is_policy(1)
+
+
+def test_the_routers_bias_has_its_final_type_before_it_is_copied():
+    """Megatron casts it to the model's half precision, and back to float32 in the router's first forward."""
+
+    class MegatronRouter(Router):
+        def _maintain_float32_expert_bias(self):
+            self.expert_bias.data = self.expert_bias.data.float()
+
+    module = MegatronRouter().bfloat16()
+    assert trainable_shards(module)["expert_bias"].dtype == torch.float32
+
+
+def test_a_parameter_that_changed_its_type_stops_the_swap():
+    """A swap through a copy in another type would round the policy."""
+    module = torch.nn.Linear(2, 2)
+    own = teacher(module)
+    own.follow(0)
+    own.policy_moved()
+    module.bfloat16()
+    with pytest.raises(RuntimeError, match=r"bias is \(2,\) torch.bfloat16, the teacher's copy of it .*float32"):
+        with own.swapped_in():
+            pass
+
+
+def test_the_policy_comes_back_also_where_names_share_storage():
+    module = torch.nn.Linear(2, 2, bias=False)
+    module.other = torch.nn.Parameter(module.weight.detach())  # the same memory
+    own = teacher(module)
+    own.follow(0)
+    with torch.no_grad():
+        module.weight.add_(1)
+    own.policy_moved()
+    policy = module.weight.detach().clone()
+    with own.swapped_in():
+        assert not torch.equal(module.weight, policy)
+    assert torch.equal(module.weight, policy)
+
+
+def test_a_failing_restoration_goes_on_with_the_other_parameters(monkeypatch):
+    module = torch.nn.Linear(2, 2)
+    own = teacher(module)
+    own.follow(0)
+    with torch.no_grad():
+        module.weight.add_(1)
+        module.bias.add_(1)
+    own.policy_moved()
+    policy = module.weight.detach().clone()
+    stock = SelfTeacher._exchange
+
+    def failing_for_the_bias(live, host):
+        if live.dim() == 1:
+            raise MemoryError("injected")
+        stock(live, host)
+
+    with pytest.raises(MemoryError, match="injected"), own.swapped_in():
+        monkeypatch.setattr(SelfTeacher, "_exchange", staticmethod(failing_for_the_bias))
+    assert torch.equal(module.weight, policy), "restored, though the bias, which comes first, could not be"
+
+
+def test_all_ranks_have_one_teacher():
+    from verl_cast.trainer import _check_one_teacher
+
+    rank = {"version": verl_cast.__version__, "host_bytes": 8, "taken_at": 3, "restored": True}
+    _check_one_teacher([rank, rank])
+    with pytest.raises(RuntimeError, match=r"ranks \[1\].*cast_self_teacher_"):
+        _check_one_teacher([rank, {**rank, "restored": False}])
+    with pytest.raises(RuntimeError, match="one version on every node"):
+        _check_one_teacher([rank, {**rank, "version": "0.0"}])
 
 
 @pytest.mark.parametrize("weights", ["snapshot", "ema", "initial"])

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,6 +172,7 @@ def command_and_environment(
         "trainer.resume_mode=disable",
         "+ray_kwargs.ray_init.num_cpus=16",
         "+ray_kwargs.ray_init.num_gpus=1",
+        "+ray_kwargs.ray_init.include_dashboard=False",
         "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
     ]
     modules = []
@@ -193,13 +195,15 @@ def command_and_environment(
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_DEDUP_LOGS": "0",
+        # What a short run on two cores can do without: a pool of idle Python workers.
+        "RAY_prestart_worker_first_driver": "0",
         "HYDRA_FULL_ERROR": "1",
         **(env or {}),
     }
-    return [sys.executable, "-m", "verl.trainer.main_ppo", *_merged(defaults, overrides)], environment
+    return [sys.executable, "-m", "verl.trainer.main_ppo", *merged(defaults, overrides)], environment
 
 
-def _merged(defaults: list[str], overrides: tuple[str, ...]) -> list[str]:
+def merged(defaults: list[str], overrides: Sequence[str]) -> list[str]:
     """The defaults without those that an override names again."""
     named = {override.split("=", 1)[0].lstrip("+") for override in overrides}
     return [d for d in defaults if d.split("=", 1)[0].lstrip("+") not in named] + list(overrides)

@@ -22,6 +22,7 @@ ENGINE_SETTINGS = (
     ("fsdp_config.qat.enable", False, "quantization scales are cached between forwards and would be the policy's"),
     ("megatron.qat.enable", False, "quantization scales are cached between forwards and would be the policy's"),
     ("megatron.override_transformer_config.fp8", None, "FP8 copies of the weights go stale when weights are swapped"),
+    ("megatron.override_transformer_config.fp4", None, "FP4 copies of the weights go stale when weights are swapped"),
     (
         "megatron.override_ddp_config.overlap_param_gather",
         False,
@@ -133,6 +134,7 @@ def check_run(config: DictConfig) -> None:
         f"the self-teacher supports {', '.join(SUPPORTED_STRATEGIES)}.",
     )
     strategy = OmegaConf.select(config, "actor_rollout_ref.actor.strategy")
+    mode = OmegaConf.select(config, "trainer.v1.trainer_mode")
     refuse_if(
         "algorithm.filter_groups.enable",
         lambda v: v and (method.base_correct > 0 or method.base_wrong > 0),
@@ -144,6 +146,15 @@ def check_run(config: DictConfig) -> None:
         if not key.startswith(other_engine):
             remedy = f"{reason}; set it to {'null' if works is None else works}."
             refuse_if(f"actor_rollout_ref.actor.{key}", lambda v, works=works: v not in (None, works), remedy)
+    sync_step = "trainer.v1.separate_async.parameter_sync_step"
+    if mode == "separate_async" and strategy == "fsdp2" and OmegaConf.select(config, sync_step) > 1:
+        for key in ("param_offload", "offload_policy"):
+            refuse_if(
+                f"actor_rollout_ref.actor.fsdp_config.{key}",
+                bool,
+                f"with {sync_step} above 1 verl's copy of the old policy is an alias of offloaded parameters, "
+                "which loses updates; set it to False, or the step to 1.",
+            )
     refuse_if("distillation.enabled", bool, "CAST is its own teacher; leave verl's distillation off.")
     if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
         from verl_cast.platform import cpu_config

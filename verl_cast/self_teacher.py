@@ -53,9 +53,14 @@ class SelfTeacher:
         """Bytes of the copy on this rank's host."""
         return sum(tensor.nbytes for tensors in (self._host, self._average) for tensor in tensors.values())
 
+    @property
+    def taken_at(self) -> int | None:
+        """Completed training steps when the first or latest copy was taken; None before that."""
+        return self._taken_at
+
     def age(self, completed_steps: int) -> int | None:
-        """Training steps since the teacher's weights were the policy's; None for an average, which never was."""
-        if self._config.weights == "ema":
+        """Training steps since the teacher's weights were the policy's; None where they never were."""
+        if self._config.weights == "ema" or (self.without_adapter and not self._adapter_is_new):
             return None
         return 0 if self._taken_at is None else completed_steps - self._taken_at
 
@@ -65,7 +70,11 @@ class SelfTeacher:
         That policy gives the step's old log-probs. In separate_async with several updates between two weight syncs it
         is no longer the live one after the first.
         """
-        return self._is_live or (self._config.weights == "snapshot" and self._taken_at == completed_steps)
+        never_moved = self._taken_at == self._averaged_at == completed_steps
+        if self.without_adapter:
+            # A new adapter adds exactly nothing, so that the base model is the policy until the first update.
+            never_moved = self._adapter_is_new and completed_steps == 0
+        return self._is_live or never_moved
 
     def follow_due(self, completed_steps: int) -> bool:
         """Whether `follow` has something to do before the step that comes after `completed_steps` training steps."""
@@ -82,9 +91,7 @@ class SelfTeacher:
     def follow(self, completed_steps: int) -> None:
         """Bring the teacher up to date with the policy, where `follow_due` says so."""
         if self.without_adapter:
-            # A new adapter adds exactly nothing, so that the base model is the policy until the first update.
-            self._taken_at = completed_steps
-            self._is_live = self._adapter_is_new and completed_steps == 0
+            self._taken_at = 0
         elif self._config.weights == "ema" and self._taken_at is not None:
             self._move_average()
             self._averaged_at = completed_steps
@@ -94,7 +101,9 @@ class SelfTeacher:
     def _copy(self, completed_steps: int) -> None:
         """Take the policy's weights. The copy is cloned, never an alias: on a CPU a plain move would be one."""
         shards = trainable_shards(self._module)
-        if not self._host:
+        if self._host:
+            self._check_same(shards)
+        else:
             self._host = {
                 name: torch.empty_like(shard, device="cpu", pin_memory=shard.device.type == "cuda")
                 for name, shard in shards.items()
@@ -111,7 +120,9 @@ class SelfTeacher:
         self._is_live = True
 
     def _move_average(self) -> None:
-        for name, shard in trainable_shards(self._module).items():
+        shards = trainable_shards(self._module)
+        self._check_same(shards)
+        for name, shard in shards.items():
             average = self._average.get(name, self._host[name])
             average.lerp_(shard.to("cpu", average.dtype), 1 - self._config.ema_decay)
             if average is not self._host[name]:
@@ -130,6 +141,7 @@ class SelfTeacher:
         if self._taken_at is None:
             raise RuntimeError("CAST: the self-teacher has no weights yet; follow() comes before the first pass.")
         shards = trainable_shards(self._module)
+        self._check_same(shards)
         swapped: list[str] = []
         try:
             for name, shard in shards.items():
@@ -138,18 +150,30 @@ class SelfTeacher:
             yield
         finally:
             # Into the very tensors that were taken out: after an exception inside a forward the module's parameters can
-            # be gathered copies.
-            for name in swapped:
-                self._exchange(shards[name], self._host[name])
-            reshard(self._module)
+            # be gathered copies. In reverse, should two names share storage; and to the end, whatever happens.
+            with contextlib.ExitStack() as exchanges:
+                exchanges.callback(reshard, self._module)
+                for name in swapped:
+                    exchanges.callback(self._exchange, shards[name], self._host[name])
 
     @staticmethod
     @torch.no_grad()
     def _exchange(live: torch.Tensor, host: torch.Tensor) -> None:
-        # In this order a failure of any line leaves the live tensor whole. copy_, never `.data =`: engines alias it.
-        incoming = host.to(live.device, copy=True)
-        host.copy_(live)
-        live.copy_(incoming)
+        # The third place is on the host: an accelerator that is out of memory must still get its policy back. A failure
+        # of the first line leaves all as it was. copy_, never `.data =`: engines alias the live tensor.
+        outgoing = live.to("cpu", copy=True)
+        live.copy_(host)
+        host.copy_(outgoing)
+
+    def _check_same(self, shards: dict[str, torch.Tensor]) -> None:
+        """The live parameters are those that the copy was taken of: a copy in another type would round the policy."""
+        for name in sorted(shards.keys() | self._host.keys()):
+            live, host = shards.get(name), self._host.get(name)
+            if live is None or host is None or (live.shape, live.dtype) != (host.shape, host.dtype):
+                described = ["missing" if t is None else f"{tuple(t.shape)} {t.dtype}" for t in (live, host)]
+                raise RuntimeError(
+                    f"CAST: parameter {name} is {described[0]}, the teacher's copy of it {described[1]}."
+                )
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to compute the same teacher log-probs: weights, and when they were taken."""
@@ -175,11 +199,10 @@ class SelfTeacher:
             if state.get(key) != expected:
                 raise ValueError(f"its {key} is {state.get(key)!r}, this run's is {expected!r}")
         if self.holds_copy and state["taken_at"] is not None:
-            shards = trainable_shards(self._module)
-            described = {name: (tuple(t.shape), t.dtype) for name, t in state["parameters"].items()}
-            if described != {name: (tuple(t.shape), t.dtype) for name, t in shards.items()}:
-                raise ValueError("its parameters are not those of this rank (other model, LoRA or layout of ranks)")
             self._copy(state["taken_at"])
+            described = {name: (tuple(t.shape), t.dtype) for name, t in state["parameters"].items()}
+            if described != {name: (tuple(t.shape), t.dtype) for name, t in self._host.items()}:
+                raise ValueError("its parameters are not those of this rank (other model, LoRA or layout of ranks)")
             for own, saved in ((self._host, state["parameters"]), (self._average, state["average"])):
                 for name, tensor in own.items():
                     tensor.copy_(saved[name])

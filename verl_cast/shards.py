@@ -1,9 +1,9 @@
 """The policy's trainable parameters on one rank, as the engine holds them: live storage, by name.
 
 For FSDP2, FSDP1 and Megatron (verl's engines `fsdp2`, `fsdp`, `megatron`); `verl_cast.check` refuses the others. What
-is returned are views of the storage that the optimizer steps and the forward reads, so writing into them with `copy_`
-changes the model; `p.data = t` would cut a parameter off from Megatron's flat buffers. Offloaded parameters have no
-storage: everything here must run inside the engine's `eval_mode()`, which loads them.
+is returned are views of the storage that the forward reads and updates are written to, so writing into them with
+`copy_` changes the model; `p.data = t` would cut a parameter off from Megatron's flat buffers. Offloaded parameters
+have no storage: everything here must run inside the engine's `eval_mode()`, which loads them.
 """
 
 from collections.abc import Iterator
@@ -61,7 +61,11 @@ def _trained(chunk: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for name, parameter in chunk.named_parameters():
         if parameter.requires_grad:
             yield name, parameter
-    # Megatron's MoE router: training moves this bias too, though it is a buffer and no gradient reaches it.
+    # Megatron's MoE router: training moves this bias too, though it is a buffer and no gradient reaches it. It has its
+    # final type, float32, from the first forward on; here already.
+    for module in chunk.modules():
+        if hasattr(module, "_maintain_float32_expert_bias"):
+            module._maintain_float32_expert_bias()
     for name, buffer in chunk.named_buffers():
         if name.rpartition(".")[2] == "expert_bias" and buffer is not None:
             yield name, buffer

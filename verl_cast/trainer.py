@@ -60,12 +60,7 @@ class CastTrainerMixin:
             chat_template_kwargs=OmegaConf.to_container(OmegaConf.create(chat_template_kwargs), resolve=True),
             completed_steps=self.global_steps,
         )
-        versions = {rank["version"] for rank in ranks}
-        if versions != {verl_cast.__version__}:
-            raise RuntimeError(
-                f"CAST: verl_cast {verl_cast.__version__} in the trainer, {', '.join(sorted(versions))} in the actor "
-                "workers; install one version on every node."
-            )
+        _check_one_teacher(ranks)
         host_mib = max(rank["host_bytes"] for rank in ranks) / 2**20
         print(f"[verl_cast] self-teacher ready on {len(ranks)} rank(s), {host_mib:.1f} MiB of host memory each")
 
@@ -140,6 +135,26 @@ class CastTrainerMixin:
         final_of_session = np.empty(session.max() + 1, dtype=np.int64)
         final_of_session[session[order]] = order
         return torch.from_numpy(final_of_session[session])
+
+
+def _check_one_teacher(ranks: list[dict[str, Any]]) -> None:
+    """What `init_self_teacher` returned on every rank makes one teacher.
+
+    Raises:
+        RuntimeError: another version of this package on a rank, or a saved teacher on some ranks only.
+    """
+    versions = {rank["version"] for rank in ranks}
+    if versions != {verl_cast.__version__}:
+        raise RuntimeError(
+            f"CAST: verl_cast {verl_cast.__version__} in the trainer, {', '.join(sorted(versions))} in the actor "
+            "workers; install one version on every node."
+        )
+    if len({(rank["restored"], rank["taken_at"]) for rank in ranks}) > 1:
+        new = [number for number, rank in enumerate(ranks) if not rank["restored"]]
+        raise RuntimeError(
+            f"CAST: some ranks restored the checkpoint's self-teacher, others (ranks {new}) have none of it or another "
+            "one. Bring the missing cast_self_teacher_* files back, or move all of them away to start the teacher anew."
+        )
 
 
 @functools.cache

@@ -1,8 +1,8 @@
 """The actor worker with a self-teacher: a mixin over verl's ActorRolloutRefWorker (and its detached variant).
 
-It adds two remote methods, `prepare_self_teacher` and `compute_teacher_log_probs`, and lets the teacher follow the
-policy through updates and checkpoints. The forward is verl's own `TrainingWorker.infer_batch`, on the teacher's tokens
-with the teacher's weights; rollouts and weight sync are untouched.
+It adds three remote methods, `init_self_teacher`, `prepare_self_teacher` and `compute_teacher_log_probs`, and lets the
+teacher follow the policy through updates and checkpoints. The forward is verl's own `TrainingWorker.infer_batch`, on
+the teacher's tokens with the teacher's weights; rollouts and weight sync are untouched.
 """
 
 import functools
@@ -42,23 +42,31 @@ class SelfTeacherWorkerMixin:
         """Build the teacher, after the model and its checkpoint are loaded; restores a saved teacher.
 
         Returns:
-            {"version": of this package on this rank, "host_bytes": of the teacher's copy}.
+            {"version": of this package on this rank, "host_bytes": of the teacher's copy, "taken_at": completed steps
+            when the copy was taken, "restored": whether it is a saved one}.
         """
         engine, model_config = self.actor.engine, self.actor.model_config
         self.teacher_context = TeacherContext(
             config.teacher.context, template, model_config.tokenizer, chat_template_kwargs
         )
-        if not self.teacher_context.is_same and model_config.processor is not None and _has_mrope(model_config):
+        has_mrope = any("mrope_section" in rope for rope in _rope_settings(model_config.hf_config.get_text_config()))
+        if not self.teacher_context.is_same and model_config.processor is not None and has_mrope:
             raise ValueError(_ONLY_SAME.format(reason="the model has multi-dimensional positions (vision-language)"))
         has_adapter = model_config.lora_rank > 0 or model_config.lora.get("rank", 0) > 0
         adapter_is_new = model_config.lora_rank > 0 and model_config.lora_adapter_path is None
         self.self_teacher = SelfTeacher(config.teacher, engine.module, has_adapter, adapter_is_new)
+        restored = False
         with engine.eval_mode():
             if self._resumed_from is not None and self.self_teacher.holds_copy:
-                self._load_self_teacher(self._resumed_from, config.teacher.missing_state)
+                restored = self._load_self_teacher(self._resumed_from, config.teacher.missing_state)
             if self.self_teacher.follow_due(completed_steps):
                 self.self_teacher.follow(completed_steps)
-        return {"version": verl_cast.__version__, "host_bytes": self.self_teacher.host_bytes}
+        return {
+            "version": verl_cast.__version__,
+            "host_bytes": self.self_teacher.host_bytes,
+            "taken_at": self.self_teacher.taken_at,
+            "restored": restored,
+        }
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def prepare_self_teacher(self, completed_steps: int) -> dict[str, Any]:
@@ -132,10 +140,12 @@ class SelfTeacherWorkerMixin:
         return TensorDict(fields, batch_size=data.batch_size)
 
     def _check_length(self, length: int) -> None:
-        engine = self.actor.engine_config
-        limits = {
-            "max_position_embeddings": getattr(self.actor.model_config.hf_config, "max_position_embeddings", None)
-        }
+        engine, text_config = self.actor.engine_config, self.actor.model_config.hf_config.get_text_config()
+        limits = {}
+        if getattr(text_config, "max_position_embeddings", None) is not None:
+            # YaRN and its like stretch the positions that the model was made for.
+            stretch = max([1.0, *(rope.get("factor") or 1.0 for rope in _rope_settings(text_config))])
+            limits["max_position_embeddings"] = int(text_config.max_position_embeddings * stretch)
         if engine.use_dynamic_bsz:
             key = "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu"
             # A sequence is cut into parts: by Ulysses (FSDP) or context parallelism (Megatron).
@@ -144,7 +154,7 @@ class SelfTeacherWorkerMixin:
                 engine.infer_max_token_len_per_gpu * parts
             )
         for key, limit in limits.items():
-            if limit is not None and length > limit:
+            if length > limit:
                 raise ValueError(
                     f"CAST: teacher context plus response is {length} tokens, {key} allows {limit}. Use a shorter "
                     "context or data.max_response_length, or raise the limit where it is a setting."
@@ -162,13 +172,15 @@ class SelfTeacherWorkerMixin:
     def save_checkpoint(self, local_path, hdfs_path=None, global_step=0, max_ckpt_to_keep=None):
         """verl's checkpoint, and this rank's teacher beside its shard.
 
-        The teacher comes first: verl's save ends with the removal of old checkpoints, and a disk that is full must be
+        The teacher comes first, on all ranks: verl's save also removes old checkpoints, and a disk that is full must be
         found before that. A half-written file never bears the teacher's name.
         """
-        path = _teacher_path(local_path)
-        os.makedirs(local_path, exist_ok=True)
-        torch.save(self.self_teacher.state_dict(), f"{path}.tmp")
-        os.replace(f"{path}.tmp", path)
+        if self.self_teacher is not None:
+            path = _teacher_path(local_path)
+            os.makedirs(local_path, exist_ok=True)
+            torch.save(self.self_teacher.state_dict(), f"{path}.tmp")
+            os.replace(f"{path}.tmp", path)
+            torch.distributed.barrier()
         super().save_checkpoint(local_path, hdfs_path, global_step, max_ckpt_to_keep)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
@@ -177,12 +189,13 @@ class SelfTeacherWorkerMixin:
         super().load_checkpoint(local_path, hdfs_path, del_local_after_load)
         self._resumed_from = local_path
 
-    def _load_self_teacher(self, local_path: str, missing_state: str) -> None:
+    def _load_self_teacher(self, local_path: str, missing_state: str) -> bool:
+        """Restore this rank's teacher; False where there is none and a new one may start."""
         path = _teacher_path(local_path)
         if not os.path.exists(path):
             if missing_state == "snapshot":
                 logger.warning("CAST: %s is missing; the restored policy is the teacher's first copy.", path)
-                return
+                return False
             others = sorted(glob.glob(_teacher_path(local_path, rank="0", world_size="*")))
             found = (
                 f" It holds the teacher of another number of ranks ({os.path.basename(others[0])})." if others else ""
@@ -194,6 +207,7 @@ class SelfTeacherWorkerMixin:
             )
         try:
             self.self_teacher.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            return True
         except Exception as error:
             raise RuntimeError(
                 f"CAST: the self-teacher in {path} cannot be restored: {error}. Resume with the model, teacher.weights "
@@ -208,10 +222,9 @@ def _teacher_path(local_path: str, rank: str | None = None, world_size: str | No
     return os.path.join(local_path, f"cast_self_teacher_world_size_{world_size}_rank_{rank}.pt")
 
 
-def _has_mrope(model_config: Any) -> bool:
-    text_config = model_config.hf_config.get_text_config()
-    rope = (getattr(text_config, name, None) or {} for name in ("rope_parameters", "rope_scaling"))
-    return any("mrope_section" in parameters for parameters in rope)
+def _rope_settings(text_config: Any) -> list[dict[str, Any]]:
+    settings = (getattr(text_config, name, None) for name in ("rope_parameters", "rope_scaling"))
+    return [rope for rope in settings if isinstance(rope, dict)]
 
 
 @functools.cache
