@@ -38,9 +38,9 @@ def probe_import_of_verl():
 
 def probe_torch_is_untouched():
     """Whoever shares a process with megatron's modules sees torch as it is."""
-    from verl_cast.platform import megatron
+    from verl_cast.platform import cuda_names
 
-    with megatron.tensors_pass_for_cuda():
+    with cuda_names.tensors_pass_for_cuda():
         inside = [torch.ones(1).type(), torch.ones(1).cuda().device.type]
     try:
         torch.ones(1, device="cuda")

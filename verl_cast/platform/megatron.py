@@ -9,15 +9,15 @@ Left out: whatever needs TransformerEngine (Megatron-Bridge, packed sequences, c
 CUDA streams and graphs.
 """
 
-import contextlib
 import copy
 import functools
 import logging
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 
+from verl_cast.platform.cuda_names import TORCH_ON_CPU, pass_for_cuda
 from verl_cast.platform.seams import expect_attribute, expect_mentions, expect_parameters
 from verl_cast.seams import SeamChanged
 
@@ -26,115 +26,6 @@ TRANSFORMER_CONFIG = {"masked_softmax_fusion": False, "attention_backend": "loca
 
 # Seams that were found changed in this process.
 _changed_seams: list[SeamChanged] = []
-
-
-# -------------------------------------------------------------------------------------------- torch as megatron sees it
-
-
-def _on_cpu(factory: Callable) -> Callable:
-    """A factory of tensors that takes "cuda" for the CPU, and has no pinned memory to offer."""
-
-    @functools.wraps(factory)
-    def make(*args, device=None, pin_memory=False, **kwargs):
-        if device is not None and torch.device(device).type != "cuda":
-            kwargs["device"] = device
-        return factory(*args, **kwargs)
-
-    return make
-
-
-class CudaOnCPU(types.ModuleType):
-    """`torch.cuda` of one process whose device is the CPU. Streams, events and graphs are not there: they raise."""
-
-    def __init__(self):
-        super().__init__("torch.cuda")
-        self.random = self  # torch.cuda.random.get_rng_state is another name of torch.cuda.get_rng_state
-        self.nvtx = types.SimpleNamespace(range_push=lambda message: None, range_pop=lambda: None)
-
-    @staticmethod
-    def current_device() -> torch.device:
-        return torch.device("cpu")
-
-    @staticmethod
-    def synchronize(device=None) -> None:
-        pass
-
-    @staticmethod
-    def empty_cache() -> None:
-        pass
-
-    @staticmethod
-    def get_rng_state(device=None) -> torch.Tensor:
-        return torch.get_rng_state()
-
-    @staticmethod
-    def set_rng_state(state: torch.Tensor, device=None) -> None:
-        torch.set_rng_state(state)
-
-    @staticmethod
-    def manual_seed(seed: int) -> None:
-        torch.manual_seed(seed)
-
-    def __getattr__(self, name: str):
-        return getattr(torch.cuda, name)
-
-
-class TorchOnCPU(types.ModuleType):
-    """`torch` for modules that name "cuda": the CPU takes its place. Nothing is compiled: that takes a C++ compiler."""
-
-    def __init__(self):
-        super().__init__("torch")
-        self.cuda = CudaOnCPU()
-        for name in ("arange", "empty", "empty_like", "full", "ones", "tensor", "zeros", "zeros_like"):
-            setattr(self, name, _on_cpu(getattr(torch, name)))
-
-    @staticmethod
-    def compile(function: Callable | None = None, **kwargs) -> Callable:
-        return function if function is not None else lambda function: function
-
-    def __getattr__(self, name: str):
-        return getattr(torch, name)
-
-
-TORCH_ON_CPU = TorchOnCPU()
-
-
-@contextlib.contextmanager
-def tensors_pass_for_cuda() -> Iterator[None]:
-    """In this block `Tensor.cuda()` is the tensor itself, and `Tensor.type()` says "torch.cuda.FloatTensor" etc."""
-    stock = {name: torch.Tensor.__dict__.get(name) for name in ("cuda", "type")}
-    plain_type = torch.Tensor.type
-
-    def type_(self, *args, **kwargs):
-        if args or kwargs:
-            return plain_type(self, *args, **kwargs)
-        return plain_type(self).replace("torch.", "torch.cuda.", 1)
-
-    torch.Tensor.cuda = lambda self, *args, **kwargs: self
-    torch.Tensor.type = type_
-    try:
-        yield
-    finally:
-        for name, function in stock.items():
-            if function is None:
-                delattr(torch.Tensor, name)  # back to what it inherits
-            else:
-                setattr(torch.Tensor, name, function)
-
-
-def _pass_for_cuda(owner, name: str) -> None:
-    """Run `owner.name` inside tensors_pass_for_cuda()."""
-    stock = expect_attribute(owner, name)
-
-    @functools.wraps(stock)
-    def function(*args, **kwargs):
-        with tensors_pass_for_cuda():
-            return stock(*args, **kwargs)
-
-    setattr(owner, name, function)
-
-
-# ---------------------------------------------------------------------------------------------------------- departures
 
 
 def see_the_cpu(module) -> None:
@@ -222,7 +113,7 @@ def accept_optimized_cpu_tensors(module) -> None:
         *owners, name = path.split(".")
         owner = functools.reduce(expect_attribute, owners, module)
         expect_mentions(owner, name, "type", type_name)
-        _pass_for_cuda(owner, name)
+        pass_for_cuda(owner, name)
 
 
 def restore_float32_parameters(module) -> None:
@@ -279,13 +170,13 @@ def exchange_shards_on_cpu(module) -> None:
     """Data-parallel ranks give each other the shards of a checkpoint that they have read, through the GPU."""
     for name in ("exchange_loaded_tensors_gather_rounds", "exchange_loaded_tensors_broadcast"):
         expect_mentions(module, name, "cuda")
-        _pass_for_cuda(module, name)
+        pass_for_cuda(module, name)
 
 
 def leave_the_model_where_it_is(module) -> None:
     """mbridge moves the model to the GPU after building it, and megatron a tied embedding in between."""
     expect_mentions(module, "get_model", "cuda", "current_device", "build_model")
-    _pass_for_cuda(module, "get_model")
+    pass_for_cuda(module, "get_model")
 
 
 def build_local_layers(module) -> None:
