@@ -1,8 +1,7 @@
 """Real runs: verl's own command, Ray, vLLM on the CPU, the tiny model, on FSDP2 and on Megatron.
 
 The runs are comparable bit for bit: run_tools.py seeds every response and orders every batch by its content. Each is
-made once, and one at a time: verl names the socket of its weight transfer by the number of the Ray job, which two Ray
-clusters on one machine share, so that one run's vLLM can get the other's weights.
+made once, where it is asked for first.
 """
 
 import functools

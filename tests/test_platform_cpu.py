@@ -284,6 +284,8 @@ def receive(zmq_handle: str, fault: str):
     from verl.workers.rollout.vllm_rollout import bucketed_weight_transfer
 
     kept = {}
+    if fault.startswith("cluster"):
+        os.environ["RAY_RAYLET_PID"] = fault
     if fault in ("dies", "ends early"):
         os._exit(1)
     if fault == "shared memory":
@@ -313,8 +315,11 @@ def send(zmq_handle: str, fault: str):
         call = Future()
         call.set_exception(RuntimeError("the engine is dead")) if fault == "dies" else call.set_result(None)
         weight_transfer._receiver_calls[zmq_handle] = call
+    first = 0
+    if fault.startswith("cluster"):
+        os.environ["RAY_RAYLET_PID"], first = fault, 100 * int(fault[-1])
     sender = BucketedWeightSender(zmq_handle, bucket_size_mb=1, use_shm=True)
-    weights = ((f"layer.{i}", torch.full((256, 1024), float(i))) for i in range(WEIGHTS))  # one bucket each
+    weights = ((f"layer.{i}", torch.full((256, 1024), float(first + i))) for i in range(WEIGHTS))  # one bucket each
     try:
         asyncio.run(sender.async_send_weights(weights))
     except weight_transfer.WeightTransferError as error:
@@ -355,6 +360,13 @@ def transfer(fault: str):
     return [end.result(timeout=20) for end in ends]
 
 
+def transfer_in_two_clusters():
+    """What the receivers of two runs on one machine got, whose Ray jobs have the same number."""
+    address = f"ipc:///tmp/verl-cast-test-{uuid.uuid4().hex}.sock"
+    ends = [Fork(end, address, cluster) for end in (send, receive) for cluster in ("cluster 1", "cluster 2")]
+    return [end.result(timeout=20) for end in ends][2:]
+
+
 def sequence_parallel():
     """What both ranks found."""
     with tempfile.TemporaryDirectory() as directory:
@@ -379,6 +391,7 @@ def main():
         report[change[1]] = Fork(probe_changed_seam, *change).result()
     for fault in ("none", *FAULTS):
         report[f"transfer {fault}"] = transfer(fault)
+    report["two clusters"] = transfer_in_two_clusters()
     print("REPORT" + json.dumps(report))
 
 
@@ -388,7 +401,7 @@ def main():
 @pytest.fixture(scope="module")
 def report():
     env = {**os.environ, "VERL_PLATFORM": "cpu", "VLLM_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": "1"}
-    child = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, timeout=170)
+    child = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, timeout=220)
     assert child.returncode == 0, child.stderr[-4000:]
     return json.loads(child.stdout.partition("REPORT")[2])
 
@@ -482,6 +495,12 @@ def test_every_departure_has_a_changed_seam_test(report):
 def test_weights_arrive_whole(report):
     """Each weight fills a bucket, so all but the last would be overwritten if they were not cloned."""
     assert report["transfer none"] == ["sent", {f"layer.{i}": [float(i)] for i in range(WEIGHTS)}]
+
+
+@needs_vllm
+def test_two_runs_on_one_machine_get_their_own_weights(report):
+    expected = [{f"layer.{i}": [100.0 * run + i] for i in range(WEIGHTS)} for run in (1, 2)]
+    assert report["two clusters"] == expected
 
 
 @needs_vllm

@@ -4,12 +4,15 @@ verl's sender (actor worker) waits for an acknowledgement of each bucket without
 worker) closes its socket without one when it fails: the run hangs and the reason is never read. Here
 * the receiver answers a failure with its traceback, which the sender raises as `WeightTransferError`;
 * the sender, while it waits, watches the Ray call that runs the receiver, so that a receiver which died, or failed
-  before it opened its socket, ends the wait too.
+  before it opened its socket, ends the wait too;
+* the socket is of one Ray cluster: verl names it by the number of the Ray job, which two runs on one machine, each with
+  a Ray of its own, share, so that one's receiver could take the other's weights.
 Left out: retries, and time limits on a receiver that is alive and busy.
 """
 
 import concurrent.futures
 import functools
+import os
 import traceback
 
 import wrapt
@@ -27,6 +30,11 @@ _receiver_calls: dict[str, concurrent.futures.Future] = {}
 
 class WeightTransferError(RuntimeError):
     """The rollout worker did not take the new weights; the message carries its own error."""
+
+
+def of_this_cluster(zmq_handle: str) -> str:
+    """The socket's address with the raylet's process id, which Ray's workers and their children have."""
+    return f"{zmq_handle}-{os.environ.get('RAY_RAYLET_PID', '')}"
 
 
 def describe(error: BaseException) -> str:
@@ -108,6 +116,8 @@ def answer_failures(module) -> None:
     receiver_init_socket = expect_parameters(receiver, "_init_socket", ["self"])
     receive_weights = expect_parameters(receiver, "receive_weights", ["self", "on_bucket_received"])
     expect_mentions(sender, "__init__", "zmq_handle")
+    expect_mentions(sender, "_init_socket", "zmq_handle")
+    expect_mentions(receiver, "_init_socket", "zmq_handle")
     expect_mentions(sender, "async_send_weights", "_init_socket", "socket", "send_pyobj", "recv")
     expect_mentions(sender, "_init_buffer", "socket", "send_pyobj", "recv")
     expect_mentions(receiver, "receive_weights", "_init_socket", "socket", "recv_pyobj", "send", "_cleanup")
@@ -116,11 +126,14 @@ def answer_failures(module) -> None:
 
     @functools.wraps(sender_init_socket)
     def init_sender_socket(self):
+        receiver_call = _receiver_calls.pop(self.zmq_handle, None)
+        self.zmq_handle = of_this_cluster(self.zmq_handle)
         sender_init_socket(self)
-        self.socket = SenderSocket(self.socket, _receiver_calls.pop(self.zmq_handle, None))
+        self.socket = SenderSocket(self.socket, receiver_call)
 
     @functools.wraps(receiver_init_socket)
     def init_receiver_socket(self):
+        self.zmq_handle = of_this_cluster(self.zmq_handle)
         receiver_init_socket(self)
         self.socket = self.answering_socket = ReceiverSocket(self.socket)
 
