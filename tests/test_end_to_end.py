@@ -1,10 +1,10 @@
 """Real runs: verl's own command, Ray, vLLM on the CPU, the tiny model, on FSDP2 and on Megatron.
 
-The runs are comparable bit for bit: run_tools.py seeds every response and orders every batch by its content. Each is
-made once, where it is asked for first.
+The runs are comparable bit for bit: run_tools.py seeds every response and orders every batch by its content. They are
+started two at a time, as most of a run is start-up on one core; a test names the runs that it looks at.
 """
 
-import functools
+import concurrent.futures
 import re
 import signal
 
@@ -15,7 +15,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from verl_run import run_verl
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 CAST = "algorithm.adv_estimator=cast"
 GRPO = "algorithm.adv_estimator=grpo"
@@ -58,7 +58,7 @@ def context_that_fails_for_the_last_prompt(grpo):
     return (f"+algorithm.cast.teacher.context={template}",)
 
 
-# name: (overrides, arguments of run_verl). `after`: another run, and a function of it that gives further overrides.
+# name: (overrides, arguments of run_verl). A run that goes on from another names it first, with what it takes from it.
 RUNS = {
     "cast": (CAST_SIX_STEPS, {"kill_when": "dump/step_5.pt"}),
     "megatron": (MEGATRON_FOUR_STEPS, {"engine": "megatron", "kill_when": "dump/step_4.pt"}),
@@ -126,26 +126,36 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Name of a run -> the finished run, started where it is asked for first."""
+def runs(request, tmp_path_factory):
+    """Name of a run -> the finished run. Those that the selected tests name are started here, two at a time."""
     tiny_directory = tmp_path_factory.mktemp("tiny")
     tiny.write(tiny_directory)
+    named = [m.args for item in request.session.items for m in item.iter_markers("runs")]
+    wanted = {name for names in named for name in names}
+    wanted |= {RUNS[name][1]["after"][0] for name in wanted if "after" in RUNS[name][1]}
+    futures = {}
 
-    @functools.cache
-    def finished(name):
+    def start(name):
         overrides, arguments = RUNS[name]
         arguments = dict(arguments)
         if "after" in arguments:
             earlier, more = arguments.pop("after")
-            overrides += more(finished(earlier))
-        return run_verl(tmp_path_factory.mktemp(name), tiny_directory, *overrides, **arguments)
-
-    def result(name, expected=0):
-        run = finished(name)
-        assert run.returncode == expected, run.output[-5000:]
+            overrides += more(futures[earlier].result())
+        run = run_verl(tmp_path_factory.mktemp(name), tiny_directory, *overrides, timeout=900, **arguments)
+        print(f"run {name} ended with {run.returncode} after {run.seconds:.0f} s")
         return run
 
-    return result
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for name in RUNS:  # in this order: what others wait for comes first
+            if name in wanted:
+                futures[name] = pool.submit(start, name)
+
+        def result(name, expected=0):
+            run = futures[name].result()
+            assert run.returncode == expected, run.output[-5000:]
+            return run
+
+        yield result
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +203,7 @@ def assert_rollouts_were_the_policys(run, tolerance=1e-6):
     assert max(differences) > 10 * tolerance
 
 
+@pytest.mark.runs("grpo", "grpo_without_plugin")
 def test_with_the_plugin_installed_grpo_is_untouched(runs, grpo):
     """The same class, the same batches and the same weights as in a run that never loads the plugin."""
     without = runs("grpo_without_plugin")
@@ -204,6 +215,7 @@ def test_with_the_plugin_installed_grpo_is_untouched(runs, grpo):
     assert [set(m) for m in grpo.metrics] == [set(m) for m in without.metrics]
 
 
+@pytest.mark.runs("grpo", "reduced")
 def test_reduced_cast_is_verls_grpo_bit_for_bit(runs, grpo):
     """λ = 0, no flip, b = 0, no clip: three real steps through verl's own path give GRPO's advantages and weights."""
     reduced = runs("reduced")
@@ -214,6 +226,7 @@ def test_reduced_cast_is_verls_grpo_bit_for_bit(runs, grpo):
     assert any(m["cast/group/mixed_share"] > 0 for m in reduced.metrics)
 
 
+@pytest.mark.runs("grpo", "cast")
 def test_cast_and_grpo_differ_in_the_advantages_alone(grpo, cast):
     """One seed, the first step: identical responses, rewards and old log-probs; other advantages."""
     assert_same_batches(grpo, cast, 1, fields=("prompts", "responses", "response_mask", "rm_scores", "old_log_probs"))
@@ -240,6 +253,7 @@ def assert_trained_with_the_method(run, steps):
                 torch.testing.assert_close(row["advantages"], expected * row["response_mask"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.runs("cast")
 def test_what_trained_is_the_method(cast):
     assert_trained_with_the_method(cast, (1, 2, 3, 4, 5))
     for step in (1, 2, 3, 4, 5):
@@ -247,6 +261,7 @@ def test_what_trained_is_the_method(cast):
         assert any((row["teacher_log_probs"] != row["old_log_probs"]).any() for row in rows)
 
 
+@pytest.mark.runs("cast")
 def test_metrics_say_what_happened(cast):
     for step, m in enumerate(cast.metrics, start=1):
         shares = [m[f"cast/group/{kind}_share"] for kind in ("mixed", "all_correct", "all_wrong")]
@@ -260,6 +275,7 @@ def test_metrics_say_what_happened(cast):
     assert_rollouts_were_the_policys(cast)
 
 
+@pytest.mark.runs("cast", "cast_resumed")
 def test_a_killed_run_goes_on_with_the_same_teacher(runs, cast):
     """Resumed after step 3, the run computes what the killed one had computed: bit-equal, and refreshed in phase."""
     resumed = runs("cast_resumed")
@@ -268,6 +284,7 @@ def test_a_killed_run_goes_on_with_the_same_teacher(runs, cast):
     assert [m["cast/teacher/age"] for m in resumed.metrics] == [3, 0, 1]
 
 
+@pytest.mark.runs("megatron", "megatron_resumed")
 def test_a_killed_megatron_run_goes_on_with_the_same_teacher(runs):
     """verl's Megatron engine under vLLM rollouts: the method, and the same laws of kill and resume."""
     killed, resumed = runs("megatron", expected=-signal.SIGKILL), runs("megatron_resumed")
@@ -278,6 +295,7 @@ def test_a_killed_megatron_run_goes_on_with_the_same_teacher(runs):
         assert_same_batches(killed, resumed, step)
 
 
+@pytest.mark.runs("colocate_async")
 def test_two_ranks_colocate_async_and_context_same(runs):
     """Two ranks, one teacher; and right after a snapshot `same` needs no forward: the gap is 0 on every token."""
     run = runs("colocate_async")
@@ -289,6 +307,7 @@ def test_two_ranks_colocate_async_and_context_same(runs):
     assert_trained_with_the_method(run, (1, 2, 3))
 
 
+@pytest.mark.runs("separate_async")
 def test_separate_async_with_sequence_parallelism(runs):
     """Rollouts of a vLLM of its own, one policy old; the training engine splits every sequence over two ranks."""
     run = runs("separate_async")
@@ -297,6 +316,7 @@ def test_separate_async_with_sequence_parallelism(runs):
     assert_trained_with_the_method(run, (1, 2, 3))
 
 
+@pytest.mark.runs("lora")
 def test_lora_with_kl_several_updates_a_batch_validation_and_tool_tokens(runs):
     """Modes that share the worker with the teacher's pass, in one run: each leaves it what it was.
 
@@ -320,6 +340,7 @@ def test_lora_with_kl_several_updates_a_batch_validation_and_tool_tokens(runs):
     assert 0.05 < way < 0.95
 
 
+@pytest.mark.runs("failing_on_one_rank")
 def test_a_failing_teacher_on_one_of_two_ranks_ends_the_run_with_its_reason(runs):
     """No hang: the first rank waits in a collective for the second, which has the prompt that cannot be scored."""
     run = runs("failing_on_one_rank", expected=1)
