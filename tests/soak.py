@@ -364,13 +364,18 @@ def verdict(directory: Path, twin: Path | None) -> int:
             text += f" twin {other[kind][name].per_100 / unit:+.1f}"
         return text
 
+    def grows(kind: str, name: str, bound: float) -> bool:
+        """Beyond the bound, and beyond what the twin's grows: that is Ray's, vLLM's or verl's own."""
+        expected = other[kind][name].per_100 if name in other.get(kind, {}) else 0.0
+        return series[kind][name].grows(bound) and series[kind][name].per_100 > expected + bound
+
     names = ["uss", "rss", "fds", "sockets", "threads", "processes"]
     kinds = sorted((k for k in series if k not in ("all", "machine")), key=lambda k: -series[k]["uss"].end)
     table = [["kind", "USS, MiB", "RSS, MiB", *names[2:], ""]]
     grown = []
     for kind in (*kinds, "all"):
         bounds = TREE_BOUNDS if kind == "all" else BOUNDS
-        over = [name for name, bound in bounds.items() if series[kind][name].grows(bound)]
+        over = [name for name, bound in bounds.items() if grows(kind, name, bound)]
         grown += [f"{kind}: {name} {cell(kind, name)}" for name in over]
         table.append([kind, *(cell(kind, name) for name in names), f"GROWS: {', '.join(over)}" if over else "flat"])
     print(
@@ -380,7 +385,7 @@ def verdict(directory: Path, twin: Path | None) -> int:
     for row in table:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
     for name in series["machine"]:
-        over = name in MACHINE_BOUNDS and series["machine"][name].grows(MACHINE_BOUNDS[name])
+        over = name in MACHINE_BOUNDS and grows("machine", name, MACHINE_BOUNDS[name])
         unit = " MiB" if name in IN_MIB else ""
         print(f"{name}: {cell('machine', name)}{unit}{'  GROWS' if over else ''}")
         grown += [f"{name}: {cell('machine', name)}{unit}"] if over else []
@@ -399,7 +404,8 @@ def verdict(directory: Path, twin: Path | None) -> int:
     if last < MIN_STEPS:
         print(f"VERDICT: none about growth, {last} steps are all warm-up; take {MIN_STEPS} or more")
         return 1 if state.get("left") else 0
-    print("VERDICT: " + ("grows beyond the bounds:\n  " + "\n  ".join(grown) if grown else "nothing grows"))
+    nothing = "nothing grows more than in the twin" if twin else "nothing grows"
+    print("VERDICT: " + ("grows beyond the bounds:\n  " + "\n  ".join(grown) if grown else nothing))
     return 1 if grown else 0
 
 
@@ -456,7 +462,7 @@ def main() -> int:
     parser.add_argument("--progress", type=float, default=30, help="seconds between lines on the screen")
     parser.add_argument("--stall", type=float, default=900, help="seconds without a step after which the run is ended")
     parser.add_argument("--resume-plot", action="store_true", help="no run: judge and draw the samples in DIR again")
-    parser.add_argument("--twin", type=Path, help="directory of another soak, whose slopes are shown beside")
+    parser.add_argument("--twin", type=Path, help="directory of another soak, whose growth does not count")
     args = parser.parse_intermixed_args()
     if not args.resume_plot:
         run(args)

@@ -74,7 +74,6 @@ def run_ranks(directory: Path, engine: str, world_size: int, *arguments: str) ->
     "engine, world_size, overrides",
     [
         pytest.param("fsdp2", 1, [], id="fsdp2-1"),
-        pytest.param("fsdp2", 2, [], id="fsdp2-2"),
         # parameters stay gathered after a forward: a swap of the shards alone would go unnoticed
         pytest.param("fsdp2", 2, [f"{FSDP}.reshard_after_forward=False"], id="fsdp2-2-gathered"),
         pytest.param("fsdp2", 2, LORA, id="fsdp2-2-lora"),
