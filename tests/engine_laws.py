@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_module
 from omegaconf import open_dict
 from tensordict import TensorDict
+from verl_run import ENGINES, merged
 
 TEMPERATURE = 0.7
 QUESTIONS = ["What is 1 + 2?", "And 3 + 4, then?", "5?", "What is 6 + 7 + 8 + 9?"]
@@ -23,27 +24,9 @@ EMA_DECAY = 0.75
 LAYERS = ("Qwen3DecoderLayer", "TransformerLayer")  # of transformers (FSDP2 puts "FSDP" before it) and of megatron
 
 ACTOR = "actor_rollout_ref.actor"
-FP32 = "{param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}"
-ENGINE_OVERRIDES = {
-    "fsdp": [
-        f"{ACTOR}.strategy=fsdp",
-        f"{ACTOR}.fsdp_config.use_torch_compile=False",
-        f"+{ACTOR}.fsdp_config.mixed_precision={FP32}",
-        "+actor_rollout_ref.model.override_config.attn_implementation=sdpa",
-    ],
-    "megatron": [
-        "model_engine=megatron",
-        f"{ACTOR}.megatron.vanilla_mbridge=True",
-        f"{ACTOR}.megatron.use_remove_padding=False",
-        f"{ACTOR}.megatron.dtype=float32",
-    ],
-}
-ENGINE_OVERRIDES["fsdp2"] = [f"{ACTOR}.strategy=fsdp2", *ENGINE_OVERRIDES["fsdp"][1:]]
 
 
 def actor_config(directory: Path, engine: str, overrides: list[str]):
-    from verl_run import merged
-
     with initialize_config_module("verl.trainer.config", version_base=None):
         config = compose(
             "ppo_trainer",
@@ -59,7 +42,7 @@ def actor_config(directory: Path, engine: str, overrides: list[str]):
                 "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=2",
                 "actor_rollout_ref.rollout.n=4",
                 "trainer.total_training_steps=10",
-                *merged(ENGINE_OVERRIDES[engine], overrides),
+                *merged(ENGINES[engine], overrides),
             ],
         )
     with open_dict(config):

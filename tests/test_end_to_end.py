@@ -58,7 +58,7 @@ def context_that_fails_for_the_last_prompt(grpo):
     return (f"+algorithm.cast.teacher.context={template}",)
 
 
-# name: (overrides, arguments of run_verl). A run that goes on from another names it first, with what it takes from it.
+# name: (overrides, arguments of run_verl). `after`: an earlier run, and what it gives to the overrides.
 RUNS = {
     "cast": (CAST_SIX_STEPS, {"kill_when": "dump/step_5.pt"}),
     "megatron": (MEGATRON_FOUR_STEPS, {"engine": "megatron", "kill_when": "dump/step_4.pt"}),

@@ -398,12 +398,17 @@ def main():
 # ---------------------------------------------------------------------------------------- what the probes must find
 
 
-@pytest.fixture(scope="module")
-def report():
+def report_of(script: str) -> dict:
+    """What the `main()` of a file of probes printed."""
     env = {**os.environ, "VERL_PLATFORM": "cpu", "VLLM_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": "1"}
-    child = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, timeout=220)
+    child = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, timeout=220)
     assert child.returncode == 0, child.stderr[-4000:]
     return json.loads(child.stdout.partition("REPORT")[2])
+
+
+@pytest.fixture(scope="module")
+def report():
+    return report_of(__file__)
 
 
 @needs_vllm

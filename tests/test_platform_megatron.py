@@ -7,15 +7,13 @@ import importlib
 import importlib.util
 import json
 import operator
-import os
-import subprocess
 import sys
 import types
 
 import pytest
 import torch
 from omegaconf import OmegaConf
-from test_platform_cpu import Fork, good_config
+from test_platform_cpu import Fork, good_config, report_of
 
 from verl_cast.platform.cpu_config import MEGATRON_RULES, check_config
 
@@ -254,10 +252,7 @@ def main():
 
 @pytest.fixture(scope="module")
 def report():
-    env = {**os.environ, "VERL_PLATFORM": "cpu", "VLLM_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": "1"}
-    child = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, timeout=220)
-    assert child.returncode == 0, child.stderr[-4000:]
-    return json.loads(child.stdout.partition("REPORT")[2])
+    return report_of(__file__)
 
 
 @needs_megatron

@@ -15,6 +15,24 @@ import torch
 
 TESTS = Path(__file__).parent
 
+_ACTOR = "actor_rollout_ref.actor"
+_FSDP = (
+    "+actor_rollout_ref.model.override_config.attn_implementation=sdpa",
+    f"{_ACTOR}.fsdp_config.use_torch_compile=False",
+    f"+{_ACTOR}.fsdp_config.mixed_precision={{param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}}",
+)
+# What each training engine takes on a CPU, in float32.
+ENGINES = {
+    "fsdp": (f"{_ACTOR}.strategy=fsdp", *_FSDP),
+    "fsdp2": (f"{_ACTOR}.strategy=fsdp2", *_FSDP),
+    "megatron": (
+        "model_engine=megatron",
+        f"{_ACTOR}.megatron.vanilla_mbridge=True",
+        f"{_ACTOR}.megatron.dtype=float32",
+        "actor_rollout_ref.ref.megatron.dtype=float32",  # it does not follow the actor's
+    ),
+}
+
 
 @dataclass
 class Run:
@@ -42,27 +60,14 @@ class Run:
 
 
 def run_verl(
-    directory: Path,
-    tiny_directory: Path,
-    *overrides: str,
-    plugin: bool = True,
-    tools: bool = True,
-    env: dict[str, str] | None = None,
-    timeout: int = 400,
-    kill_when: str | None = None,
-    engine: str = "fsdp2",
+    directory: Path, tiny_directory: Path, *overrides: str, timeout: int = 400, kill_when: str | None = None, **settings
 ) -> Run:
-    """`python -m verl.trainer.main_ppo` with the tiny model; `overrides` come last and win.
+    """`python -m verl.trainer.main_ppo` with the tiny model; see command_and_environment for the other settings.
 
     Args:
-        plugin: False runs without verl_cast's plugin; the CPU platform alone is loaded.
-        tools: load run_tools.py, which makes runs comparable.
         kill_when: SIGKILL every process of the run as soon as this file (below `directory`) exists.
-        engine: "fsdp2", or "megatron" (which saves other checkpoints: Run.parameters cannot read them).
     """
-    command, environment = command_and_environment(
-        directory, tiny_directory, *overrides, plugin=plugin, tools=tools, env=env, engine=engine
-    )
+    command, environment = command_and_environment(directory, tiny_directory, *overrides, **settings)
     started = time.monotonic()
     with open(directory / "output.log", "w") as log:
         process = subprocess.Popen(command, cwd=directory, env=environment, stdout=log, stderr=subprocess.STDOUT)
@@ -105,28 +110,19 @@ def command_and_environment(
     env: dict[str, str] | None = None,
     engine: str = "fsdp2",
 ) -> tuple[list[str], dict[str, str]]:
-    """What `run_verl` starts, to be started in `directory`, which is made here."""
+    """What `run_verl` starts, to be started in `directory`, which is made here; `overrides` come last and win.
+
+    Args:
+        plugin: False runs without verl_cast's plugin; the CPU platform alone is loaded.
+        tools: load run_tools.py, which makes runs comparable.
+        engine: of ENGINES ("megatron" saves other checkpoints: Run.parameters cannot read them).
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+    actor, rollout = _ACTOR, "actor_rollout_ref.rollout"
     (directory / "agent.yaml").write_text(
         "- name: seeded\n  _target_: run_tools.SeededAgentLoop\n"
         "- name: two_turns\n  _target_: run_tools.TwoTurnAgentLoop\n"
     )
-    fp32 = "{param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}"
-    engines = {
-        "fsdp2": (
-            "+actor_rollout_ref.model.override_config.attn_implementation=sdpa",
-            f"{actor}.strategy=fsdp2",
-            f"{actor}.fsdp_config.use_torch_compile=False",
-            f"+{actor}.fsdp_config.mixed_precision={fp32}",
-        ),
-        "megatron": (
-            "model_engine=megatron",
-            f"{actor}.megatron.vanilla_mbridge=True",
-            f"{actor}.megatron.dtype=float32",
-            "actor_rollout_ref.ref.megatron.dtype=float32",  # it does not follow the actor's
-        ),
-    }
     defaults = [
         f"data.train_files={tiny_directory / 'train.parquet'}",
         f"data.val_files={tiny_directory / 'train.parquet'}",
@@ -141,7 +137,7 @@ def command_and_environment(
         f"{actor}.ppo_mini_batch_size=4",
         f"{actor}.ppo_micro_batch_size_per_gpu=4",
         f"{actor}.optim.lr=1e-3",
-        *engines[engine],
+        *ENGINES[engine],
         f"{rollout}.name=vllm",
         f"{rollout}.n=4",
         f"{rollout}.dtype=float32",
@@ -172,7 +168,6 @@ def command_and_environment(
         "trainer.resume_mode=disable",
         "+ray_kwargs.ray_init.num_cpus=16",
         "+ray_kwargs.ray_init.num_gpus=1",
-        "+ray_kwargs.ray_init.include_dashboard=False",
         "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
     ]
     modules = []
@@ -195,8 +190,6 @@ def command_and_environment(
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_DEDUP_LOGS": "0",
-        # What a short run on two cores can do without: a pool of idle Python workers.
-        "RAY_prestart_worker_first_driver": "0",
         "HYDRA_FULL_ERROR": "1",
         **(env or {}),
     }

@@ -103,7 +103,7 @@ def base_advantage(
     # Group by group, as verl does: over (groups, size) rows torch runs another kernel, which differs in the last bits.
     mixed_rows = rows[kind[rows] == MIXED]
     mixed_rows = mixed_rows[torch.argsort(group[mixed_rows], stable=True)]
-    for members in torch.split(mixed_rows, torch.unique(group[mixed_rows], return_counts=True)[1].tolist()):
+    for members in torch.split(mixed_rows, size[group_kind == MIXED].tolist()):
         member_scores = scores[members]
         advantage = member_scores - torch.mean(member_scores)
         if norm_adv_by_std_in_grpo:

@@ -141,11 +141,9 @@ def check_run(config: DictConfig) -> None:
         "it removes the all-correct and all-wrong groups, which CAST trains on; set it to False (mixed groups only are "
         "+algorithm.cast.base_correct=0 +algorithm.cast.base_wrong=0).",
     )
-    other_engine = "fsdp_config." if strategy == "megatron" else "megatron."
-    for key, works, reason in ENGINE_SETTINGS:
-        if not key.startswith(other_engine):
-            remedy = f"{reason}; set it to {'null' if works is None else works}."
-            refuse_if(f"actor_rollout_ref.actor.{key}", lambda v, works=works: v not in (None, works), remedy)
+    for key, works, reason in ENGINE_SETTINGS:  # a key of another engine is not in the config, and None
+        remedy = f"{reason}; set it to {'null' if works is None else works}."
+        refuse_if(f"actor_rollout_ref.actor.{key}", lambda v, works=works: v not in (None, works), remedy)
     sync_step = "trainer.v1.separate_async.parameter_sync_step"
     if mode == "separate_async" and strategy == "fsdp2" and OmegaConf.select(config, sync_step) > 1:
         for key in ("param_offload", "offload_policy"):
