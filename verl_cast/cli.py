@@ -1,0 +1,42 @@
+"""The command `verl-cast`: report, doctor, diagnose. Only the chosen one is imported.
+
+Every command is `add_arguments(parser)` and `main(args) -> int` of its own module. What a user can mend is a UserError
+there and one sentence here; every other exception is a bug, and keeps its traceback.
+"""
+
+import argparse
+import importlib
+import sys
+
+COMMANDS = {
+    "report": ("verl_cast.report.command", "one self-contained HTML page about one or several runs"),
+    "doctor": ("verl_cast.doctor.command", "check this installation and a verl command, without training"),
+    "diagnose": ("verl_cast.diagnose.command", "is the teacher's context fit, and how do gaps behave? (analysis only)"),
+}
+
+
+class UserError(Exception):
+    """A sentence for the user: what is wrong, and the remedy."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="verl-cast", description="See what CAST does, and what it will do.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="{report,doctor,diagnose}")
+    chosen = next((argument for argument in argv if argument in COMMANDS), None)
+    module = None
+    for name, (module_name, help_text) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=help_text, description=help_text)
+        if name == chosen:
+            module = importlib.import_module(module_name)
+            module.add_arguments(subparser)
+    args = parser.parse_args(argv)
+    try:
+        return module.main(args)
+    except UserError as error:
+        print(f"verl-cast {args.command}: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
