@@ -36,7 +36,3 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"verl-cast {args.command}: {error}", file=sys.stderr)
         return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

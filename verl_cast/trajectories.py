@@ -1,6 +1,6 @@
 """The trajectory dump: what CAST did to single tokens, one Parquet file a step (`algorithm.cast.dump`).
 
-A file `step_00000010.parquet` has one row per trajectory, whole groups only, and these columns (T: its response tokens):
+A file `step_00000010.parquet` has one row per trajectory, whole groups only, and these columns (T: response tokens):
 
     step               int64           training step
     group              string          verl's uid of the prompt; the rows of a group stand together
@@ -23,9 +23,9 @@ A file `step_00000010.parquet` has one row per trajectory, whole groups only, an
     base_advantage     double          B
     teacher_age        int64 or null   training steps since the teacher's weights were the policy's
 
-The file's metadata hold `verl_cast_dump` (version of this format), `verl_cast` (of the package), `model` (path) and `cast`
-(`algorithm.cast` of the run, JSON). The trainer alone writes, whatever the number of ranks; a file gets its name when it is
-whole. Imports neither verl nor torch: a report can be made anywhere.
+The file's metadata hold `verl_cast_dump` (version of this format), `verl_cast` (of the package), `model` (path) and
+`cast` (`algorithm.cast` of the run, JSON). The trainer alone writes, whatever the number of ranks; a file gets its name
+when it is whole. Imports neither verl nor torch: a report can be made anywhere.
 """
 
 import json
@@ -43,8 +43,6 @@ import verl_cast
 DUMP_VERSION = 1
 DIRECTORY = "cast_trajectories"  # below the run's checkpoints, unless algorithm.cast.dump.directory says otherwise
 
-_TOKENS = ("response_ids", "response_text", "response_mask", "old_log_probs", "teacher_log_probs", "gap", "advantages")
-TOKEN_COLUMNS = (*_TOKENS, "flipped")
 SCHEMA = pa.schema(
     {
         "step": pa.int64(),

@@ -1,0 +1,7 @@
+"""`python -m verl_cast` is `verl-cast`."""
+
+import sys
+
+from verl_cast.cli import main
+
+sys.exit(main())
