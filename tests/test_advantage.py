@@ -14,6 +14,7 @@ from verl_cast.advantage import (
     ALL_WRONG,
     EXCLUDED,
     MIXED,
+    apply_deadzone,
     base_advantage,
     cast_advantage,
     compute_cast_advantage,
@@ -63,8 +64,8 @@ def test_every_token_equals_the_reference(flip, settings_):
     )
     for dtype, tolerance in ((torch.float64, 1e-14), (torch.float32, 2e-6)):
         teacher, old = gap.to(dtype).unsqueeze(0), torch.zeros(1, NUM_RANDOM, dtype=dtype)
-        used_gap = token_gap(teacher, old, torch.ones(1, NUM_RANDOM), config.gap_deadzone)
-        advantages, flipped = shape_advantage(base.to(dtype).unsqueeze(0), used_gap, config)
+        used_gap, _ = apply_deadzone(token_gap(teacher, old, torch.ones(1, NUM_RANDOM)), config.gap_deadzone)
+        advantages, flipped, _ = shape_advantage(base.to(dtype).unsqueeze(0), used_gap, config)
         torch.testing.assert_close(advantages.squeeze(0).double(), expected, rtol=tolerance, atol=tolerance)
         assert flipped.any() == (flip != "none")
 
@@ -72,7 +73,7 @@ def test_every_token_equals_the_reference(flip, settings_):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_closed_form_of_section_7(dtype):
     base, gap = (x.to(dtype) for x in random_base_and_gap(seed=7))
-    advantages, _ = shape_advantage(base.unsqueeze(0), gap.unsqueeze(0), CastConfig())
+    advantages, *_ = shape_advantage(base.unsqueeze(0), gap.unsqueeze(0), CastConfig())
     expected = [reference.closed_form(b, g) for b, g in zip(base.tolist(), gap.tolist(), strict=True)]
     torch.testing.assert_close(
         advantages.squeeze(0).double(),

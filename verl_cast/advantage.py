@@ -49,12 +49,16 @@ class CastAdvantage:
         gap: (B, T) g as it was used: 0 inside the dead zone and where the mask is 0.
         base: per row, see `BaseAdvantage`.
         flipped: (B, T) bool, tokens whose advantage got the opposite sign of B (section 5).
+        weight_clipped: (B, T) bool, tokens whose weight exp(±g) lay outside its bounds (sections 4 and 5).
+        in_deadzone: (B, T) bool, tokens whose gap is 0 because of the dead zone alone.
     """
 
     advantages: torch.Tensor
     gap: torch.Tensor
     base: BaseAdvantage
     flipped: torch.Tensor
+    weight_clipped: torch.Tensor
+    in_deadzone: torch.Tensor
 
 
 @torch.no_grad()
@@ -114,9 +118,9 @@ def base_advantage(
 
 @torch.no_grad()
 def token_gap(
-    teacher_log_probs: torch.Tensor, old_log_probs: torch.Tensor, response_mask: torch.Tensor, deadzone: float = 0.0
+    teacher_log_probs: torch.Tensor, old_log_probs: torch.Tensor, response_mask: torch.Tensor
 ) -> torch.Tensor:
-    """Gap g = log π_φ − log π_old of every response token (section 3), 0 where |g| <= deadzone or the mask is 0.
+    """Gap g = log π_φ − log π_old of every response token (section 3), 0 where the mask is 0.
 
     Args:
         teacher_log_probs, old_log_probs: (B, T), at the sampling temperature.
@@ -129,13 +133,19 @@ def token_gap(
     gap = torch.where(response_mask.bool(), gap, torch.zeros((), dtype=gap.dtype, device=gap.device))
     if not torch.isfinite(gap).all():
         raise ValueError("CAST: a teacher or old log-probability is NaN or infinite on a token that counts.")
-    if deadzone > 0:
-        gap = torch.where(gap.abs() > deadzone, gap, torch.zeros((), dtype=gap.dtype, device=gap.device))
     return gap
 
 
+def apply_deadzone(gap: torch.Tensor, deadzone: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gap with 0 where |g| <= deadzone (section 7), and where that changed it."""
+    in_deadzone = (gap.abs() <= deadzone) & (gap != 0)
+    return gap.masked_fill(in_deadzone, 0.0), in_deadzone
+
+
 @torch.no_grad()
-def shape_advantage(base: torch.Tensor, gap: torch.Tensor, config: CastConfig) -> tuple[torch.Tensor, torch.Tensor]:
+def shape_advantage(
+    base: torch.Tensor, gap: torch.Tensor, config: CastConfig
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Weight, flip and clip (sections 4 to 6) of base advantages by gaps.
 
     Every token's advantage is B times a coefficient: max(0, 1 + λ(w − 1)) with the clipped weight w = exp(s·g) of its
@@ -146,7 +156,7 @@ def shape_advantage(base: torch.Tensor, gap: torch.Tensor, config: CastConfig) -
         gap: (B, T).
 
     Returns:
-        (advantages, flipped), both (B, T); the mask is not applied here.
+        (advantages, flipped, weight_clipped), all (B, T); the mask is not applied here.
     """
     correct_side = base >= 0
     signed_gap = torch.sign(base) * gap  # > 0: the teacher agrees with the verifier
@@ -167,12 +177,13 @@ def shape_advantage(base: torch.Tensor, gap: torch.Tensor, config: CastConfig) -
     exponent = torch.where(flipped, -signed_gap, signed_gap).clamp(-MAX_EXPONENT, MAX_EXPONENT)
     lower = bound(pos_low, neg_low, max(1.0, neg_low), max(1.0, pos_low))
     upper = bound(pos_high, neg_high, neg_high, pos_high)
-    weight = torch.minimum(torch.maximum(torch.exp(exponent), lower), upper)
+    raw_weight = torch.exp(exponent)
+    weight = torch.minimum(torch.maximum(raw_weight, lower), upper)
     coefficient = (1 + config.gap_weight * (weight - 1)).clamp_min(0)
     advantages = base * torch.where(flipped, -coefficient, coefficient)
     if config.advantage_clip is not None:
         advantages = advantages.clamp(-config.advantage_clip, config.advantage_clip)
-    return advantages, flipped
+    return advantages, flipped, weight != raw_weight
 
 
 @torch.no_grad()
@@ -194,9 +205,11 @@ def cast_advantage(
     counts = (final_row == rows) & response_mask.bool().any(dim=-1)
     scores = token_level_rewards.sum(dim=-1)
     base = base_advantage(scores, index, counts, config, norm_adv_by_std_in_grpo).take(final_row)
-    gap = token_gap(teacher_log_probs, old_log_probs, response_mask, config.gap_deadzone)
-    advantages, flipped = shape_advantage(base.value.unsqueeze(-1), gap, config)
-    return CastAdvantage(advantages * response_mask, gap, base, flipped & response_mask.bool())
+    gap = token_gap(teacher_log_probs, old_log_probs, response_mask)
+    gap, in_deadzone = apply_deadzone(gap, config.gap_deadzone)
+    advantages, flipped, weight_clipped = shape_advantage(base.value.unsqueeze(-1), gap, config)
+    mask = response_mask.bool()
+    return CastAdvantage(advantages * response_mask, gap, base, flipped & mask, weight_clipped & mask, in_deadzone)
 
 
 def compute_cast_advantage(

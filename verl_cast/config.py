@@ -43,9 +43,7 @@ class TeacherConfig:
         prefix = "algorithm.cast.teacher"
         _require_choice(f"{prefix}.weights", self.weights, TEACHER_WEIGHTS)
         _require_choice(f"{prefix}.missing_state", self.missing_state, MISSING_STATES)
-        interval = self.refresh_interval
-        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
-            raise CastConfigError(f"{prefix}.refresh_interval", interval, "must be a whole number, at least 1.")
+        _require_whole_number(f"{prefix}.refresh_interval", self.refresh_interval, minimum=1)
         decay = _number(f"{prefix}.ema_decay", self.ema_decay)
         if not 0 < decay < 1:
             raise CastConfigError(
@@ -66,6 +64,22 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True)
+class DumpConfig:
+    """`algorithm.cast.dump`: trajectories with all that CAST knows of their tokens (verl_cast/trajectories.py)."""
+
+    interval: int = 0  # training steps between dumps; 0: none
+    groups: int = 4  # of every dump, chosen at random
+    directory: str | None = None  # None: cast_trajectories below trainer.default_local_dir
+
+    def __post_init__(self):
+        prefix = "algorithm.cast.dump"
+        _require_whole_number(f"{prefix}.interval", self.interval, minimum=0)
+        _require_whole_number(f"{prefix}.groups", self.groups, minimum=1)
+        if self.directory is not None and (not isinstance(self.directory, str) or not self.directory):
+            raise CastConfigError(f"{prefix}.directory", self.directory, "must be a path, or null for the default.")
+
+
+@dataclass(frozen=True)
 class CastConfig:
     """`algorithm.cast`: the advantage of CAST (method sections 2 to 6). The defaults are those of the evaluated run."""
 
@@ -78,7 +92,10 @@ class CastConfig:
     base_wrong: float = 1.0  # b of all-wrong groups
     correct_threshold: float = 0.5  # a response is correct if its reward is greater
     gap_deadzone: float = 0.0  # a gap with |g| up to this counts as 0
+    # Training steps between measurements of the engine's own noise (one more forward each); 0: never.
+    noise_floor_interval: int = 0
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    dump: DumpConfig = field(default_factory=DumpConfig)
 
     def __post_init__(self):
         prefix = "algorithm.cast"
@@ -94,8 +111,11 @@ class CastConfig:
             if clip <= 0:
                 raise CastConfigError(f"{prefix}.advantage_clip", clip, "must be greater than 0, or null for no clip.")
             object.__setattr__(self, "advantage_clip", clip)
-        if not isinstance(self.teacher, TeacherConfig):
-            raise CastConfigError(f"{prefix}.teacher", self.teacher, "must be a group of keys (weights, context, ...).")
+        _require_whole_number(f"{prefix}.noise_floor_interval", self.noise_floor_interval, minimum=0)
+        for key, group in _GROUPS.items():
+            if not isinstance(getattr(self, key), group):
+                names = ", ".join(f.name for f in fields(group))
+                raise CastConfigError(f"{prefix}.{key}", getattr(self, key), f"must be a group of keys ({names}).")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> "CastConfig":
@@ -105,9 +125,13 @@ class CastConfig:
             CastConfigError: for an unknown key, a wrong type or a value out of range, with the key, value and remedy.
         """
         values = _known_keys(cls, "algorithm.cast", values)
-        if "teacher" in values:
-            values["teacher"] = TeacherConfig(**_known_keys(TeacherConfig, "algorithm.cast.teacher", values["teacher"]))
+        for key, group in _GROUPS.items():
+            if key in values:
+                values[key] = group(**_known_keys(group, f"algorithm.cast.{key}", values[key]))
         return cls(**values)
+
+
+_GROUPS = {"teacher": TeacherConfig, "dump": DumpConfig}
 
 
 def _known_keys(cls, prefix: str, values: Any) -> dict[str, Any]:
@@ -122,6 +146,11 @@ def _known_keys(cls, prefix: str, values: Any) -> dict[str, Any]:
             hint = f"did you mean {prefix}.{close[0]}?" if close else f"the keys are {', '.join(names)}."
             raise CastConfigError(f"{prefix}.{key}", values[key], f"unknown key; {hint}")
     return dict(values)
+
+
+def _require_whole_number(key: str, value: Any, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise CastConfigError(key, value, f"must be a whole number, at least {minimum}.")
 
 
 def _number(key: str, value: Any, minimum: float | None = None) -> float:

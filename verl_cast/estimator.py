@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from verl_cast.advantage import cast_advantage
+from verl_cast.advantage import CastAdvantage, cast_advantage
 from verl_cast.config import CastConfig
 from verl_cast.metrics import cast_metrics
 
@@ -29,14 +29,18 @@ class EstimatorInputs:
         config: `algorithm.cast`.
         old_log_probs, teacher_log_probs: (B, T), padded like the batch.
         final_row: (B,) int64, the row of the final output of each row's session.
-        metrics: filled by the estimator.
+        entropy: (B, T) of the policy, padded likewise; for the metrics alone.
+        metrics, result, response_mask: filled by the estimator; the mask is the one that it was given.
     """
 
     config: CastConfig
     old_log_probs: torch.Tensor
     teacher_log_probs: torch.Tensor
     final_row: torch.Tensor
+    entropy: torch.Tensor | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    result: CastAdvantage | None = None
+    response_mask: torch.Tensor | None = None
 
 
 _inputs: contextvars.ContextVar[EstimatorInputs | None] = contextvars.ContextVar("cast_estimator_inputs", default=None)
@@ -93,5 +97,6 @@ def compute_cast_outcome_advantage(
         norm_by_std,
         inputs.final_row,
     )
-    inputs.metrics.update(cast_metrics(result, response_mask, inputs.config))
+    inputs.result, inputs.response_mask = result, response_mask
+    inputs.metrics.update(cast_metrics(result, response_mask, inputs.config, inputs.entropy))
     return result.advantages, result.advantages

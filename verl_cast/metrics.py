@@ -1,59 +1,143 @@
 """The `cast/*` numbers of one batch. README.md explains each, with what is healthy.
 
 verl combines the numbers of several updates by their names (a name with `max`, `min`, `sum` or `total` in it is not
-averaged); none of these names holds such a word, so all are averaged, weighted by rows.
+averaged); none of these names holds such a word, so all are averaged, weighted by rows. A number that has no meaning in
+a batch (the mean length of its correct responses when there are none) is left out, never 0.
 """
 
+import numpy as np
 import torch
 
-from verl_cast.advantage import ALL_CORRECT, ALL_WRONG, EXCLUDED, MIXED, CastAdvantage
+from verl_cast.advantage import ALL_CORRECT, ALL_WRONG, EXCLUDED, MIXED, BaseAdvantage, CastAdvantage
 from verl_cast.config import CastConfig
+
+GAP_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+NOISE_QUANTILE = 0.99
 
 
 @torch.no_grad()
-def cast_metrics(result: CastAdvantage, response_mask: torch.Tensor, config: CastConfig) -> dict[str, float]:
+def cast_metrics(
+    result: CastAdvantage, response_mask: torch.Tensor, config: CastConfig, entropy: torch.Tensor | None = None
+) -> dict[str, float]:
     """Metrics of a batch. Rows that do not count (padding, rejected, empty) and masked tokens enter none of them.
 
     Args:
         result: of `cast_advantage`.
         response_mask: (B, T).
+        entropy: (B, T) of the policy at every token, nats; None: not known.
     """
     base = result.base
     counted = base.kind != EXCLUDED
     tokens = response_mask.bool() & counted.unsqueeze(-1)
-    metrics = {}
+    return {
+        **_group_metrics(base, counted),
+        **_gap_metrics(result, tokens),
+        **_trajectory_metrics(result, tokens, entropy),
+        **_advantage_metrics(result, tokens, config),
+    }
 
+
+@torch.no_grad()
+def noise_metrics(
+    again: torch.Tensor, old_log_probs: torch.Tensor, gap: torch.Tensor, response_mask: torch.Tensor
+) -> dict[str, float]:
+    """The engine's noise floor: the policy's log-probs computed twice, in different micro-batches.
+
+    Args:
+        again: (B, T), log π_old of the second pass.
+        old_log_probs: (B, T), of the first.
+        gap: (B, T), as the advantage used it.
+        response_mask: (B, T).
+    """
+    tokens = response_mask.bool()
+    if not tokens.any():
+        return {}
+    noise = (again - old_log_probs).abs()[tokens].float().numpy()
+    floor = float(np.quantile(noise, NOISE_QUANTILE))
+    below = (gap != 0) & (gap.abs() <= floor)
+    return {
+        "cast/noise/abs_mean": float(noise.mean()),
+        "cast/noise/p99": floor,
+        "cast/noise/gap_share": _share(below, tokens),
+    }
+
+
+def _group_metrics(base: BaseAdvantage, counted: torch.Tensor) -> dict[str, float]:
     # Groups are counted once each, whatever their size.
     num_groups = int(base.group.max()) + 1 if base.group.numel() else 0
     group_kind = torch.full((num_groups,), EXCLUDED, dtype=base.kind.dtype, device=base.kind.device)
     group_kind[base.group[counted]] = base.kind[counted]
+    metrics = {}
     for name, kind in (("mixed", MIXED), ("all_correct", ALL_CORRECT), ("all_wrong", ALL_WRONG)):
         metrics[f"cast/group/{name}_share"] = _share(group_kind == kind, group_kind >= 0)
     metrics["cast/correct_share"] = _share(base.correct, counted)
     metrics["cast/base/abs_mean"] = _mean(base.value.abs(), counted)
+    return metrics
 
+
+def _gap_metrics(result: CastAdvantage, tokens: torch.Tensor) -> dict[str, float]:
     gap = result.gap
-    metrics["cast/gap/mean"] = _mean(gap, tokens)
-    metrics["cast/gap/abs_mean"] = _mean(gap.abs(), tokens)
-    metrics["cast/gap/positive_share"] = _share(gap > 0, tokens)
-    metrics["cast/gap/zero_share"] = _share(gap == 0, tokens)
+    metrics = {
+        "cast/gap/mean": _mean(gap, tokens),
+        "cast/gap/abs_mean": _mean(gap.abs(), tokens),
+        "cast/gap/positive_share": _share(gap > 0, tokens),
+        "cast/gap/zero_share": _share((gap == 0) & ~result.in_deadzone, tokens),
+        "cast/gap/deadzone_share": _share(result.in_deadzone, tokens),
+    }
+    values = gap[tokens].float().cpu().numpy()
+    if values.size:
+        # numpy's: torch.quantile refuses more than 16 million values
+        for quantile, value in zip(GAP_QUANTILES, np.quantile(values, GAP_QUANTILES), strict=True):
+            metrics[f"cast/gap/p{round(100 * quantile):02d}"] = float(value)
+    return metrics
 
+
+def _trajectory_metrics(result: CastAdvantage, tokens: torch.Tensor, entropy: torch.Tensor | None) -> dict[str, float]:
+    """What differs between correct and wrong trajectories: gap, length, entropy."""
+    rows = tokens.any(dim=-1)
+    correct, group, tokens = result.base.correct[rows], result.base.group[rows], tokens[rows]
+    length = tokens.sum(dim=-1).double()
+    mean_gap = _row_means(result.gap[rows], tokens, length)
+    values = {"cast/gap": mean_gap, "cast/length": length}
+    if entropy is not None:
+        values["cast/entropy"] = _row_means(entropy[rows], tokens, length)
+    metrics = {}
+    for side, members in (("correct", correct), ("wrong", ~correct)):
+        if members.any():
+            for name, value in values.items():
+                metrics[f"{name}/{side}_mean"] = float(value[members].mean())
+    # Section 11's question, kept in view during training: does the teacher prefer what is right?
+    is_correct = correct.double()
+    pairs = {
+        "correctness_corr": (mean_gap, is_correct),
+        "correctness_corr_in_group": (_centred(mean_gap, group), _centred(is_correct, group)),
+    }
+    for name, (x, y) in pairs.items():
+        value = _correlation(x, y)
+        if value is not None:
+            metrics[f"cast/gap/{name}"] = value
+    return metrics
+
+
+def _advantage_metrics(result: CastAdvantage, tokens: torch.Tensor, config: CastConfig) -> dict[str, float]:
+    base, advantages = result.base, result.advantages
     correct_side = (base.value > 0).unsqueeze(-1) & tokens
     wrong_side = (base.value < 0).unsqueeze(-1) & tokens
-    metrics["cast/flip/share"] = _share(result.flipped, tokens)
-    metrics["cast/flip/correct_share"] = _share(result.flipped, correct_side)
-    metrics["cast/flip/wrong_share"] = _share(result.flipped, wrong_side)
-
-    mass = result.advantages.abs() * tokens
+    mass = advantages.abs() * tokens
     zero_variance = (base.kind == ALL_CORRECT) | (base.kind == ALL_WRONG)
-    metrics["cast/advantage/mean"] = _mean(result.advantages, tokens)
-    metrics["cast/advantage/abs_mean"] = _mean(result.advantages.abs(), tokens)
-    metrics["cast/advantage/zero_variance_mass"] = float(mass[zero_variance].sum() / mass.sum().clamp_min(1e-12))
     clipped = torch.zeros_like(tokens)
     if config.advantage_clip is not None:
-        clipped = result.advantages.abs() >= config.advantage_clip
-    metrics["cast/advantage/clipped_share"] = _share(clipped, tokens)
-    return metrics
+        clipped = advantages.abs() >= config.advantage_clip
+    return {
+        "cast/weight/clipped_share": _share(result.weight_clipped, tokens),
+        "cast/flip/share": _share(result.flipped, tokens),
+        "cast/flip/correct_share": _share(result.flipped, correct_side),
+        "cast/flip/wrong_share": _share(result.flipped, wrong_side),
+        "cast/advantage/mean": _mean(advantages, tokens),
+        "cast/advantage/abs_mean": _mean(advantages.abs(), tokens),
+        "cast/advantage/clipped_share": _share(clipped, tokens),
+        "cast/advantage/zero_variance_mass": float(mass[zero_variance].sum() / mass.sum().clamp_min(1e-12)),
+    }
 
 
 def _share(condition: torch.Tensor, among: torch.Tensor) -> float:
@@ -63,3 +147,22 @@ def _share(condition: torch.Tensor, among: torch.Tensor) -> float:
 
 def _mean(values: torch.Tensor, among: torch.Tensor) -> float:
     return float(torch.where(among, values, torch.zeros_like(values)).sum() / among.sum().clamp_min(1))
+
+
+def _row_means(values: torch.Tensor, tokens: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    return torch.where(tokens, values, torch.zeros_like(values)).sum(dim=-1).double() / length
+
+
+def _centred(values: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    """Values minus the mean of their group."""
+    size = torch.bincount(group)
+    return values - (torch.bincount(group, weights=values) / size.clamp_min(1))[group]
+
+
+def _correlation(x: torch.Tensor, y: torch.Tensor) -> float | None:
+    """Pearson's, None where one of them does not vary."""
+    if x.numel() < 2:
+        return None
+    x, y = x - x.mean(), y - y.mean()
+    scale = float(x.norm() * y.norm())
+    return float(x @ y) / scale if scale > 1e-12 else None

@@ -1,8 +1,8 @@
 """The trainer with a self-teacher: one mixin over verl's V1 trainers (sync, colocate_async, separate_async).
 
 It changes three stages of verl's step and nothing else: the actor workers carry a self-teacher, the teacher's pass
-runs just before the advantages, and the advantage stage sees its log-probs. Trainers of runs with another estimator
-are verl's own classes.
+runs just before the advantages, and the advantage stage sees its log-probs. What was asked for to look at (noise floor,
+trajectory dump) is measured there too. Trainers of runs with another estimator are verl's own classes.
 """
 
 import functools
@@ -16,14 +16,19 @@ import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
+from verl.utils import tensordict_utils as tu
 from verl.utils.debug import marked_timer
 
 import verl_cast
 from verl_cast.check import cast_config, check_run, is_cast_run, summary
-from verl_cast.context import load_template
+from verl_cast.context import TeacherContext, load_template
+from verl_cast.dump import FIELDS, TrajectoryDump
 from verl_cast.estimator import EstimatorInputs, estimator_inputs
+from verl_cast.metrics import noise_metrics
 from verl_cast.seams import check_seams
 
+# Of verl's timing_raw: the teacher's pass, and what only looks on.
+_STAGES = ("cast_teacher", "cast_noise", "cast_dump")
 _ACTOR_ROLES = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef)
 
 
@@ -34,6 +39,7 @@ class CastTrainerMixin:
         check_run(config)  # again: not every entry point passes through verl's main
         check_seams("verl.trainer.ppo.v1.trainer_base", "verl.workers.engine_workers", "verl.workers.utils.padding")
         self.cast_config = cast_config(config)
+        self._dump = TrajectoryDump(config, self.cast_config)
         super().__init__(config)
         print(summary(config), flush=True)
 
@@ -53,11 +59,15 @@ class CastTrainerMixin:
                 "CAST: the actor workers do not run verl_cast's worker class, so there is no self-teacher. Stopping: "
                 "without it the run would be GRPO."
             )
-        chat_template_kwargs = self.config.data.get("apply_chat_template_kwargs", None) or {}
+        context = self.cast_config.teacher.context
+        template = load_template(context)
+        kwargs = self.config.data.get("apply_chat_template_kwargs", None) or {}
+        kwargs = OmegaConf.to_container(OmegaConf.create(kwargs), resolve=True)
+        self._teacher_context = TeacherContext(context, template, self.tokenizer, kwargs)
         ranks = self.actor_rollout_wg.init_self_teacher(
             config=self.cast_config,
-            template=load_template(self.cast_config.teacher.context),
-            chat_template_kwargs=OmegaConf.to_container(OmegaConf.create(chat_template_kwargs), resolve=True),
+            template=template,
+            chat_template_kwargs=kwargs,
             completed_steps=self.global_steps,
         )
         _check_one_teacher(ranks)
@@ -65,19 +75,24 @@ class CastTrainerMixin:
         print(f"[verl_cast] self-teacher ready on {len(ranks)} rank(s), {host_mib:.1f} MiB of host memory each")
 
     def _step_once(self, metrics: dict, timing_raw: dict, sample_batch_size: int) -> KVBatchMeta:
-        teacher_seconds = timing_raw.get("cast_teacher", 0.0)
+        before = {stage: timing_raw.get(stage, 0.0) for stage in _STAGES}
         batch = super()._step_once(metrics, timing_raw, sample_batch_size)
-        # The teacher's pass runs inside verl's advantage stage; its seconds are shown as a stage of their own.
-        timing_raw["adv"] -= timing_raw["cast_teacher"] - teacher_seconds
+        # Ours run inside verl's advantage stage; their seconds are shown as stages of their own.
+        timing_raw["adv"] -= sum(timing_raw.get(stage, 0.0) - before[stage] for stage in _STAGES)
         return batch
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         final_row = self._final_rows(batch.keys)
         with marked_timer("cast_teacher", self.timing_raw, color="cyan"):
             teacher_field = self._compute_teacher_log_probs(batch, metrics)
-        data = tq.kv_batch_get(
-            keys=batch.keys, partition_id=batch.partition_id, select_fields=["old_log_probs", teacher_field]
-        )
+        fields = ["old_log_probs", teacher_field, "entropy"]
+        interval = self.cast_config.noise_floor_interval
+        measures_noise = interval > 0 and self.global_steps % interval == 0
+        if measures_noise:
+            with marked_timer("cast_noise", self.timing_raw, color="cyan"):
+                self.actor_rollout_wg.compute_log_probs_again(batch)
+            fields.append("log_probs_again")
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         if teacher_field not in data:
             raise RuntimeError(
                 "CAST: the actor workers returned no teacher log-probs. Stopping: without them the run would be GRPO."
@@ -90,7 +105,9 @@ class CastTrainerMixin:
                 "actor.fsdp_config.mixed_precision.param_dtype=fp32, or algorithm.cast.gap_deadzone above 0.",
                 stacklevel=2,
             )
-        inputs = EstimatorInputs(self.cast_config, data["old_log_probs"], data[teacher_field], final_row)
+        inputs = EstimatorInputs(
+            self.cast_config, data["old_log_probs"], data[teacher_field], final_row, entropy=data["entropy"]
+        )
         with estimator_inputs(inputs):
             batch = super()._compute_advantage(batch, metrics)
         if not inputs.metrics:
@@ -99,7 +116,30 @@ class CastTrainerMixin:
                 "method's."
             )
         metrics.update(inputs.metrics)
+        if measures_noise:
+            again, old = data["log_probs_again"], inputs.old_log_probs
+            metrics.update(noise_metrics(again, old, inputs.result.gap, inputs.response_mask))
+        if self._dump.due(self.global_steps):
+            with marked_timer("cast_dump", self.timing_raw, color="cyan"):
+                self._dump_trajectories(batch, inputs, metrics)
         return batch
+
+    def _dump_trajectories(self, batch: KVBatchMeta, inputs: EstimatorInputs, metrics: dict) -> None:
+        rows = self._dump.choose(batch.keys, inputs)
+        data = tq.kv_batch_get(
+            keys=[batch.keys[row] for row in rows], partition_id=batch.partition_id, select_fields=list(FIELDS)
+        )
+        age = metrics.get("cast/teacher/age")
+        self._dump.write(
+            self.global_steps,
+            batch.keys,
+            rows,
+            {name: list(tu.get(data, name)) for name in FIELDS if name in data},
+            inputs,
+            self.tokenizer,
+            self._teacher_context,
+            None if age is None else int(age),
+        )
 
     def _compute_teacher_log_probs(self, batch: KVBatchMeta, metrics: dict) -> str:
         """Run the teacher's pass; returns the name of the field that holds its log-probs in TransferQueue."""
@@ -118,6 +158,9 @@ class CastTrainerMixin:
         output = self.actor_rollout_wg.compute_teacher_log_probs(batch)
         if len(output) != len(batch):
             raise RuntimeError(f"CAST: teacher log-probs for {len(output)} of {len(batch)} responses.")
+        memory = self.actor_rollout_wg.self_teacher_memory()
+        metrics["cast/teacher/host_gib"] = max(rank["host"] for rank in memory) / 2**30
+        metrics["cast/teacher/peak_memory_gib"] = max(rank["peak"] for rank in memory) / 2**30
         return "teacher_log_probs"
 
     def _final_rows(self, keys: list[str]) -> torch.Tensor:

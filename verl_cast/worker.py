@@ -1,8 +1,9 @@
 """The actor worker with a self-teacher: a mixin over verl's ActorRolloutRefWorker (and its detached variant).
 
-It adds three remote methods, `init_self_teacher`, `prepare_self_teacher` and `compute_teacher_log_probs`, and lets the
-teacher follow the policy through updates and checkpoints. The forward is verl's own `TrainingWorker.infer_batch`, on
-the teacher's tokens with the teacher's weights; rollouts and weight sync are untouched.
+Its remote methods are `init_self_teacher`, `prepare_self_teacher` and `compute_teacher_log_probs`, and two that only
+measure: `self_teacher_memory` and `compute_log_probs_again`. It lets the teacher follow the policy through updates and
+checkpoints. The forward is verl's own `TrainingWorker.infer_batch`, on the teacher's tokens with the teacher's weights;
+rollouts and weight sync are untouched.
 """
 
 import functools
@@ -15,6 +16,7 @@ import torch
 from tensordict import TensorDict
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils import tensordict_utils as tu
+from verl.utils.device import get_torch_device
 from verl.utils.profiler import DistProfiler
 from verl.workers.utils.padding import response_from_nested
 
@@ -34,6 +36,7 @@ class SelfTeacherWorkerMixin:
 
     self_teacher: SelfTeacher | None = None
     _resumed_from: str | None = None
+    _peak_raised_by: int = 0  # bytes
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_self_teacher(
@@ -106,12 +109,38 @@ class SelfTeacherWorkerMixin:
         )
         if self.enable_routing_replay:
             tu.assign_non_tensor(teacher_data, enable_routing_replay=False)
+        peak_before = get_torch_device().max_memory_allocated()
         with self.actor.engine.eval_mode(), self.self_teacher.swapped_in():
             output = self.actor.infer_batch(teacher_data)
-        if output is None:
-            return None
-        log_probs = response_from_nested(output["log_probs"], data["response_mask"])
-        return TensorDict({"teacher_log_probs": log_probs.cpu().float()}, batch_size=data.batch_size)
+        self._peak_raised_by = get_torch_device().max_memory_allocated() - peak_before
+        return _response_log_probs("teacher_log_probs", output, data)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def self_teacher_memory(self) -> dict[str, int]:
+        """Bytes: {"host": of the teacher's copy, "peak": by which the latest pass raised the peak of the accelerator}.
+
+        The peak is the process's, as in verl's perf/max_memory_allocated_gb, which a reset would falsify.
+        """
+        return {"host": self.self_teacher.host_bytes, "peak": self._peak_raised_by}
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
+    @DistProfiler.annotate(color="cyan", role="actor_compute_log_probs_again")
+    def compute_log_probs_again(self, data: TensorDict) -> TensorDict | None:
+        """log π_old of the same tokens by the same weights, in micro-batches of one row: what differs is noise.
+
+        Args, returns: as `compute_teacher_log_probs`, with the field `log_probs_again`.
+        """
+        tu.assign_non_tensor(
+            data,
+            calculate_entropy=False,
+            compute_loss=False,
+            no_lora_adapter=False,
+            use_dynamic_bsz=False,
+            micro_batch_size_per_gpu=1,
+        )
+        if self.enable_routing_replay:
+            tu.assign_non_tensor(data, enable_routing_replay=False)
+        return _response_log_probs("log_probs_again", self.actor.infer_batch(data), data)
 
     def _in_teacher_context(self, data: TensorDict) -> TensorDict:
         """The same responses after the teacher's prompts, with lengths and positions of their own."""
@@ -214,6 +243,14 @@ class SelfTeacherWorkerMixin:
                 "and number of ranks that saved it, or move all cast_self_teacher_* files of the checkpoint away and "
                 f"set +{_MISSING}=snapshot to start the teacher anew."
             ) from error
+
+
+def _response_log_probs(name: str, output: TensorDict | None, data: TensorDict) -> TensorDict | None:
+    """The response's part of what `infer_batch` returned, float32, in host memory; None on ranks without outputs."""
+    if output is None:
+        return None
+    log_probs = response_from_nested(output["log_probs"], data["response_mask"])
+    return TensorDict({name: log_probs.cpu().float()}, batch_size=data.batch_size)
 
 
 def _teacher_path(local_path: str, rank: str | None = None, world_size: str | None = None) -> str:

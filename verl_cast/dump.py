@@ -1,0 +1,157 @@
+"""Writes the trajectory dump of a run (`algorithm.cast.dump`); the files' format is `verl_cast.trajectories`.
+
+The trainer calls it, a single process whatever the number of ranks. A dump looks on: what goes wrong in writing it is
+said, and training goes on.
+"""
+
+import dataclasses
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from verl_cast import trajectories
+from verl_cast.advantage import ALL_CORRECT, ALL_WRONG, EXCLUDED, MIXED
+from verl_cast.config import CastConfig, CastConfigError
+from verl_cast.context import TeacherContext
+from verl_cast.estimator import EstimatorInputs
+
+KIND_NAMES = {MIXED: "mixed", ALL_CORRECT: "all_correct", ALL_WRONG: "all_wrong", EXCLUDED: "excluded"}
+# What the dump needs of every chosen row from verl's storage, beside what the estimator has seen.
+FIELDS = ("prompts", "responses", "rm_scores", "raw_prompt", "reward_model")
+
+
+class TrajectoryDump:
+    """The dump of one run.
+
+    Args:
+        config: the run's whole config.
+        cast: its `algorithm.cast`.
+
+    Raises:
+        CastConfigError: the directory cannot be written to.
+    """
+
+    def __init__(self, config: DictConfig, cast: CastConfig):
+        self._cast = cast
+        self._model = str(config.actor_rollout_ref.model.path)
+        default = Path(config.trainer.default_local_dir).expanduser() / trajectories.DIRECTORY
+        self.directory = default if cast.dump.directory is None else Path(cast.dump.directory).expanduser()
+        self._last_step: int | None = None
+        if cast.dump.interval:
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                writable = os.access(self.directory, os.W_OK)
+            except OSError:
+                writable = False
+            if not writable:
+                raise CastConfigError(
+                    "algorithm.cast.dump.directory", str(self.directory), "cannot be written to; name another one."
+                )
+
+    def due(self, step: int) -> bool:
+        """Whether this step is dumped; of several updates in one step the first is."""
+        interval = self._cast.dump.interval
+        return interval > 0 and step % interval == 0 and step != self._last_step
+
+    def choose(self, keys: Sequence[str], inputs: EstimatorInputs) -> list[int]:
+        """Rows of `dump.groups` groups, group by group. verl's uids are random, so their order is a random choice.
+
+        Args:
+            keys: verl's key of every row, `{uid}_{session}_{output}`.
+        """
+        groups: dict[str, list[int]] = {}
+        for row, key in enumerate(keys):
+            groups.setdefault(key.rsplit("_", 2)[0], []).append(row)
+        counted = (inputs.result.base.kind != EXCLUDED).tolist()
+        groups = {uid: rows for uid, rows in groups.items() if any(counted[row] for row in rows)}
+        chosen = sorted(groups)[: self._cast.dump.groups]
+        return [row for uid in chosen for row in sorted(groups[uid], key=keys.__getitem__)]
+
+    def write(
+        self,
+        step: int,
+        keys: Sequence[str],
+        rows: Sequence[int],
+        data: Mapping[str, Sequence[Any]],
+        inputs: EstimatorInputs,
+        tokenizer: Any,
+        context: TeacherContext,
+        teacher_age: int | None,
+    ) -> None:
+        """Write the chosen rows of this step.
+
+        Args:
+            keys: verl's key of every row of the batch.
+            rows: the chosen ones.
+            data: FIELDS of the chosen rows: for each a sequence of one value a row (token ids, messages, ...).
+            inputs: of the whole batch, after the estimator has filled them.
+            context: builds the teacher's prompt.
+        """
+        self._last_step = step
+        records = []
+        for position, row in enumerate(rows):
+            values = {name: data[name][position] for name in FIELDS if name in data}
+            record = _estimator_columns(row, len(values["responses"]), inputs)
+            messages = [dict(message) for message in values["raw_prompt"]]
+            prompt_ids, response_ids = values["prompts"].tolist(), values["responses"].tolist()
+            teacher_prompt = None if context.is_same else context.render(messages, prompt_ids)[0]
+            reference = (values.get("reward_model") or {}).get("ground_truth")
+            record |= {
+                "step": step,
+                "group": keys[row].rsplit("_", 2)[0],
+                "row": keys[row],
+                "messages": json.dumps(messages, ensure_ascii=False, default=str),
+                "reference": None if reference is None else str(reference),
+                "prompt_ids": prompt_ids,
+                "teacher_prompt": teacher_prompt,
+                "response_ids": response_ids,
+                "response_text": token_texts(tokenizer, response_ids),
+                "reward": float(values["rm_scores"].sum()),
+                "teacher_age": teacher_age,
+            }
+            records.append(record)
+        try:
+            trajectories.write(self.directory, step, records, self._model, dataclasses.asdict(self._cast))
+        except OSError as error:
+            warnings.warn(f"CAST: the trajectories of step {step} could not be dumped: {error}", stacklevel=2)
+
+
+def _estimator_columns(row: int, length: int, inputs: EstimatorInputs) -> dict[str, Any]:
+    result, base = inputs.result, inputs.result.base
+    tokens = {
+        "response_mask": inputs.response_mask.bool(),
+        "old_log_probs": inputs.old_log_probs,
+        "teacher_log_probs": inputs.teacher_log_probs,
+        "gap": result.gap,
+        "advantages": result.advantages,
+        "flipped": result.flipped,
+    }
+    return {
+        **{name: values[row, :length].tolist() for name, values in tokens.items()},
+        "correct": bool(base.correct[row]),
+        "kind": KIND_NAMES[int(base.kind[row])],
+        "base_advantage": float(base.value[row]),
+    }
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text of every token; joined, it is the text of them all.
+
+    A token that holds a part of a character only has no text of its own: the one that completes it has the character.
+    """
+    texts: list[str] = []
+    start = done = 0  # texts are known up to `done`; decoding begins at `start`, for what a token means in its context
+    for end in range(1, len(ids) + 1):
+        known = tokenizer.decode(ids[start:done], skip_special_tokens=False)
+        text = tokenizer.decode(ids[start:end], skip_special_tokens=False)
+        if text.endswith("\ufffd") and end < len(ids):
+            texts.append("")
+            continue
+        texts.append(text[len(known) :])
+        start, done = done, end
+    return texts
