@@ -133,6 +133,10 @@ class Rank:
         output = self.worker.compute_teacher_log_probs(self.data.clone())
         return None if output is None else output["teacher_log_probs"].values()
 
+    def log_probs_again(self) -> torch.Tensor | None:
+        output = self.worker.compute_log_probs_again(self.data.clone())
+        return None if output is None else output["log_probs_again"].values()
+
     def update(self) -> None:
         from verl.utils import tensordict_utils as tu
 
@@ -207,6 +211,13 @@ def main(directory: Path, engine_name: str, overrides: list[str]) -> None:
     policy_log_probs = this.log_probs()
     assert policy_log_probs is None or not torch.equal(policy_log_probs, before_update)
     assert same_bits(this.parameters(), after_one), "the policy is bit-identical after the pass"
+    # -- the noise floor is the policy's, not the teacher's, and far smaller than what one update moves
+    again = this.log_probs_again()
+    if again is not None:
+        noise = (again - policy_log_probs).abs().max()
+        assert noise < 0.2 * (before_update - policy_log_probs).abs().max(), f"noise {noise}"
+        assert half_precision or noise < 1e-4, f"noise {noise}"
+    assert worker.self_teacher_memory() == {"host": told["host_bytes"], "peak": 0}, "on a CPU no device has a peak"
     if engine.is_param_offload_enabled and engine_name == "megatron":
         assert not holds_storage(this), "and offloaded again"
         # What would crash the process otherwise, outside of the engine's eval_mode():

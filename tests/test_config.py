@@ -24,6 +24,8 @@ def test_defaults_are_those_of_the_evaluated_run():
         "base_wrong": 1.0,
         "correct_threshold": 0.5,
         "gap_deadzone": 0.0,
+        "noise_floor_interval": 0,
+        "dump": {"interval": 0, "groups": 4, "directory": None},
         "teacher": {
             "weights": "snapshot",
             "refresh_interval": 10,
@@ -69,6 +71,12 @@ def test_defaults_are_those_of_the_evaluated_run():
         ({"teacher": {"context": "poem"}}, "algorithm.cast.teacher.context", "plain, same, or the path"),
         ({"teacher": {"missing_state": "ignore"}}, "algorithm.cast.teacher.missing_state", "error, snapshot"),
         ({"teacher": "plain"}, "algorithm.cast.teacher", "group of keys"),
+        ({"noise_floor_interval": -1}, "algorithm.cast.noise_floor_interval", "at least 0"),
+        ({"dump": {"interval": True}}, "algorithm.cast.dump.interval", "whole number"),
+        ({"dump": {"groups": 0}}, "algorithm.cast.dump.groups", "at least 1"),
+        ({"dump": {"directory": ""}}, "algorithm.cast.dump.directory", "null for the default"),
+        ({"dump": {"every": 5}}, "algorithm.cast.dump.every", "the keys are interval, groups, directory"),
+        ({"dump": 5}, "algorithm.cast.dump", "group of keys"),
         ("both", "algorithm.cast", "group of keys"),
     ],
 )

@@ -89,7 +89,13 @@ def test_the_worker_mixin_fits_both_worker_classes():
 
     for worker_cls in (ActorRolloutRefWorker, DetachActorWorker):
         mixed = with_self_teacher(worker_cls)
-        for name in ("init_self_teacher", "prepare_self_teacher", "compute_teacher_log_probs"):
+        for name in (
+            "init_self_teacher",
+            "prepare_self_teacher",
+            "compute_teacher_log_probs",
+            "compute_log_probs_again",
+            "self_teacher_memory",
+        ):
             assert hasattr(getattr(mixed, name), MAGIC_ATTR), "a remote method"
         for name in ("update_actor", "save_checkpoint", "load_checkpoint"):
             ours, verls = getattr(mixed, name), getattr(worker_cls, name)

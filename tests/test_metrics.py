@@ -9,31 +9,34 @@ import pytest
 import torch
 from verl.trainer.ppo.v1.utils import MetricsAggregator
 
-from verl_cast import CastConfig, TeacherConfig
+from verl_cast import CastConfig, DumpConfig, TeacherConfig
 from verl_cast.advantage import cast_advantage
-from verl_cast.metrics import cast_metrics
+from verl_cast.metrics import cast_metrics, noise_metrics
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-TRAINER_METRICS = {"cast/teacher/age", "cast/teacher/forward"}
+TRAINER_METRICS = {f"cast/teacher/{name}" for name in ("age", "forward", "host_gib", "peak_memory_gib")}
+NOISE_METRICS = {"cast/noise/abs_mean", "cast/noise/p99", "cast/noise/gap_share"}
 
 
-def metrics_of(rewards, index, gap, mask, config=None):
+def metrics_of(rewards, index, gap, mask, config=None, entropy=None):
     config = config or CastConfig()
     mask = torch.tensor(mask)
     token_rewards = torch.zeros(mask.shape)
     token_rewards[:, 0] = torch.tensor(rewards)
     gap = torch.tensor(gap)
     result = cast_advantage(token_rewards, mask, np.array(index), torch.zeros_like(gap), gap, config)
-    return cast_metrics(result, mask, config)
+    return cast_metrics(result, mask, config, None if entropy is None else torch.tensor(entropy))
 
 
-def hand_made():
+def hand_made(**settings):
     """A mixed group, an all-correct one, an all-wrong one, and a padding row in a group of its own."""
     return metrics_of(
         rewards=[1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0],
         index=["a", "a", "b", "b", "c", "c", "pad"],
         gap=[[0.1, -0.1]] * 6 + [[9.0, 9.0]],
         mask=[[1, 1]] * 5 + [[1, 0]] + [[0, 0]],
+        entropy=[[1.0, 2.0]] * 3 + [[2.0, 3.0]] * 2 + [[5.0, 99.0]] + [[99.0, 99.0]],
+        config=CastConfig(**settings),
     )
 
 
@@ -60,12 +63,77 @@ def test_numbers_of_a_hand_made_batch():
     )
     assert m["cast/advantage/abs_mean"] == pytest.approx(sum(masses.values()) / 11, rel=1e-5)
     assert m["cast/advantage/clipped_share"] == 0
+    # positive gaps: e^0.1 is above the bound of 1.05 wherever a weight or a flip is positive; negative ones: none is
+    # clipped on a correct side (flip, 1.105 < 1.2), on a wrong one (1.105 < 1.2) neither
+    assert m["cast/weight/clipped_share"] == pytest.approx(6 / 11)
+
+
+def test_quantiles_dead_zone_and_exact_zeros():
+    gap = [[0.0, 0.05, 0.1, 0.2, 0.4], [-0.05, 0.0, -0.2, -0.3, 9.0]]
+    m = metrics_of([1.0, 0.0], ["a", "a"], gap, [[1] * 5, [1] * 4 + [0]], CastConfig(gap_deadzone=0.1))
+    assert m["cast/gap/zero_share"] == pytest.approx(2 / 9)
+    assert m["cast/gap/deadzone_share"] == pytest.approx(3 / 9)
+    assert m["cast/gap/positive_share"] == pytest.approx(2 / 9)
+    used = [0.0, 0.0, 0.0, 0.2, 0.4, 0.0, 0.0, -0.2, -0.3]
+    for share in (5, 25, 50, 75, 95):
+        assert m[f"cast/gap/p{share:02d}"] == pytest.approx(np.quantile(used, share / 100), abs=1e-6)
+
+
+def test_what_differs_between_correct_and_wrong_trajectories():
+    m = hand_made()
+    assert [m[f"cast/length/{side}_mean"] for side in ("correct", "wrong")] == pytest.approx([2, 5 / 3])
+    # correct: rows 1, 3, 4; wrong: rows 2, 5, 6 (one token)
+    assert m["cast/entropy/correct_mean"] == pytest.approx((1.5 + 1.5 + 2.5) / 3)
+    assert m["cast/entropy/wrong_mean"] == pytest.approx((1.5 + 2.5 + 5) / 3)
+    assert m["cast/gap/correct_mean"] == pytest.approx(0, abs=1e-7)
+    assert m["cast/gap/wrong_mean"] == pytest.approx(0.1 / 3)
+    gaps, correct = [0, 0, 0, 0, 0, 0.1], [1, 0, 1, 1, 0, 0]
+    assert m["cast/gap/correctness_corr"] == pytest.approx(np.corrcoef(gaps, correct)[0, 1])
+    # within groups: a (0, 0), b (0, 0), c (0, 0.1); correctness varies in a alone, the gap in c alone
+    assert m["cast/gap/correctness_corr_in_group"] == pytest.approx(0, abs=1e-7)
+
+
+def test_the_teacher_that_prefers_what_is_right_and_its_opposite():
+    """Problems of different difficulty hide it from the plain correlation; within groups it shows."""
+    rewards, index = [1.0, 1.0, 0.0, 1.0, 0.0, 0.0], ["easy"] * 3 + ["hard"] * 3
+    gap = [[-0.1], [-0.1], [-0.2], [0.4], [0.3], [0.3]]
+    m = metrics_of(rewards, index, gap, [[1]] * 6)
+    assert m["cast/gap/correctness_corr_in_group"] == pytest.approx(1)
+    assert m["cast/gap/correctness_corr"] < 0.5
+    m = metrics_of([1 - r for r in rewards], index, gap, [[1]] * 6)
+    assert m["cast/gap/correctness_corr_in_group"] == pytest.approx(-1)
+
+
+def test_what_has_no_meaning_in_a_batch_is_left_out():
+    m = metrics_of([1.0, 1.0], ["a", "a"], [[0.1], [0.2]], [[1]] * 2)
+    absent = {f"cast/{name}/wrong_mean" for name in ("gap", "length", "entropy")} | {
+        "cast/gap/correctness_corr",
+        "cast/gap/correctness_corr_in_group",
+        "cast/entropy/correct_mean",  # no entropy was given
+    }
+    assert set(hand_made()) - set(m) == absent
+
+
+def test_the_noise_floor():
+    old = torch.zeros(2, 3)
+    again = torch.tensor([[0.001, -0.002, 0.0], [0.003, 7.0, 7.0]])
+    gap = torch.tensor([[0.0005, -0.5, 0.0], [-0.0029, 0.0, 0.0]])
+    m = noise_metrics(again, old, gap, torch.tensor([[1, 1, 1], [1, 0, 0]]))
+    assert set(m) == NOISE_METRICS
+    assert m["cast/noise/abs_mean"] == pytest.approx(0.0015)
+    assert m["cast/noise/p99"] == pytest.approx(np.quantile([0.001, 0.002, 0, 0.003], 0.99))
+    assert m["cast/noise/gap_share"] == pytest.approx(2 / 4)  # the exact zero is no doubtful sign
+    assert noise_metrics(again, old, gap, torch.zeros(2, 3)) == {}
 
 
 def test_padding_changes_nothing_and_an_empty_batch_is_finite():
     with_padding = hand_made()
     without = metrics_of(
-        [1.0, 0.0, 1.0, 1.0, 0.0, 0.0], ["a", "a", "b", "b", "c", "c"], [[0.1, -0.1]] * 6, [[1, 1]] * 5 + [[1, 0]]
+        [1.0, 0.0, 1.0, 1.0, 0.0, 0.0],
+        ["a", "a", "b", "b", "c", "c"],
+        [[0.1, -0.1]] * 6,
+        [[1, 1]] * 5 + [[1, 0]],
+        entropy=[[1.0, 2.0]] * 3 + [[2.0, 3.0]] * 2 + [[5.0, 99.0]],
     )
     assert with_padding == without
     nothing = metrics_of([0.0, 0.0], ["pad", "pad"], [[0.0]] * 2, [[0]] * 2)
@@ -74,21 +142,25 @@ def test_padding_changes_nothing_and_an_empty_batch_is_finite():
 
 def test_verl_averages_every_one_of_them():
     aggregator = MetricsAggregator()
-    for name in set(hand_made()) | TRAINER_METRICS:
+    for name in set(hand_made()) | TRAINER_METRICS | NOISE_METRICS:
         assert aggregator._get_aggregation_type(name) == "weighted_avg", name
-    assert aggregator._get_aggregation_type("timing_s/cast_teacher") == "time_sum"
+    for stage in ("cast_teacher", "cast_noise", "cast_dump"):
+        assert aggregator._get_aggregation_type(f"timing_s/{stage}") == "time_sum"
 
 
 def test_the_readme_explains_every_metric_and_no_other():
     section = README.split("## Metrics")[1].split("\n## ")[0]
-    assert set(re.findall(r"`(cast/[\w/]+)`", section)) == set(hand_made()) | TRAINER_METRICS
+    assert set(re.findall(r"`(cast/[\w/]+)`", section)) == set(hand_made()) | TRAINER_METRICS | NOISE_METRICS
 
 
 def test_the_readme_lists_every_key_with_its_default():
     section = README.split("## Configuration")[1].split("\n## ")[0]
     listed = dict(re.findall(r"^\| `([\w.]+)` \| (.+?) \|", section, re.MULTILINE))
-    expected = {f.name: getattr(CastConfig(), f.name) for f in dataclasses.fields(CastConfig) if f.name != "teacher"}
-    expected |= {f"teacher.{f.name}": getattr(TeacherConfig(), f.name) for f in dataclasses.fields(TeacherConfig)}
+    groups = {"teacher": TeacherConfig(), "dump": DumpConfig()}
+    expected = {f.name: getattr(CastConfig(), f.name) for f in dataclasses.fields(CastConfig) if f.name not in groups}
+    for name, group in groups.items():
+        expected |= {f"{name}.{f.name}": getattr(group, f.name) for f in dataclasses.fields(group)}
     assert listed.keys() == expected.keys()
     for key, default in expected.items():
-        assert listed[key] == str(list(default) if isinstance(default, tuple) else default), key
+        default = "null" if default is None else list(default) if isinstance(default, tuple) else default
+        assert listed[key] == str(default), key

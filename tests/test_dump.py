@@ -1,0 +1,178 @@
+"""The trajectory dump: what is written is what the estimator knew, whole groups, and damaged files are named."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tiny
+import torch
+from omegaconf import OmegaConf
+
+import verl_cast
+from verl_cast import CastConfig, CastConfigError, trajectories
+from verl_cast.context import TeacherContext
+from verl_cast.dump import TrajectoryDump, token_texts
+from verl_cast.estimator import EstimatorInputs, compute_cast_outcome_advantage, estimator_inputs
+
+LENGTHS = [4, 2, 3, 4, 1, 4]
+KEYS = ["u2_0_0", "u1_0_0", "u1_1_0", "u2_1_0", "pad_0_0", "u0_0_0"]
+REWARDS = [1.0, 0.0, 0.0, 0.0, 0.0, 1.0]
+
+
+def dump(tmp_path, **settings):
+    cast = CastConfig.from_dict({"dump": {"interval": 2, "groups": 2, **settings}})
+    config = OmegaConf.create(
+        {"trainer": {"default_local_dir": str(tmp_path)}, "actor_rollout_ref": {"model": {"path": "the/model"}}}
+    )
+    return TrajectoryDump(config, cast), cast
+
+
+def batch(cast):
+    """Six rows: groups u0 (one row), u1 (all wrong), u2 (mixed), and a padding row whose tokens do not count."""
+    generator = torch.Generator().manual_seed(0)
+    old, teacher = (-torch.rand(6, 4, generator=generator) for _ in range(2))
+    mask = torch.tensor(
+        [[int(t < n and key != "pad_0_0") for t in range(4)] for n, key in zip(LENGTHS, KEYS, strict=True)]
+    )
+    rewards = torch.zeros(6, 4)
+    rewards[:, 0] = torch.tensor(REWARDS)
+    inputs = EstimatorInputs(cast, old, teacher, torch.arange(6))
+    with estimator_inputs(inputs):
+        compute_cast_outcome_advantage(rewards, mask.long(), np.array([key[:2] for key in KEYS]), None)
+    data = {
+        "prompts": [torch.tensor([5, 6, 7])] * 6,
+        "responses": [torch.arange(40, 40 + n) for n in LENGTHS],
+        "rm_scores": [rewards[i, :n] for i, n in enumerate(LENGTHS)],
+        "raw_prompt": [[{"role": "user", "content": f"problem {key}"}] for key in KEYS],
+        "reward_model": [{"ground_truth": i} for i in range(6)],
+    }
+    return inputs, data
+
+
+def written(tmp_path, context="plain", **settings):
+    writer, cast = dump(tmp_path, **settings)
+    inputs, data = batch(cast)
+    rows = writer.choose(KEYS, inputs)
+    chosen = {name: [values[row] for row in rows] for name, values in data.items()}
+    tokenizer = tiny.tokenizer()
+    writer.write(4, KEYS, rows, chosen, inputs, tokenizer, TeacherContext(context, None, tokenizer), 3)
+    (path,) = trajectories.files(writer.directory).values()
+    return path, inputs, rows
+
+
+def test_what_is_read_is_what_the_estimator_knew(tmp_path):
+    path, inputs, rows = written(tmp_path)
+    assert path == tmp_path / "cast_trajectories" / "step_00000004.parquet"
+    records, about = trajectories.read(path)
+    assert about == {
+        "model": "the/model",
+        "cast": json.loads(json.dumps(dataclasses.asdict(inputs.config))),
+        "verl_cast": verl_cast.__version__,
+    }
+    assert [record["row"] for record in records] == ["u0_0_0", "u1_0_0", "u1_1_0"]
+    assert [record["kind"] for record in records] == ["all_correct", "all_wrong", "all_wrong"]
+    for record, row in zip(records, rows, strict=True):
+        length = LENGTHS[row]
+        assert record["step"] == 4 and record["teacher_age"] == 3 and record["reward"] == REWARDS[row]
+        assert record["reference"] == str(row) and record["prompt_ids"] == [5, 6, 7]
+        assert json.loads(record["messages"]) == [{"role": "user", "content": f"problem {KEYS[row]}"}]
+        assert record["teacher_prompt"].startswith(f"problem {KEYS[row]}\n\nPlease reason step by step")
+        assert record["response_ids"] == list(range(40, 40 + length))
+        assert "".join(record["response_text"]) == tiny.tokenizer().decode(record["response_ids"])
+        assert record["correct"] == (REWARDS[row] > 0.5)
+        assert record["base_advantage"] == float(inputs.result.base.value[row])
+        for name, values in {
+            "old_log_probs": inputs.old_log_probs,
+            "teacher_log_probs": inputs.teacher_log_probs,
+            "gap": inputs.result.gap,
+            "advantages": inputs.result.advantages,
+            "flipped": inputs.result.flipped,
+            "response_mask": inputs.response_mask.bool(),
+        }.items():
+            assert record[name] == values[row, :length].tolist(), name
+
+
+def test_whole_groups_that_count_are_chosen(tmp_path):
+    writer, cast = dump(tmp_path, groups=99)
+    inputs, _ = batch(cast)
+    chosen = [KEYS[row] for row in writer.choose(KEYS, inputs)]
+    assert chosen == ["u0_0_0", "u1_0_0", "u1_1_0", "u2_0_0", "u2_1_0"], "padding is no group"
+
+
+def test_same_context_has_no_prompt_of_its_own(tmp_path):
+    records, _ = trajectories.read(written(tmp_path, context="same")[0])
+    assert all(record["teacher_prompt"] is None for record in records)
+
+
+def test_when_it_is_due(tmp_path):
+    off, _ = dump(tmp_path, interval=0)
+    assert not any(off.due(step) for step in range(10)) and not off.directory.exists()
+    writer, cast = dump(tmp_path)
+    assert [step for step in range(1, 7) if writer.due(step)] == [2, 4, 6]
+    inputs, _ = batch(cast)
+    writer.write(2, KEYS, [], {}, inputs, tiny.tokenizer(), TeacherContext("same", None, tiny.tokenizer()), None)
+    assert not writer.due(2), "the second update of a step does not replace the first one's dump"
+
+
+def test_a_directory_that_cannot_be_written_to_is_refused_at_the_start(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CastConfigError, match="algorithm.cast.dump.directory=.*cannot be written to"):
+        dump(tmp_path, directory=str(tmp_path / "file" / "dump"))
+
+
+def test_a_full_disk_is_said_and_training_goes_on(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", full)
+    with pytest.warns(UserWarning, match="trajectories of step 4 could not be dumped: .*No space left"):
+        writer, cast = dump(tmp_path)
+        inputs, data = batch(cast)
+        tokenizer = tiny.tokenizer()
+        writer.write(4, KEYS, [0], data, inputs, tokenizer, TeacherContext("same", None, tokenizer), None)
+    assert trajectories.files(writer.directory) == {}
+
+
+def test_damaged_and_foreign_files_are_named(tmp_path):
+    path, *_ = written(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(trajectories.DumpError, match="step_00000004.parquet is no whole Parquet file"):
+        trajectories.read(path)
+    path.write_bytes(whole)
+    table = pq.read_table(path)
+    metadata = {**table.schema.metadata, b"verl_cast_dump": b"7", b"verl_cast": b"9.9"}
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    with pytest.raises(trajectories.DumpError, match=r"version 7 \(verl_cast 9.9\).* reads version 1"):
+        trajectories.read(path)
+    pq.write_table(table.replace_schema_metadata({}), path)
+    with pytest.raises(trajectories.DumpError, match="is no trajectory dump"):
+        trajectories.read(path)
+
+
+def test_a_half_written_file_is_not_of_the_dump(tmp_path):
+    path, *_ = written(tmp_path)
+    path.with_name("step_00000005.tmp").write_text("PAR1")
+    path.with_name("step_x.parquet").write_text("PAR1")
+    assert list(trajectories.files(path.parent)) == [4]
+
+
+@pytest.mark.parametrize("text", ["two + 3 = 5", "naïve 日本語 🙂!", "", "\n\n  x"])
+def test_token_texts_join_to_the_text(text):
+    """One token per byte here: most characters beyond ASCII are whole at their last token only."""
+    tokenizer = tiny.tokenizer()
+    ids = tokenizer.encode(text)
+    texts = token_texts(tokenizer, ids)
+    assert len(texts) == len(ids) and "".join(texts) == text
+    if text.startswith("two"):
+        assert texts == list(text)
+
+
+def test_token_texts_of_what_is_no_text():
+    tokenizer = tiny.tokenizer()
+    ids = tokenizer.encode("日")[:-1] + [tokenizer.eos_token_id]
+    assert "".join(token_texts(tokenizer, ids)) == tokenizer.decode(ids)
+    cut = tokenizer.encode("a日")[:-1]
+    assert "".join(token_texts(tokenizer, cut)) == tokenizer.decode(cut)
