@@ -7,6 +7,7 @@ started two at a time, as most of a run is start-up on one core; a test names th
 import concurrent.futures
 import re
 import signal
+from collections import Counter
 
 import pytest
 import reference
@@ -14,6 +15,8 @@ import tiny
 import torch
 from torch.distributed.tensor import DTensor
 from verl_run import run_verl
+
+from verl_cast import trajectories
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -33,6 +36,9 @@ CAST_SIX_STEPS = (
     "+algorithm.cast.teacher.refresh_interval=4",
     "trainer.total_training_steps=6",
     "trainer.save_freq=3",
+    "+algorithm.cast.noise_floor_interval=2",
+    "+algorithm.cast.dump.interval=1",
+    "+algorithm.cast.dump.groups=2",
 )
 MEGATRON_FOUR_STEPS = (
     CAST,
@@ -76,6 +82,7 @@ RUNS = {
             "trainer.v1.trainer_mode=colocate_async",
             "+algorithm.cast.teacher.context=same",
             "+algorithm.cast.teacher.refresh_interval=2",
+            "+algorithm.cast.dump.interval=2",
             *TWO_RANKS,
         ),
         {},
@@ -271,8 +278,33 @@ def test_metrics_say_what_happened(cast):
         assert m["cast/teacher/age"] == (step - 1) % 4  # refresh_interval=4: snapshots before steps 1 and 5
         assert 0 < m["cast/flip/share"] < 1
         assert m["timing_s/cast_teacher"] > 0 and m["timing_s/adv"] >= 0
+        assert ("cast/noise/p99" in m) == ("timing_s/cast_noise" in m) == (step % 2 == 0)  # noise_floor_interval=2
+        if step % 2 == 0:
+            assert 0 < m["cast/noise/p99"] < 1e-4 < m["cast/gap/abs_mean"]
     assert "actor/pg_clipfrac" in cast.metrics[0]
     assert_rollouts_were_the_policys(cast)
+
+
+@pytest.mark.runs("cast", "colocate_async")
+def test_the_trajectory_dump_holds_what_trained(runs, cast):
+    """Of one rank and of two, of a run that ended and of one that was killed in its fifth step: whole groups."""
+    for run, steps, num_groups in ((cast, [1, 2, 3, 4, 5], 2), (runs("colocate_async"), [2], 4)):
+        files = trajectories.files(run.directory / "checkpoints" / trajectories.DIRECTORY)
+        assert list(files) == steps
+        for step, path in files.items():
+            trained = {
+                str([row[name].tolist() for name in ("prompts", "responses")]): row for row in run.batch(step)["rows"]
+            }
+            records, _ = trajectories.read(path)
+            assert Counter(Counter(record["group"] for record in records).values()) == {4: num_groups}
+            for record in records:
+                row = trained[str([record["prompt_ids"], record["response_ids"]])]
+                assert record["reward"] == float(row["rm_scores"].sum())
+                teacher = row.get("teacher_log_probs", row["old_log_probs"])
+                for name, values in {**row, "teacher_log_probs": teacher}.items():
+                    if name in ("old_log_probs", "teacher_log_probs", "advantages"):
+                        assert record[name] == values.tolist(), name
+                assert "What is" in record["messages"] and record["reference"].isdigit()
 
 
 @pytest.mark.runs("cast", "cast_resumed")

@@ -50,6 +50,7 @@ def _install_config_check(module: ModuleType) -> None:
 
     @functools.wraps(stock)
     def validate_config(config, *args, **kwargs):
+        from verl_cast.advice import warnings_of
         from verl_cast.check import apply_method_defaults, check_run, is_cast_run, summary
 
         if is_cast_run(config):
@@ -61,6 +62,8 @@ def _install_config_check(module: ModuleType) -> None:
         result = stock(config, *args, **kwargs)
         if is_cast_run(config):
             print(summary(config))
+            for warning in warnings_of(config):
+                print(f"[verl_cast] warning: {warning}")
         return result
 
     module.validate_config = validate_config
