@@ -1,0 +1,16 @@
+"""Numbers as text, one way for the whole page."""
+
+
+def percent(share: float) -> str:
+    """0.4567 -> 46 %; below ten per cent one digit more."""
+    return f"{100 * share:.0f} %" if share >= 0.0995 or share == 0 else f"{100 * share:.1f} %"
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """With its sign, and a true minus."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def plain(value: float) -> str:
+    """Three digits after the point for small numbers, fewer for large ones."""
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:,.0f}"
