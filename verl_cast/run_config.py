@@ -1,9 +1,12 @@
 """verl's config of a run, composed from a command line's overrides as verl's own command would, without starting it."""
 
 import argparse
+import difflib
+from collections.abc import Iterator
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from verl_cast.check import apply_method_defaults, is_cast_run
 from verl_cast.cli import UserError
@@ -33,12 +36,34 @@ def compose(overrides: list[str], config_name: str = "ppo_trainer", config_path:
         initialized = hydra.initialize_config_module(VERL_CONFIG_MODULE, version_base=None)
     else:
         initialized = hydra.initialize_config_dir(str(Path(config_path).resolve()), version_base=None)
-    try:
-        with initialized:
+    with initialized:
+        try:
             config = hydra.compose(config_name, overrides=overrides)
-    except HydraException as error:
-        cause = error.__cause__ or error
-        raise UserError(f"hydra cannot compose this command: {str(cause).strip()}") from error
+        except HydraException as error:
+            raise UserError(f"hydra cannot compose this command: {_explained(error, config_name)}") from error
     if is_cast_run(config):
         apply_method_defaults(config, overrides)
     return config
+
+
+def _explained(error: Exception, config_name: str) -> str:
+    """hydra's message on one line; for a key that the config does not have, with the nearest that it has."""
+    import hydra
+
+    cause = error.__cause__
+    if not isinstance(cause, OmegaConfBaseException) or not cause.full_key:
+        return " ".join(str(cause or error).split())
+    if cause.full_key == "algorithm.cast":
+        return "CAST's keys are not in verl's config, so each takes a + before it, as in +algorithm.cast.flip=both"
+    keys = list(_keys(OmegaConf.to_container(hydra.compose(config_name)), ""))
+    near = difflib.get_close_matches(cause.full_key, keys, n=1, cutoff=0.8)
+    hint = f"did you mean {near[0]}?" if near else f"if it is meant to be new, write +{cause.full_key}=..."
+    return f"verl's config has no key {cause.full_key}; {hint}"
+
+
+def _keys(group: dict, prefix: str) -> Iterator[str]:
+    """Every key of a config, by its full name."""
+    for key, value in group.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{key}.")

@@ -1,0 +1,152 @@
+"""`verl-cast doctor [verl overrides...]`: says in seconds whether an installation, and a verl command, can train CAST.
+
+Starts no training. What verl and others print while they are looked at is kept off the screen, unless they crash.
+Exit status 1 when there is an error, else 0.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+
+from omegaconf import DictConfig, OmegaConf
+
+import verl_cast
+from verl_cast import run_config
+from verl_cast.cli import UserError
+from verl_cast.doctor import lines as report
+from verl_cast.doctor import registration, versions
+from verl_cast.doctor.lines import Line, error, first_line, note
+
+Section = tuple[str, list[Line]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "Exit status: 1 when there is an error, else 0. Without overrides the installation alone is checked."
+    )
+    run_config.add_arguments(parser)
+    parser.add_argument("--no-ray", action="store_true", help="do not start a Ray worker to look for the plugin there")
+
+
+def main(args: argparse.Namespace) -> int:
+    colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(f"verl-cast doctor {verl_cast.__version__}")
+    marks = []
+    sections = _sections(args)
+    while True:
+        with _quiet():
+            title, found = next(sections, (None, []))
+        if title is None:
+            break
+        print(report.heading(title, colours))
+        print(report.formatted(found, colours), flush=True)
+        marks += [line.mark for line in found]
+    num_errors, num_warnings = marks.count("error"), marks.count("warning")
+    subject = "this command can train CAST" if args.overrides else "this installation can train CAST"
+    verdict = f"Not ready: {_count(num_errors, 'error')}" if num_errors else f"Ready: {subject}"
+    print(f"{report.heading(verdict, colours)}, {_count(num_warnings, 'warning')}.")
+    if not args.overrides:
+        print("Give it your verl command's overrides to have the run looked at: verl-cast doctor key=value ...")
+    return 1 if num_errors else 0
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
+
+
+def _sections(args: argparse.Namespace) -> Iterator[Section]:
+    config, refusal = None, None
+    if args.overrides:
+        try:
+            config = run_config.compose(args.overrides, args.config_name, args.config_path)
+        except UserError as problem:
+            refusal = str(problem)
+    asked_for = _asked_for(config)
+    yield "Versions", versions.check(asked_for)
+    if not versions.is_supported(versions.verl_version()):
+        yield "Everything else", [note("", "not looked at: it takes a verl that is supported")]
+        return
+    with contextlib.ExitStack() as stack:
+        plugin = list(_plugin(args, config, stack))
+    yield "Plugin", plugin
+    if versions.on_cpu_platform() and "verl_cast.plugin" not in sys.modules:
+        yield (
+            "Everything else",
+            [note("", "not looked at: VERL_PLATFORM=cpu comes with the plugin, without which verl fails")],
+        )
+        return
+    from verl_cast.doctor import run, seams
+
+    found = seams.check("megatron" in asked_for)
+    yield "Seams", found
+    if any(line.mark == "error" for line in found):
+        yield "Command", [note("", "not looked at: it takes the functions that verl_cast relies on")]
+        return
+    if refusal is not None:
+        yield "Command", [error("settings", refusal)]
+    elif config is not None:
+        yield from run.sections(config)
+
+
+def _asked_for(config: DictConfig | None) -> set[str]:
+    if config is None:
+        return set()
+    keys = ("actor_rollout_ref.actor.strategy", "actor_rollout_ref.rollout.name")
+    return {str(OmegaConf.select(config, key)) for key in keys}
+
+
+def _plugin(args: argparse.Namespace, config: DictConfig | None, stack: contextlib.ExitStack) -> Iterable[Line]:
+    yield from registration.check_entry_point()
+    workers = None
+    if not args.no_ray:
+        address, runtime_env = _ray_settings(config)
+        try:
+            workers = stack.enter_context(registration.ray_workers(address, runtime_env))
+        except Exception as problem:  # Ray's own failures have many types, and all mean the same here
+            yield error("Ray worker", f"Ray cannot be {'joined' if address else 'started'}: {first_line(problem)}")
+    here = registration.probe()  # while the workers import verl
+    yield from registration.check_here(here)
+    if workers is not None:
+        yield from registration.check_workers(workers, here)
+    elif args.no_ray:
+        yield note("Ray worker", "not looked at (--no-ray)")
+
+
+def _ray_settings(config: DictConfig | None) -> tuple[str | None, dict]:
+    """Address of the cluster that the run would join (None: Ray decides) and the run's runtime environment."""
+    settings = OmegaConf.select(config, "ray_kwargs.ray_init") if config is not None else None
+    settings = OmegaConf.to_container(settings, resolve=True) if settings is not None else {}
+    return settings.get("address") or os.environ.get("RAY_ADDRESS") or None, settings.get("runtime_env") or {}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what libraries print off the screen; where one crashes, show it before the traceback.
+
+    By descriptors: some print below Python, and log handlers that they make here keep the sys.stderr that they find.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with tempfile.TemporaryFile("w+", errors="replace") as noise:
+        try:
+            with contextlib.ExitStack() as redirected:
+                for descriptor in (1, 2):
+                    saved = os.dup(descriptor)
+                    os.dup2(noise.fileno(), descriptor)
+                    redirected.callback(os.close, saved)
+                    redirected.callback(os.dup2, saved, descriptor)
+                redirected.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+                try:
+                    yield
+                finally:
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+        except BaseException:
+            noise.seek(0)
+            sys.stderr.write(noise.read()[-20000:])
+            raise

@@ -1,0 +1,95 @@
+"""The doctor's lines: a mark, a label, a sentence; and how they look in a terminal.
+
+Left out: what is checked. Nothing here knows of verl.
+"""
+
+import re
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+WIDTH = 98
+_LABEL_WIDTH = 20
+_WORDS = {"ok": "ok", "note": "", "warning": "warning", "error": "ERROR"}
+_COLOURS = {"ok": "\033[32m", "warning": "\033[33m", "error": "\033[1;31m"}
+_BOLD, _PLAIN = "\033[1m", "\033[0m"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One finding. `mark` is ok, note (a fact, nothing was checked), warning or error.
+
+    `block` is shown below the sentence, line by line as it is (a prompt), long lines folded.
+    """
+
+    mark: str
+    label: str
+    text: str
+    block: str | None = None
+
+
+def ok(label: str, text: str) -> Line:
+    return Line("ok", label, text)
+
+
+def note(label: str, text: str, block: str | None = None) -> Line:
+    return Line("note", label, text, block)
+
+
+def warning(label: str, text: str) -> Line:
+    return Line("warning", label, text)
+
+
+def error(label: str, text: str) -> Line:
+    return Line("error", label, text)
+
+
+def heading(title: str, colours: bool) -> str:
+    return f"\n{_BOLD}{title}{_PLAIN}" if colours else f"\n{title}"
+
+
+def formatted(lines: Iterable[Line], colours: bool) -> str:
+    """The lines as text, aligned, folded to WIDTH columns."""
+    return "\n".join(_formatted(line, colours) for line in lines)
+
+
+def _formatted(line: Line, colours: bool) -> str:
+    indent = 2 + 8 + _LABEL_WIDTH + 2
+    # Long words (paths, keys) stay whole: they are there to be copied.
+    text = textwrap.wrap(line.text, WIDTH - indent, break_long_words=False, break_on_hyphens=False) or [""]
+    mark = f"{_WORDS[line.mark]:<8}"
+    if colours and line.mark in _COLOURS:
+        mark = f"{_COLOURS[line.mark]}{mark}{_PLAIN}"
+    rows = [f"  {mark}{line.label:<{_LABEL_WIDTH}}  {text[0]}".rstrip()]
+    rows += [" " * indent + row for row in text[1:]]
+    if line.block is not None:
+        rows += [f"          | {row}".rstrip() for row in _folded(line.block, WIDTH - 12)]
+    return "\n".join(rows)
+
+
+def _folded(block: str, width: int) -> list[str]:
+    """The rows of a text, folded; a control character could do anything to a terminal, so it is shown escaped."""
+    rows = []
+    for row in block.split("\n"):
+        row = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], row.expandtabs(4))
+        rows += [row[start : start + width] for start in range(0, len(row), width)] or [""]
+    return rows
+
+
+def shortened(text: str, head: int = 900, tail: int = 300) -> str:
+    """A long text without its middle."""
+    if len(text) <= head + tail + 100:
+        return text
+    return f"{text[:head]}\n[... {len(text) - head - tail} characters ...]\n{text[-tail:]}"
+
+
+def first_line(problem: BaseException) -> str:
+    """An exception's message as one row, ending in a full stop."""
+    rows = [row.strip() for row in str(problem).splitlines() if row.strip()]
+    text = rows[0] if rows else type(problem).__name__
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def cause_of(problem: BaseException) -> BaseException:
+    """What an exception was raised from, if verl or hydra wrapped it."""
+    return problem.__cause__ or problem
