@@ -1,7 +1,7 @@
 """Figures with plotly: what figures.py names, as the JSON that plotly.js draws.
 
-One look for all: a run has one colour on the whole page, steps have one range, a run's further lines are dashed and dotted.
-Above MANY_STEPS the steps are drawn thin and their running mean thick.
+One look for all: a run has one colour on the whole page, steps have one range, a run's further lines are dashed and
+dotted. Above MANY_STEPS the steps are drawn thin and their running mean thick.
 """
 
 import html
@@ -18,7 +18,8 @@ RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#a97c00", "#56b4e9",
 DASHES = ("solid", "dash", "dot")
 GROUP_COLOURS = ("#7fb3d5", "#c9cdd2", "#e8b08a")  # all correct, mixed, all wrong
 STAGE_COLOURS = (
-    "#8fb4d4", "#d9d3c7", "#b9c7a8", "#d8dcb0", "#7d5ba6", "#cdb7e0", "#e6e6e6", "#5f7f9f", "#9fc7c0", "#dcc27f", "#c9a0b4",
+    "#8fb4d4", "#d9d3c7", "#b9c7a8", "#d8dcb0", "#7d5ba6", "#cdb7e0",
+    "#e6e6e6", "#5f7f9f", "#9fc7c0", "#dcc27f", "#c9a0b4",
 )  # fmt: skip
 MARKERS_UP_TO = 40
 MANY_STEPS = 80
@@ -142,10 +143,18 @@ def _stages(figure: Figure, chosen: list[tuple[str, Run]]) -> go.Figure:
         if max(means) > 0.002 * max(sum(run.values("timing_s/step")) / max(1, run.num_steps) for _, run in chosen):
             text = [f"{mean:.3g}" if mean else "" for mean in means]
             drawn.add_bar(
-                y=names, x=_points(means), orientation="h", name=line.label, marker={"color": fill}, text=text, textangle=0,
-                textposition="inside", insidetextanchor="middle", hovertemplate="%{x:.3g} s",
-            )  # fmt: skip
-    drawn.update_layout(barmode="stack", bargap=0.35, showlegend=True, legend_traceorder="normal")
+                y=names,
+                x=_points(means),
+                orientation="h",
+                name=line.label,
+                marker={"color": fill},
+                text=text,
+                textangle=0,
+                textposition="inside",
+                insidetextanchor="middle",
+                hovertemplate="%{x:.3g} s",
+            )
+    drawn.update_layout(barmode="stack", bargap=0.35, showlegend=True)
     drawn.update_xaxes(title_text="seconds", title_standoff=2, rangemode="tozero")
     return drawn.update_yaxes(autorange="reversed", automargin=True, ticksuffix=" ")
 
@@ -154,16 +163,30 @@ def _style(drawn: go.Figure, figure: Figure) -> go.Figure:
     drawn.update_layout(
         template=go.layout.Template(),  # plotly's own look is some 10 kB per figure
         height=HEIGHT,
-        margin={"l": 56, "r": 12, "t": 28 if drawn.layout.showlegend else 12, "b": 38},
+        margin={"l": 56, "r": 12, "t": 8 if drawn.layout.showlegend else 12, "b": 38},
         font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12, "color": INK},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         hovermode="closest" if figure.kind == STAGES else "x unified",
         hoverlabel={"bgcolor": "#ffffff", "bordercolor": "#c8cdd2", "font": {"size": 12}},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom", "font": {"size": 11.5}},
+        legend={
+            "orientation": "h",
+            "traceorder": "normal",
+            "x": 0,
+            "y": 1.02,
+            "xanchor": "left",
+            "yanchor": "bottom",
+            "font": {"size": 11.5},
+        },
     )
     drawn.update_xaxes(
-        showgrid=False, showline=True, linecolor="#c8cdd2", ticks="outside", ticklen=3, tickcolor="#c8cdd2"
+        showgrid=False,
+        zeroline=False,
+        showline=True,
+        linecolor="#c8cdd2",
+        ticks="outside",
+        ticklen=3,
+        tickcolor="#c8cdd2",
     )
     if figure.kind == STAGES:
         return drawn

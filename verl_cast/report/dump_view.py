@@ -1,7 +1,7 @@
 """The trajectory dumps of all runs as the data of the page's group tables and trajectory view.
 
-Every group of every dumped step gets its line in a table. The tokens are what makes a page large: there is room for a number
-of them, which goes to the newest and the first steps, then inwards; what has no room is listed and said.
+Every group of every dumped step gets its line in a table. The tokens are what makes a page large: there is room for a
+number of them, which goes to the newest and the first steps, then inwards; what has no room is listed and said.
 """
 
 import json

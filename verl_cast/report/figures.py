@@ -1,8 +1,8 @@
 """Which figures the report has: metrics, titles, and one sentence each about what is healthy. No plotting here.
 
 A line figure draws, per run, its lines in the run's colour; a second line of the same run is dashed, a third dotted. A
-figure whose metrics no run has does not exist, and a run without a figure's metrics is not in it: a run without CAST is never drawn
-as if it were one.
+figure whose metrics no run has does not exist, and a run without a figure's metrics is not in it: a run without CAST is
+never drawn as if it were one.
 """
 
 import math
@@ -30,8 +30,8 @@ class Figure:
     """One figure: its lines, and the sentence below it.
 
     Attributes:
-        kind: LINES; BANDS: the quantile bands of the gap around its median; STACK: shares that add up to 1, one panel a run;
-            STAGES: mean seconds per stage, one bar a run.
+        kind: LINES; BANDS: the quantile bands of the gap around its median; STACK: shares that add up to 1, one panel a
+            run; STAGES: mean seconds per stage, one bar a run.
         unit: of the y axis; "share" draws 0 to 1 as per cent, "log" a logarithmic axis.
         zero: whether a line marks y = 0.
     """

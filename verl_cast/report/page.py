@@ -1,7 +1,7 @@
-"""The page: everything that the other modules found, through page.html.jinja into one file without any outside reference.
+"""The page: everything that the other modules found, through page.html.jinja into one file that refers to no other.
 
-Text is escaped by Jinja; data go into JSON blocks in which no `<` remains, and the page's own script builds text nodes from
-them. So nothing that a policy wrote can run.
+Text is escaped by Jinja; data go into JSON blocks in which no `<` remains, and the page's own script builds text nodes
+from them. So nothing that a policy wrote can run.
 """
 
 import datetime

@@ -1,8 +1,8 @@
 """One metrics file -> {step: {name: value}}: verl's file logger (JSON lines) or a console log.
 
-Both loggers get the same numbers. The console's may be wrapped (`np.float64(0.5)`), stand behind Ray's prefix and colour
-codes, and share the file with everything else that a run prints. What cannot be read is skipped and said, never guessed;
-a value that is not finite stays in the series as NaN, so that a curve shows a gap there.
+Both loggers get the same numbers. The console's may be wrapped (`np.float64(0.5)`), stand behind Ray's prefix and
+colour codes, and share the file with everything else that a run prints. What cannot be read is skipped and said, never
+guessed; a value that is not finite stays in the series as NaN, so that a curve shows a gap there.
 """
 
 import json

@@ -1,8 +1,8 @@
 """The rules: what a run's numbers say, as short notes with a level, the numbers seen, and what to do.
 
-A rule is a function of one run that returns a Note, or None where it has nothing to look at; `RULES` is all of them, in the order in
-which they are read. Thresholds stand beside the sentence that they decide. They are those of README.md's metric table where
-it has one, and otherwise rules of thumb: a note says what was seen, so that one can disagree.
+A rule is a function of one run that returns a Note, or None where it has nothing to look at; `RULES` is all of them, in
+the order in which they are read. Thresholds stand beside the sentence that they decide. They are those of README.md's
+metric table where it has one, and otherwise rules of thumb: a note says what was seen, so that one can disagree.
 """
 
 import math
@@ -202,7 +202,10 @@ def groups(run: Run) -> Note | None:
     mixed, right, wrong = (last_third(run, f"cast/group/{k}_share") for k in ("mixed", "all_correct", "all_wrong"))
     if mixed is None or right is None or wrong is None:
         return None
-    seen = f"Groups over the last third: {percent(mixed.value)} mixed, {percent(right.value)} all correct, {percent(wrong.value)} all wrong."
+    seen = (
+        f"Groups over the last third: {percent(mixed.value)} mixed, {percent(right.value)} all correct, "
+        f"{percent(wrong.value)} all wrong."
+    )
     if wrong.value > 0.8:
         return Note(
             WARNING, "The task is too hard", seen, "Almost no response is right: use easier data or more responses."

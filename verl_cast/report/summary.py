@@ -57,7 +57,7 @@ def tiles(runs: list[Run]) -> list[Tile]:
 
 
 def settings(cast: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """`algorithm.cast` of a run as (key, value): those that differ from the defaults (the dump's own aside), and all."""
+    """`algorithm.cast` of a run as (key, value): what differs from the defaults (the dump's keys aside), and all."""
     defaults = dict(_flat(dataclasses.asdict(CastConfig())))
     values = list(_flat(cast))
     shown = [(key, _text(value)) for key, value in values]
