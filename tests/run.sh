@@ -7,6 +7,18 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash examples/setup_cpu.sh
 export PATH="$PWD/.venv/bin:$PATH"
+
+# The report's page is tested in a real browser.
+if [ -z "${CHROME:-}" ] && ! command -v chromium chromium-browser google-chrome >/dev/null; then
+  if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
+    echo "chromium: not found; installing Debian's (apt-get)"
+    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null ||
+      echo "chromium: the installation failed; the report's browser tests need it" >&2
+  else
+    echo "chromium: not found; install it, or name it with CHROME=/path/to/chromium, for the report's browser tests" >&2
+  fi
+fi
+
 ruff check .
 ruff format --check .
 exec python -m pytest "$@"

@@ -154,7 +154,7 @@ def _stages(figure: Figure, chosen: list[tuple[str, Run]]) -> go.Figure:
                 insidetextanchor="middle",
                 hovertemplate="%{x:.3g} s",
             )
-    drawn.update_layout(barmode="stack", bargap=0.35, showlegend=True)
+    drawn.update_layout(uniformtext={"minsize": 10, "mode": "hide"}, barmode="stack", bargap=0.35, showlegend=True)
     drawn.update_xaxes(title_text="seconds", title_standoff=2, rangemode="tozero")
     return drawn.update_yaxes(autorange="reversed", automargin=True, ticksuffix=" ")
 
@@ -195,8 +195,10 @@ def _style(drawn: go.Figure, figure: Figure) -> go.Figure:
     )
     if figure.unit == "share":
         values = [v for trace in drawn.data for v in trace.y or () if v is not None]
-        full = figure.kind == STACK or max(values, default=0) > 0.4
-        drawn.update_yaxes(tickformat=".0%" if full else ".2~%", range=[0, 1.03] if full else None, rangemode="tozero")
+        highest = max(values, default=0)
+        full = figure.kind == STACK or highest > 0.4
+        top = 1.03 if full else 1.15 * highest or 0.1
+        drawn.update_yaxes(tickformat=".0%" if full else ".2~%", range=[0, top])
     elif figure.unit == "log":
         drawn.update_yaxes(type="log", exponentformat="power", title_text="nats", title_standoff=4, nticks=5, dtick=1)
     elif figure.unit:

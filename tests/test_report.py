@@ -1,0 +1,670 @@
+"""`verl-cast report`: what it reads, what it says, and the page itself in a real headless browser without network."""
+
+import json
+import math
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from verl_cast import cli, trajectories
+from verl_cast.report import reader, reading, runs
+
+HOSTILE = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'></script>"
+KINDS = {0: "mixed", 1: "all_correct", 2: "all_wrong"}
+NAMES = ("Mia", "Ravi", "Lena", "Omar", "Ada", "Noah")
+
+
+# ---- runs that look real: advantages by the method's own code, so that all numbers agree with each other ----
+
+
+def response_tokens(rng, a, b, answer):
+    text = rng.choice(
+        [
+            f"First, {a} + {b} means adding {b} to {a}.\nWe count on from {a}:\n{a} + {b} = {answer}.\n\n"
+            f"The answer is \\boxed{{{answer}}}.",
+            f"Let's think step by step.\nThere are {a} apples, then {b} more.\nSo the total is {a} + {b} = {answer}.\n"
+            f"\\boxed{{{answer}}}",
+            f"We need {a} + {b}.\n\nSplit it: {a} + {b} = {answer - 1} + 1 = {answer}.\n"
+            f"Therefore the answer is \\boxed{{{answer}}}.",
+        ]
+    )
+    return re.findall(r"\n+| ?\w+| ?[^\w\s]|\s", text)
+
+
+def dump_rows(step, rng, num_groups=3, size=8, teacher_prompt="worked examples: 1 + 1 = 2\n\n"):
+    """Rows of one dumped step: random gaps, advantages of verl_cast.advantage."""
+    import torch
+
+    from verl_cast.advantage import cast_advantage
+    from verl_cast.config import CastConfig
+
+    rows, index, rewards = [], [], []
+    for g in range(num_groups):
+        a, b = (int(n) for n in rng.integers(11, 60, 2))
+        share = [0.5, 0.0, 1.0, 0.7][g % 4]
+        for i in range(size):
+            correct = bool(rng.random() < share) if 0 < share < 1 else share == 1.0
+            if share == 0.5 and i < 2:
+                correct = i == 0
+            text = response_tokens(rng, a, b, a + b + (0 if correct else int(rng.integers(1, 9))))
+            mask = [True] * len(text)
+            if i == size - 1:
+                mask[-3:] = [False] * 3
+            prompt = f"{rng.choice(NAMES)} has {a} apples and gets {b} more. How many apples are there now?"
+            rows.append(
+                {
+                    "step": step,
+                    "group": f"uid-{step}-{g}",
+                    "row": f"uid-{step}-{g}_{i}_0",
+                    "messages": json.dumps(
+                        [
+                            {"role": "system", "content": "You are a careful assistant."},
+                            {"role": "user", "content": prompt},
+                        ]
+                    ),
+                    "reference": str(a + b),
+                    "prompt_ids": [1, 2, 3],
+                    "teacher_prompt": None if teacher_prompt is None else f"{teacher_prompt}{prompt}\n",
+                    "response_ids": list(range(len(text))),
+                    "response_text": text,
+                    "response_mask": mask,
+                    "reward": float(correct),
+                    "correct": correct,
+                    "teacher_age": step % 10,
+                }
+            )
+            index.append(f"uid-{step}-{g}")
+            rewards.append(float(correct))
+    length = max(len(row["response_text"]) for row in rows)
+    mask, old, gap, reward = (torch.zeros(len(rows), length) for _ in range(4))
+    for i, row in enumerate(rows):
+        n = len(row["response_text"])
+        mask[i, :n] = torch.tensor(row["response_mask"]).float()
+        old[i, :n] = torch.tensor(-rng.exponential(0.5, n))
+        gap[i, :n] = torch.tensor(rng.normal(0.06 if row["correct"] else -0.15, 0.35, n) * (rng.random(n) < 0.8))
+        reward[i, 0] = rewards[i]
+    teacher = (old + gap).clamp_max(-1e-4)
+    result = cast_advantage(reward, mask, np.array(index, dtype=object), old, teacher, CastConfig())
+    for i, row in enumerate(rows):
+        n = len(row["response_text"])
+        row.update(
+            old_log_probs=old[i, :n].tolist(),
+            teacher_log_probs=teacher[i, :n].tolist(),
+            gap=result.gap[i, :n].tolist(),
+            advantages=result.advantages[i, :n].tolist(),
+            flipped=result.flipped[i, :n].tolist(),
+            kind=KINDS[int(result.base.kind[i])],
+            base_advantage=float(result.base.value[i]),
+        )
+    return rows
+
+
+def write_dump(directory, steps=(10, 20), seed=0, cast=None, **kwargs):
+    rng = np.random.default_rng(seed)
+    written = {}
+    for step in steps:
+        written[step] = dump_rows(step, rng, **kwargs)
+        settings = {
+            "flip": "both",
+            "gap_deadzone": 0.0,
+            "teacher": {"weights": "snapshot", "context": "teacher.jinja"},
+            **(cast or {}),
+        }
+        trajectories.write(directory, step, written[step], model="/models/SmolLM2-135M-Instruct", cast=settings)
+    return written
+
+
+def metrics_of_a_run(steps=24, cast=True, seed=0, agreement=0.3):
+    """{step: {name: value}} with the names and scales of a small real run."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for step in range(1, steps + 1):
+        t = (step - 1) / max(1, steps - 1)
+
+        def noisy(value, by, rng=rng):
+            return float(value + rng.normal(0, by))
+
+        right = min(1.0, max(0.0, noisy(0.25 + (0.65 if cast else 0.5) * t**0.8, 0.04)))
+        generation, old_log_prob, update = noisy(9, 0.3), noisy(6.5, 0.2), noisy(19, 0.5)
+        teacher = noisy(9.4, 0.3) if cast else 0.0
+        values = {
+            "training/global_step": step,
+            "critic/score/mean": right,
+            "critic/rewards/mean": right,
+            "response_length/mean": noisy(61 - 14 * t, 1.5),
+            "response_length/clip_ratio": max(0.0, noisy(0.05 - 0.04 * t, 0.01)),
+            "actor/entropy": noisy(0.62 - 0.3 * t, 0.02),
+            "actor/pg_loss": noisy(0, 0.02),
+            "actor/pg_clipfrac": 0.0,
+            "actor/ppo_kl": 0.0,
+            "actor/grad_norm": noisy(1.4, 0.15),
+            "actor/lr": 1e-5 * (1 - 0.5 * t),
+            "perf/throughput": noisy(140, 5),
+            "perf/max_memory_allocated_gb": 0.0,
+            "perf/cpu_memory_used_gb": noisy(13.2, 0.1),
+            "timing_s/gen": generation,
+            "timing_s/old_log_prob": old_log_prob,
+            "timing_s/adv": 0.05,
+            "timing_s/update_actor": update,
+            "timing_s/update_weights": 1.2,
+            "timing_s/step": generation + old_log_prob + update + teacher + 1.4,
+        }
+        if step % 5 == 0:
+            values["val-core/chain_sum/acc/mean@4"] = noisy(0.2 + 0.6 * t, 0.03)
+            values["timing_s/testing"] = 3.0
+        if cast:
+            mixed, all_wrong = 0.75 - 0.45 * t, 0.2 * (1 - t) ** 2
+            mean, width = noisy(-0.16 + 0.1 * t, 0.01), 0.5 - 0.2 * t
+            values.update(
+                {
+                    "cast/group/mixed_share": mixed,
+                    "cast/group/all_wrong_share": all_wrong,
+                    "cast/group/all_correct_share": 1 - mixed - all_wrong,
+                    "cast/correct_share": right,
+                    "cast/base/abs_mean": noisy(0.93, 0.02),
+                    "cast/gap/mean": mean,
+                    "cast/gap/abs_mean": noisy(0.34 - 0.15 * t, 0.01),
+                    **{
+                        f"cast/gap/p{q:02d}": mean + width * z
+                        for q, z in ((5, -1.9), (25, -0.4), (50, 0.05), (75, 0.3), (95, 0.9))
+                    },
+                    "cast/gap/positive_share": noisy(0.42, 0.02),
+                    "cast/gap/zero_share": 0.0,
+                    "cast/gap/deadzone_share": 0.0,
+                    "cast/gap/correct_mean": mean + 0.05,
+                    "cast/gap/wrong_mean": mean - 0.08,
+                    "cast/gap/correctness_corr": noisy(agreement + 0.1, 0.1),
+                    "cast/gap/correctness_corr_in_group": noisy(agreement, 0.1),
+                    "cast/weight/clipped_share": noisy(0.7, 0.02),
+                    "cast/flip/share": noisy(0.45, 0.02),
+                    "cast/flip/correct_share": noisy(0.5 - 0.1 * t, 0.02),
+                    "cast/flip/wrong_share": noisy(0.38, 0.02),
+                    "cast/advantage/mean": noisy(-0.1, 0.02),
+                    "cast/advantage/abs_mean": noisy(0.95, 0.01),
+                    "cast/advantage/clipped_share": noisy(0.12, 0.01),
+                    "cast/advantage/zero_variance_mass": 1 - mixed,
+                    "cast/length/correct_mean": noisy(52 - 8 * t, 1.5),
+                    "cast/length/wrong_mean": noisy(65 - 10 * t, 2),
+                    "cast/entropy/correct_mean": noisy(0.5 - 0.25 * t, 0.02),
+                    "cast/entropy/wrong_mean": noisy(0.7 - 0.25 * t, 0.02),
+                    "cast/teacher/age": float((step - 1) % 10),
+                    "cast/teacher/forward": 1.0,
+                    "cast/teacher/peak_memory_gib": 0.0,
+                    "cast/teacher/host_gib": 0.5,
+                    "timing_s/cast_teacher": teacher,
+                }
+            )
+            if step % 8 == 1:
+                values.update(
+                    {"cast/noise/abs_mean": 1.1e-5, "cast/noise/p99": noisy(6e-5, 4e-6), "cast/noise/gap_share": 0.001}
+                )
+        found[step] = values
+    return found
+
+
+def write_jsonl(path, metrics):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"step": step, "data": values}) + "\n" for step, values in metrics.items()))
+    return path
+
+
+def write_console(path, metrics, start_line=lambda step: ""):
+    """As verl's console logger prints it, in a log with everything else that a run prints."""
+    from verl.utils.logger.aggregate_logger import concat_dict_to_str
+
+    lines = [
+        "Some warning: step:0 is not a metric",
+        "\x1b[36m(TaskRunnerV1 pid=7)\x1b[0m Initial validation metrics: {}",
+    ]
+    for step, values in metrics.items():
+        numpy_values = {name: np.float64(v) if i % 2 else v for i, (name, v) in enumerate(values.items())}
+        lines.append(f"{start_line(step)}{concat_dict_to_str(numpy_values, step=step)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def report(*args):
+    return cli.main(["report", *map(str, args)])
+
+
+# ---- reading ----
+
+
+def test_console_and_file_logger_give_the_same_numbers(tmp_path, monkeypatch):
+    from verl.utils.tracking import FileLogger
+
+    metrics = metrics_of_a_run(4)
+    metrics[2]["actor/grad_norm"] = math.nan
+    metrics[3]["perf/throughput"] = math.inf
+    monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(tmp_path / "metrics.jsonl"))
+    logger = FileLogger("project", "experiment")
+    for step, values in metrics.items():
+        logger.log({name: np.float64(value) for name, value in values.items()}, step)
+    logger.finish()
+    prefix = "\x1b[36m(TaskRunnerV1 pid=1234, ip=10.0.0.1)\x1b[0m "
+    console = write_console(tmp_path / "train.log", metrics, lambda step: "\rTraining: 25%|##| 1/4\r" + prefix)
+    from_json, from_console = reader.read(tmp_path / "metrics.jsonl"), reader.read(console)
+    np.testing.assert_equal(from_console.steps, from_json.steps)
+    assert math.isnan(from_json.steps[2]["actor/grad_norm"]) and math.isnan(from_json.steps[3]["perf/throughput"])
+    assert {s: {n: v for n, v in values.items() if math.isfinite(v)} for s, values in metrics.items()} == {
+        s: {n: v for n, v in values.items() if math.isfinite(v)} for s, values in from_json.steps.items()
+    }
+    for read in (from_json, from_console):
+        assert ["actor/grad_norm (1)" in r and "perf/throughput (1)" in r for r in read.remarks] == [True]
+
+
+def test_a_half_written_last_line_is_skipped_and_said(tmp_path):
+    metrics = metrics_of_a_run(3)
+    for path in (write_jsonl(tmp_path / "metrics.jsonl", metrics), write_console(tmp_path / "train.log", metrics)):
+        whole = reader.read(path)
+        text = path.read_text()
+        path.write_text(text[:-9])
+        read = reader.read(path)
+        assert whole.remarks == [] and list(whole.steps) == [1, 2, 3] and list(read.steps) == [1, 2]
+        last = len(text.splitlines())
+        assert read.remarks == [
+            f"{path}, line {last}: the last line is not whole (the run is writing it, or was killed) and is skipped."
+        ]
+
+
+def test_garbled_lines_are_skipped_and_named(tmp_path):
+    path = write_jsonl(tmp_path / "metrics.jsonl", metrics_of_a_run(5))
+    lines = path.read_text().splitlines()
+    lines[1], lines[3] = lines[1][:70], '{"step": "x", "data": 3}'
+    path.write_bytes(("\n".join(lines) + "\n").encode() + b"\xff\xfe\n")
+    read = reader.read(path)
+    assert list(read.steps) == [1, 3, 5] and len(read.remarks) == 1
+    assert "lines 2, 4, 6 (3) are not" in read.remarks[0] and str(path) in read.remarks[0]
+
+    console = write_console(tmp_path / "train.log", metrics_of_a_run(3))
+    console.write_text(console.read_text().replace("actor/lr:", "actor/lr: (pid=3) hello ", 1))
+    read = reader.read(console)
+    assert [("actor/lr" in values) for values in read.steps.values()] == [False, True, True]
+    assert read.remarks == [f"{console}: line 3 is readable in part only; what could not be read is left out."]
+
+
+def test_steps_that_come_again_after_a_resume_count_once(tmp_path):
+    first, second = metrics_of_a_run(10, seed=1), metrics_of_a_run(7, seed=2)
+    path = write_jsonl(tmp_path / "metrics.jsonl", first)
+    with path.open("a") as file:
+        file.writelines(json.dumps({"step": s, "data": second[s]}) + "\n" for s in (6, 7))
+    read = reader.read(path)
+    assert list(read.steps) == [1, 2, 3, 4, 5, 6, 7]
+    assert read.steps[5] == first[5] and read.steps[6] == second[6] and read.steps[7] == second[7]
+    assert len(read.remarks) == 1 and "went back to step 6 " in read.remarks[0] and "steps 8, 9, 10" in read.remarks[0]
+
+
+def test_validation_logged_apart_from_training_joins_its_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    entries = [
+        (0, {"val-core/a/acc/mean@1": 0.1}),
+        (1, {"critic/score/mean": 0.5}),
+        (1, {"val-core/a/acc/mean@1": 0.2}),
+    ]
+    path.write_text("".join(json.dumps({"step": s, "data": d}) + "\n" for s, d in entries))
+    read = reader.read(path)
+    assert read.steps == {0: entries[0][1], 1: {**entries[1][1], **entries[2][1]}} and read.remarks == []
+
+
+# ---- which runs ----
+
+
+def test_runs_their_names_and_their_dumps(tmp_path):
+    metrics = metrics_of_a_run(2)
+    for parent in ("a", "b"):
+        write_jsonl(tmp_path / parent / "cast" / "metrics.jsonl", metrics)
+    write_dump(tmp_path / "b" / "cast" / "checkpoints" / "cast_trajectories", steps=(1,), num_groups=1, size=2)
+    (tmp_path / "b" / "cast" / "train.log").write_text("step:9 - critic/score/mean:0.5\n")  # the JSON lines come first
+    (tmp_path / "b" / "cast" / "0.jsonl").write_text('{"input": "x", "output": "y", "step": 1}\n')  # verl's rollouts
+    write_jsonl(tmp_path / "b" / "cast" / "ray" / "session_1" / "metrics.jsonl", metrics)
+    found = runs.find([tmp_path / "a" / "cast", tmp_path / "b" / "cast", tmp_path / "b" / "cast" / "metrics.jsonl"])
+    assert [(run.name, list(run.dump_files)) for run in found] == [("a/cast", []), ("b/cast", [1])]
+
+    project = tmp_path / "project"
+    write_jsonl(project / "one.jsonl", metrics)
+    write_jsonl(project / "two.jsonl", metrics_of_a_run(2, cast=False))
+    write_dump(project / "checkpoints" / "two" / "cast_trajectories", steps=(2,), num_groups=1, size=2)
+    found = runs.find([project])
+    assert [(run.name, list(run.dump_files), run.is_cast) for run in found] == [("one", [], True), ("two", [2], True)]
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda d: None, "does not exist; name a run's directory"),
+        (lambda d: d.mkdir(), "holds no metrics: looked for JSON lines"),
+        (lambda d: (d.mkdir(), (d / "metrics.jsonl").write_text("")), "metrics.jsonl holds no whole line"),
+        (lambda d: (d.mkdir(), (d / "train.log").write_text("nothing here\n")), "holds no metrics: looked for JSON"),
+    ],
+)
+def test_nothing_to_report_is_an_error_with_a_remedy(tmp_path, capsys, make, sentence):
+    run = tmp_path / "run"
+    make(run)
+    assert report(run) == 1
+    assert re.fullmatch(rf"verl-cast report: {re.escape(str(run))} .*\n", capsys.readouterr().err)
+    with pytest.raises(cli.UserError, match=re.escape(sentence)):
+        runs.find([run])
+
+
+def test_an_output_that_cannot_be_written_is_said(tmp_path, capsys):
+    write_jsonl(tmp_path / "run" / "metrics.jsonl", metrics_of_a_run(2))
+    (tmp_path / "file").write_text("")
+    assert report(tmp_path / "run", "-o", tmp_path / "file" / "report.html") == 1
+    assert "cannot be written" in capsys.readouterr().err
+
+
+# ---- notes ----
+
+
+def a_run(metrics):
+    return runs.Run("run", metrics, Path("metrics.jsonl"))
+
+
+def levels(metrics):
+    return {note.title: note.level for note in reading.notes(a_run(metrics))}
+
+
+def test_a_healthy_run_has_nothing_to_look_at():
+    assert set(levels(metrics_of_a_run(30)).values()) == {reading.OK}
+
+
+@pytest.mark.parametrize(
+    ("change", "title"),
+    [
+        (lambda t, v: v.update({"cast/gap/correctness_corr_in_group": -0.3}), "The teacher prefers what is wrong"),
+        (lambda t, v: v.update({"critic/score/mean": 0.8 - 0.5 * t}), "The reward fell"),
+        (lambda t, v: v.update({"cast/flip/correct_share": 0.85}), "Most tokens of correct responses are flipped"),
+        (lambda t, v: v.update({"cast/noise/p99": 1.0}), "Gaps near the engine's noise"),
+        (lambda t, v: v.update({"actor/entropy": 0.6 * (1 - t), "critic/score/mean": 0.3}), "Entropy collapses"),
+        (lambda t, v: v.update({"actor/pg_loss": math.nan}), "Values that are no numbers"),
+        (lambda t, v: v.update({"cast/group/all_wrong_share": 0.9}), "The task is too hard"),
+        (lambda t, v: v.update({"cast/teacher/forward": 0.0}), "The teacher never ran a forward"),
+        (
+            lambda t, v: v.update({"response_length/mean": 60 + 90 * t, "critic/score/mean": 0.5 - 0.3 * t}),
+            "Response length runs away as the reward falls",
+        ),
+    ],
+)
+def test_what_ruins_a_run_is_a_warning(change, title):
+    metrics = metrics_of_a_run(30)
+    for step, values in metrics.items():
+        change((step - 1) / 29, values)
+    assert levels(metrics)[title] == reading.WARNING
+
+
+def test_a_run_without_cast_is_said_to_be_one_and_is_in_no_figure_about_cast():
+    from verl_cast.report import figures
+
+    twin = a_run(metrics_of_a_run(12, cast=False))
+    assert not twin.is_cast and levels(twin.steps)["Not a CAST run"] == reading.OK
+    drawn = [line.metric for _, chosen in figures.sections([twin]) for figure in chosen for line in figure.lines]
+    about_cast = {m for m in drawn if m.startswith("cast/")}
+    assert "critic/score/mean" in drawn
+    assert about_cast <= {"cast/teacher/host_gib", "cast/teacher/peak_memory_gib"}  # second lines of verl's own figures
+
+
+def test_every_metric_in_a_figure_is_one_that_verl_or_cast_logs():
+    """A figure of a name that nobody logs would never be drawn, and nobody would miss it."""
+    from verl_cast.report import figures
+
+    known = {name for values in metrics_of_a_run(10).values() for name in values}
+    known |= {"timing_s/reward", "timing_s/ref", "timing_s/cast_noise", "timing_s/save_checkpoint", "actor/kl_loss"}
+    named = {line.metric for section in figures.SECTIONS for figure in section.figures for line in figure.lines}
+    assert named <= known
+
+
+# ---- the page, in a browser ----
+
+
+def chromium():
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return os.environ.get("CHROME") or next((path for name in names if (path := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = chromium()
+    if path is None:
+        reason = "no Chromium: install it, or name it with CHROME=/path/to/chromium"
+        assert os.environ.get("CI") != "true", reason
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # As root, as in most containers, Chromium has no sandbox; the pages are our own.
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """CAST beside its GRPO twin; the first response of the last dump is hostile. (page, rows by step, metrics)"""
+    root = tmp_path_factory.mktemp("pair")
+    metrics = {name: metrics_of_a_run(12, cast=name == "cast", seed=i) for i, name in enumerate(("cast", "grpo"))}
+    for name, values in metrics.items():
+        write_jsonl(root / name / "metrics.jsonl", values)
+    directory = root / "cast" / "cast_trajectories"
+    written = write_dump(directory, steps=(5, 10), size=4)
+    row = written[10][0]
+    row["response_text"][0], row["response_text"][1] = HOSTILE, "\n\n"
+    row["messages"] = json.dumps([{"role": "user", "content": f"{HOSTILE} {{{{ 7 * 7 }}}}"}])
+    row["teacher_prompt"] = HOSTILE
+    trajectories.write(directory, 10, written[10], model=f"/models/{HOSTILE}", cast={"flip": "correct", "x": HOSTILE})
+    assert report(root / "cast", root / "grpo") == 0
+    return root / "cast" / "report.html", written, metrics
+
+
+@pytest.fixture
+def open_page(browser):
+    """open_page(path) -> a page in a browser without network. A request, or a line on the console, fails the test."""
+    contexts, wrong = [], []
+
+    def open_(path, drawn=False, fragment="", **kwargs):
+        contexts.append(browser.new_context(offline=True, viewport={"width": 1280, "height": 900}, **kwargs))
+        page = contexts[-1].new_page()
+        page.on("request", lambda request: request.url.split("#")[0] == path.as_uri() or wrong.append(request.url))
+        page.on("console", lambda message: wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto(path.as_uri() + fragment)
+        if drawn:
+            page.wait_for_selector("html[data-figures=drawn]")
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+def test_figures_are_drawn_with_every_point_and_no_request(pair, open_page):
+    path, _, metrics = pair
+    page = open_page(path, drawn=True)
+    keys = page.eval_on_selector_all(".plot", "nodes => nodes.map(n => n.dataset.figure)")
+    assert {"reward", "agreement", "gap", "groups", "flips", "stages", "noise", "teacher_age"} <= set(keys)
+    assert page.locator(".plot svg.main-svg").count() >= len(keys)
+    points = "n => [...n.querySelectorAll('.scatterlayer .trace')].map(t => t.querySelectorAll('path.point').length)"
+    assert page.eval_on_selector("[data-figure=reward]", points) == [12, 12]
+    assert page.eval_on_selector("[data-figure=flips]", points) == [12, 12]  # correct and wrong, of CAST alone
+    assert page.eval_on_selector("[data-figure=groups]", "n => n.querySelectorAll('.barlayer path').length") == 36
+    drawn = page.eval_on_selector("[data-figure=reward]", "n => n.data.map(t => t.y)")
+    for trace, name in zip(drawn, ("cast", "grpo"), strict=True):
+        np.testing.assert_allclose(trace, [v["critic/score/mean"] for v in metrics[name].values()], rtol=1e-5)
+    colours = {
+        key: page.eval_on_selector(f"[data-figure={key}]", "n => n.data.map(t => t.line.color)")
+        for key in ("reward", "seconds")
+    }
+    assert colours["reward"] == colours["seconds"] and len(set(colours["reward"])) == 2
+    ranges = {
+        json.dumps(page.eval_on_selector(f"[data-figure={key}]", "n => n._fullLayout.xaxis.range"))
+        for key in keys
+        if key != "stages"
+    }
+    assert len(ranges) == 1
+
+
+def chosen_rows(written, step, group):
+    names = list(dict.fromkeys(row["group"] for row in written[step]))
+    return [row for row in written[step] if row["group"] == names[group]]
+
+
+def test_trajectory_view_shows_the_dump_and_nothing_of_it_runs(pair, open_page):
+    path, written, _ = pair
+    page = open_page(path)
+    rows = chosen_rows(written, 10, 0)  # what the page opens with: the newest step, its mixed group
+    assert page.locator("#choose-step").evaluate("s => s.selectedOptions[0].text") == "10"
+    assert page.locator(".response").count() == len(rows)
+    for i, row in enumerate(rows):
+        tokens = page.locator(".response").nth(i).locator(".tok")
+        assert tokens.count() == len(row["response_text"])
+        assert page.locator(".response").nth(i).locator(".tok.flip").count() == sum(row["flipped"])
+        assert page.locator(".response").nth(i).locator(".tok.masked").count() == row["response_mask"].count(False)
+        header = page.locator(".response").nth(i).locator("summary").inner_text()
+        assert ("✓ correct" if row["correct"] else "✗ wrong") in header and f"{sum(row['flipped'])} flipped" in header
+    first = page.locator(".response").first.locator(".tok")
+    assert first.nth(0).text_content() == HOSTILE and first.nth(1).text_content() == "↵\n↵\n"
+    assert page.evaluate("window.hacked") is None and page.locator("main img").count() == 0
+    assert page.locator("#prompt pre").first.text_content() == f"{HOSTILE} {{{{ 7 * 7 }}}}"
+    below = page.evaluate(
+        "[...document.querySelectorAll('.response .tok')].slice(0, 3).map(t => t.getClientRects()[0].top)"
+    )
+    assert below[2] > below[0]  # the newline breaks the line
+
+    # Colours: the sign of what they show.
+    def colours(values):
+        for i, value in enumerate(values):
+            style = first.nth(i).evaluate("t => t.style.background")
+            red, blue = (int(style[4:-1].split(",")[k]) for k in (0, 2)) if style else (0, 0)
+            yield np.sign(blue - red), np.sign(round(value, 4))
+
+    for shown, wanted in colours(rows[0]["advantages"]):
+        assert shown == wanted
+    page.locator(".toggle label", has_text="gap g").click()
+    for shown, wanted in colours(rows[0]["gap"]):
+        assert shown == wanted
+
+
+def tooltip(page):
+    names, values = (page.locator(f"#tooltip {tag}").all_inner_texts() for tag in ("dt", "dd"))
+    return {name: float(value.replace("−", "-")) for name, value in zip(names, values, strict=True)}
+
+
+def of_token(row, i):
+    return {
+        "gap g": row["gap"][i],
+        "p policy": math.exp(row["old_log_probs"][i]),
+        "p teacher": math.exp(row["teacher_log_probs"][i]),
+        "base B": row["base_advantage"],
+        "advantage Â": row["advantages"][i],
+    }
+
+
+def test_tooltip_has_the_tokens_numbers_by_mouse_and_by_keyboard(pair, open_page):
+    path, written, _ = pair
+    page = open_page(path)
+    row = chosen_rows(written, 10, 0)[1]
+    tokens = page.locator(".response").nth(1).locator(".tok")
+    tokens.nth(4).hover()
+    assert tooltip(page) == pytest.approx(of_token(row, 4), abs=6e-4)
+    assert json.dumps(row["response_text"][4]) in page.locator("#tooltip").inner_text()
+    page.mouse.move(1, 1)
+    assert page.locator("#tooltip").is_hidden()
+
+    tokens.nth(0).focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert tooltip(page) == pytest.approx(of_token(row, 2), abs=6e-4)
+    page.keyboard.press("f")
+    flip = row["flipped"].index(True, 3)
+    assert tooltip(page) == pytest.approx(of_token(row, flip), abs=6e-4)
+    assert "flipped" in page.locator("#tooltip").inner_text()
+    page.keyboard.press("End")
+    assert tooltip(page) == pytest.approx(of_token(row, len(row["gap"]) - 1), abs=6e-4)
+    page.keyboard.press("Escape")
+    assert page.locator("#tooltip").is_hidden()
+    page.keyboard.press("Tab")  # one stop per response
+    assert page.evaluate("document.activeElement.closest('.response') !== null")
+
+
+def test_choosing_step_and_group(pair, open_page):
+    path, written, _ = pair
+    page = open_page(path)
+    page.locator("#choose-step").select_option(label="5")
+    table = [
+        [cell.strip() for cell in row.split("\t")]
+        for row in page.locator("#group-table tbody").inner_text().split("\n")
+    ]
+    groups = [chosen_rows(written, 5, g) for g in range(3)]
+    assert [row[1] for row in table] == [g[0]["kind"].replace("_", " ") for g in groups]
+    assert [row[2] for row in table] == [f"{sum(r['correct'] for r in g)} / {len(g)}" for g in groups]
+    for cells, rows in zip(table, groups, strict=True):
+        tokens = sum(sum(r["response_mask"]) for r in rows)
+        assert float(cells[3]) == pytest.approx(sum(abs(a) for r in rows for a in r["advantages"]) / tokens, abs=0.006)
+        assert float(cells[4].rstrip(" %")) == pytest.approx(
+            100 * sum(sum(r["flipped"]) for r in rows) / tokens, abs=0.51
+        )
+    page.locator("#group-table tbody tr").nth(2).locator("button").press("Enter")
+    shown = page.locator(".response").first.locator(".tok .mark").count()
+    text = groups[2][0]["response_text"]
+    assert page.locator(".response").first.locator(".tok").count() == len(text)
+    assert shown == sum(t.count("\n") for t in text)
+    assert page.url.endswith("#group=0,5,2")
+    again = open_page(path, fragment="#group=0,5,2")  # a link to a group opens there
+    assert again.locator("#choose-step").evaluate("s => s.selectedOptions[0].text") == "5"
+    assert again.locator("#group-table tr.chosen").evaluate("r => r.rowIndex") == 3
+
+
+def test_the_text_is_there_without_javascript(pair, open_page):
+    page = open_page(pair[0], java_script_enabled=False)
+    text = page.locator("body").inner_text()
+    for expected in (
+        "Not a CAST run",
+        "The reward rose",
+        "not CAST",
+        "cast beside grpo",
+        "Flipped tokens",
+        "flip=correct",
+    ):
+        assert expected in text
+
+
+def test_what_had_no_room_and_what_could_not_be_read_is_said(tmp_path, capsys, open_page):
+    write_jsonl(tmp_path / "cast" / "metrics.jsonl", metrics_of_a_run(4))
+    directory = tmp_path / "cast" / "cast_trajectories"
+    write_dump(directory, steps=(1, 2, 3, 4, 5), size=2, num_groups=1)
+    cut, other = directory / "step_00000002.parquet", directory / "step_00000004.parquet"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(other)
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"verl_cast_dump": b"99"}), other)
+    assert report(tmp_path / "cast", "--max-tokens", "100") == 0
+    said = capsys.readouterr().out
+    assert f"{cut} is no whole Parquet file" in said and f"{other} is a trajectory dump of version 99" in said
+    assert "the tokens of 2 dumped groups are left out" in said or "the tokens of 1 dumped groups are left out" in said
+    page = open_page(tmp_path / "cast" / "report.html")
+    assert page.locator(".remarks li").count() == 3
+    assert page.locator("#choose-step option").all_inner_texts() == ["1", "3", "5"]
+    shown = []
+    for i in range(3):
+        page.locator("#choose-step").select_option(index=i)
+        shown.append(page.locator(".response").count() > 0)
+    assert shown[2] and not shown[1]  # the newest first
+
+
+def test_dumps_without_metrics_and_metrics_without_dumps(tmp_path, open_page):
+    write_dump(tmp_path / "dump" / "cast_trajectories", steps=(1,), size=2, num_groups=1, teacher_prompt=None)
+    assert report(tmp_path / "dump") == 0
+    page = open_page(tmp_path / "dump" / "report.html")
+    assert page.locator(".plot").count() == 0 and page.locator(".response").count() == 2
+    assert "The teacher saw the student's own prompt." in page.locator("#prompt").inner_text()
+
+    write_jsonl(tmp_path / "grpo" / "metrics.jsonl", metrics_of_a_run(90, cast=False))
+    assert report(tmp_path / "grpo") == 0
+    page = open_page(tmp_path / "grpo" / "report.html", drawn=True)
+    assert page.locator("#groups").count() == 0 and page.locator("[data-figure=reward] .trace").count() == 2
