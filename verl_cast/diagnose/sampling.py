@@ -101,6 +101,7 @@ def main(request_path: str, result_path: str, progress_fd: str) -> None:
 
     request = json.loads(Path(request_path).read_text())
     samples, seed = request["samples"], request["seed"]
+    progress = os.fdopen(int(progress_fd), "w")
     llm = LLM(**request["engine"], seed=seed)
     outputs = llm.generate(
         [{"prompt_token_ids": prompt} for prompt in request["prompts"]],
@@ -109,7 +110,7 @@ def main(request_path: str, result_path: str, progress_fd: str) -> None:
             SamplingParams(n=samples, seed=seed + i * samples, detokenize=False, **request["sampling"])
             for i in range(len(request["prompts"]))
         ],
-        use_tqdm=functools.partial(tqdm, file=os.fdopen(int(progress_fd), "w"), leave=False, disable=None),
+        use_tqdm=functools.partial(tqdm, file=progress, leave=False) if progress.isatty() else False,
     )
     result = [
         [{"ids": list(one.token_ids), "truncated": one.finish_reason == "length"} for one in output.outputs]

@@ -118,7 +118,7 @@ def _levers(own: dict[str, Any], settings: dict[str, Any]) -> list[str]:
         ]
         lines.append(f"  {'flip=' + flip:16s}" + "".join(f"{cell:>16s}" for cell in cells))
     lines += _wrap(
-        f"gap_weight (λ, here {settings['gap_weight']:g}) only scales advantages: it changes no sign in this table."
+        f"gap_weight (λ, here {settings['gap_weight']:g}) only scales advantages: no value of it turns a sign."
     )
     return lines
 

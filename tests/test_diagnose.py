@@ -1,0 +1,611 @@
+"""`verl-cast diagnose`: laws of its statistics, its scoring against an independent forward, real runs, bad input."""
+
+import copy
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+import tiny
+import torch
+
+import verl_cast
+from verl_cast import cli, run_config, trajectories
+from verl_cast.cli import UserError
+from verl_cast.config import CastConfig, CastConfigError
+from verl_cast.context import load_template
+from verl_cast.diagnose import direction, gaps, privileged, stats, tokens
+from verl_cast.diagnose.rollouts import Rollouts, Trajectory
+
+ROOT = Path(verl_cast.__file__).parent
+
+
+# ------------------------------------------------------------------------------------------------------- statistics
+
+
+@pytest.mark.parametrize(
+    "successes, trials, low, high",  # Newcombe 1998, table I, method 3
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_the_wilson_interval_has_the_published_values(successes, trials, low, high):
+    assert stats.wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)
+    mirrored = stats.wilson_interval(trials - successes, trials)
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+def test_auc_counts_pairs():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        scores = rng.integers(0, 6, size=rng.integers(2, 30)).astype(float)  # many ties
+        positive = rng.random(len(scores)) < 0.4
+        pairs = [(p > n) + (p == n) / 2 for p in scores[positive] for n in scores[~positive]]
+        expected = None if not pairs else np.mean(pairs)
+        assert stats.auc(scores, positive) == (None if expected is None else pytest.approx(expected))
+
+
+def test_agreement_of_signs_and_what_chance_gives():
+    a, b = np.array([1.0, 2.0, -1.0, -0.1, 5.0]), np.array([1.0, -2.0, -1.0, -3.0, 0.0])
+    # the last pair has a zero; 3 of 4 agree; a is positive in 1/2, b in 1/4: by chance 1/2·1/4 + 1/2·3/4 = 1/2
+    row = stats.sign_agreement(a, b)
+    assert row == {"above": 0.0, "tokens": 4, "share": 0.75, "by_chance": 0.5, "kappa": 0.5}
+    assert stats.sign_agreement(a, b, above=0.5)["tokens"] == 3  # |−0.1| is below
+    assert stats.sign_agreement(a, b, above=9)["share"] is None
+    rng = np.random.default_rng(1)
+    row = stats.sign_agreement(rng.normal(0.3, 1, 50_000), rng.normal(-0.5, 1, 50_000))
+    assert row["share"] == pytest.approx(row["by_chance"], abs=0.01) and abs(row["kappa"]) < 0.02
+
+
+def test_correlation_and_centring():
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=30), rng.normal(size=30)
+    assert stats.correlation(x, y) == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert stats.correlation(x, np.ones(30)) is None
+    groups = np.repeat([0, 1, 2], 10)
+    centred = stats.centred(x, groups)
+    assert [centred[groups == g].mean() for g in range(3)] == pytest.approx([0, 0, 0], abs=1e-12)
+    assert centred[:10] == pytest.approx(x[:10] - x[:10].mean())
+
+
+def test_intervals_resample_problems_not_samples():
+    """Copies of every sample within its problem say nothing new, so the interval stays what it was."""
+    values = np.random.default_rng(3).normal(size=12)
+
+    def interval(copies):
+        rows = np.repeat(values, copies)
+        return stats.group_interval(np.repeat(np.arange(12), copies), lambda i: float(rows[i].mean()), seed=0)
+
+    assert interval(1) == pytest.approx(interval(7))
+    low, high = interval(1)
+    assert low < values.mean() < high and high - low == pytest.approx(2 * 1.96 * values.std() / 12**0.5, rel=0.2)
+    assert stats.group_interval(np.arange(12), lambda i: None, seed=0) is None
+
+
+@pytest.mark.parametrize(
+    "text, is_special, expected",
+    [
+        ("<|im_end|>", True, "special"),
+        (" the", False, "word"),
+        ("x2", False, "word"),
+        ("42", False, "number"),
+        (" 3.", False, "number"),
+        (" +", False, "punctuation"),
+        (").", False, "punctuation"),
+        ("\n\n", False, "whitespace"),
+        (" ", False, "whitespace"),
+        ("\\frac", False, "latex"),
+        (" \\(", False, "latex"),
+        ("\\", False, "latex"),
+        ("\N{REPLACEMENT CHARACTER}", False, "partial"),
+        ("答", False, "word"),
+    ],
+)
+def test_classes_of_tokens(text, is_special, expected):
+    assert tokens.token_class(text, is_special) == expected
+
+
+def test_fifths_cover_a_response_in_order():
+    assert tokens.fifths(5).tolist() == [0, 1, 2, 3, 4] and tokens.fifths(1).tolist() == [0]
+    assert np.bincount(tokens.fifths(100)).tolist() == [20] * 5 and (np.diff(tokens.fifths(13)) >= 0).all()
+
+
+# ---------------------------------------------------------------------------------------------- direction and levers
+
+
+def made_up(seed=0, **method):
+    """Rollouts of random gaps: a mixed, an all-correct and an all-wrong group, masked tokens, several lengths."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for group, rewards in enumerate(((1, 0, 0, 1), (1, 1, 1, 1), (0, 0, 0, 0))):
+        for reward in rewards:
+            length = int(rng.integers(1, 12))
+            mask = rng.random(length) < 0.8
+            mask[0] = True
+            rows.append(Trajectory(str(group), [], "1", [1], [5] * length, ["a"] * length, mask, float(reward)))
+    rollouts = Rollouts("made up", rows, CastConfig(**method))
+    rollouts.old = [-rng.random(len(t.response_ids)).astype(np.float32) for t in rows]
+    for name in ("plain", "privileged"):
+        teacher = [old + rng.normal(-0.1, 0.3, len(old)).astype(np.float32) for old in rollouts.old]
+        rollouts.teachers[name] = teacher
+    rollouts.privileged = rollouts.teachers.pop("privileged")
+    return rollouts
+
+
+@pytest.mark.parametrize("method", [{}, {"gap_weight": 0.5, "advantage_clip": None}, {"base_wrong": 0.0}])
+def test_the_lever_table_is_the_method_token_by_token(method):
+    """Against tests/reference.py, which shares nothing with verl_cast.advantage."""
+    rollouts = made_up(**method)
+    lam, clip = rollouts.method.gap_weight, rollouts.method.advantage_clip
+    table = direction.lever_table(rollouts, rollouts.teachers["plain"])
+    assert len(table) == 4 * 5
+    bases = [reference.base(r, b_wrong=rollouts.method.base_wrong) for r in ([1, 0, 0, 1], [1] * 4, [0] * 4)]
+    for row in table:
+        kept, advantages = {True: [], False: []}, {True: [], False: []}
+        for i, t in enumerate(rollouts.trajectories):
+            B = bases[i // 4][i % 4]
+            gap = rollouts.teachers["plain"][i].astype(float) - rollouts.old[i]
+            for g in gap[t.mask] if B else ():
+                a = reference.token(B, g, lam, flip=row["flip"], advantage_clip=clip, deadzone=row["gap_deadzone"])
+                advantages[t.reward == 1].append(a)
+                kept[t.reward == 1].append(a > 0 if t.reward == 1 else a < 0)
+        for side, name in ((True, "right"), (False, "wrong")):
+            assert row[f"verifier_sign_{name}"] == pytest.approx(np.mean(kept[side]))
+            assert row[f"advantage_{name}"] == pytest.approx(np.mean(advantages[side]), abs=1e-5)
+        assert row["verifier_sign"] == pytest.approx(np.mean(kept[True] + kept[False]))
+
+
+def test_what_the_levers_do():
+    rollouts = made_up()
+    table = direction.lever_table(rollouts, rollouts.teachers["plain"])
+    by_flip = {flip: [r for r in table if r["flip"] == flip] for flip in ("both", "correct", "wrong", "none")}
+    assert all(row["verifier_sign"] == 1 for row in by_flip["none"])
+    assert all(row["verifier_sign_wrong"] == 1 for row in by_flip["correct"])
+    assert all(row["verifier_sign_right"] == 1 for row in by_flip["wrong"])
+    both = [row["verifier_sign"] for row in by_flip["both"]]
+    assert both == sorted(both) and both[0] < 0.9  # a larger dead zone lets more of the verifier through
+    # with both flips and no dead zone, the sign is the gap's (section 7)
+    gap = rollouts.gaps(rollouts.teachers["plain"])
+    right = rollouts.right[rollouts.owner()]
+    assert both[0] == pytest.approx(np.mean(np.where(right, gap > 0, gap < 0)))
+    for weight in (0.0, 2.0):  # λ turns no sign
+        other = made_up(gap_weight=weight)
+        signs = [row["verifier_sign"] for row in direction.lever_table(other, other.teachers["plain"])]
+        assert signs == [row["verifier_sign"] for row in table]
+    zone = direction.recommended_deadzone(table)
+    chosen = next(row for row in by_flip["both"] if row["gap_deadzone"] == zone)
+    assert min(chosen["verifier_sign_right"], chosen["verifier_sign_wrong"]) >= 0.9
+
+
+def test_masked_tokens_enter_nothing():
+    rollouts, other = made_up(), made_up()
+    for values in (other.teachers["plain"], other.privileged):
+        for t, row in zip(other.trajectories, values, strict=True):
+            row[~t.mask] += 100
+    for seed in (0,):
+        assert json.dumps(direction.expect(rollouts, "plain", None, seed)) == json.dumps(
+            direction.expect(other, "plain", None, seed)
+        )
+        assert json.dumps(gaps.analyse(rollouts, seed)) == json.dumps(gaps.analyse(other, seed))
+
+
+def test_the_relation_sees_a_teacher_that_knows_and_one_that_is_wrong():
+    rollouts = made_up()
+    knows = [old + (0.3 if t.reward else -0.3) for t, old in zip(rollouts.trajectories, rollouts.old, strict=True)]
+    relation = direction.relation(rollouts, knows, seed=0)
+    assert relation["auc"]["value"] == 1 and relation["correlation"]["value"] == pytest.approx(1)
+    assert relation["correlation_in_group"]["value"] == pytest.approx(1)
+    wrong = [old - (0.3 if t.reward else -0.3) for t, old in zip(rollouts.trajectories, rollouts.old, strict=True)]
+    relation = direction.relation(rollouts, wrong, seed=0)
+    assert relation["auc"]["value"] == 0 and relation["correlation"]["value"] == pytest.approx(-1)
+
+
+def test_a_gap_of_zero_is_said():
+    rollouts = made_up()
+    rollouts.teachers["same"] = rollouts.old
+    expected = direction.expect(rollouts, "same", None, 0)
+    assert expected["levers"] == [] and "gap is 0 on every token" in direction.in_words(expected, "both")[0]
+
+
+# ------------------------------------------------------------------------------------------------------- the model
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tiny")
+    tiny.write(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def overrides(tiny_run):
+    """The tiny model's verl command."""
+    return [
+        "algorithm.adv_estimator=cast",
+        f"data.train_files={tiny_run}/train.parquet",
+        f"data.val_files={tiny_run}/train.parquet",
+        "data.max_prompt_length=64",
+        "data.max_response_length=12",
+        f"actor_rollout_ref.model.path={tiny_run}/model",
+        "actor_rollout_ref.rollout.name=vllm",
+        "actor_rollout_ref.rollout.temperature=0.7",
+        "actor_rollout_ref.rollout.dtype=float32",
+        "actor_rollout_ref.rollout.tensor_model_parallel_size=1",
+        "actor_rollout_ref.rollout.enforce_eager=True",
+        f"reward.custom_reward_function.path={tiny_run}/reward.py",
+    ]
+
+
+@pytest.fixture(scope="session")
+def scorer(tiny_run):
+    from verl_cast.diagnose.scoring import Scorer
+
+    return Scorer(str(tiny_run / "model"), temperature=0.7, pad_token_id=3)
+
+
+def alone(model, prompt, response, temperature=0.7):
+    """log π of a response, one row, no padding, no cache."""
+    logits = model(torch.tensor([[*prompt, *response]])).logits[0].double() / temperature
+    log_probs = torch.log_softmax(logits, dim=-1)
+    return [float(log_probs[len(prompt) - 1 + i, token]) for i, token in enumerate(response)]
+
+
+def test_scores_are_those_of_a_forward_without_padding(scorer, monkeypatch):
+    from verl_cast.diagnose import scoring
+
+    rng = np.random.default_rng(0)
+
+    def ids(length):
+        return rng.integers(4, 250, size=length).tolist()
+
+    shared = [ids(n) for n in (5, 1, 30)]  # prompts with several responses, and one of a single token
+    rows = [(prompt, ids(n)) for prompt in shared for n in (1, 0, 7, 40)] + [(ids(9), ids(3))]
+    rows = [rows[i] for i in rng.permutation(len(rows))]
+    prompts, responses = zip(*rows, strict=True)
+    with torch.no_grad():
+        expected = [alone(scorer.model, *row) for row in rows]
+    for max_tokens in (10**6, 100, 1):
+        monkeypatch.setattr(scoring, "MAX_BATCH_TOKENS", max_tokens)
+        for got, one in zip(scorer.log_probs(prompts, responses, "test"), expected, strict=True):
+            assert got.dtype == np.float32 and got.tolist() == pytest.approx(one, abs=1e-5)
+    for got, one in zip(scorer.log_probs(prompts, responses, "test", alone=True), expected, strict=True):
+        assert got.tolist() == pytest.approx(one, abs=1e-5)
+
+
+def test_batches_keep_within_their_bounds(scorer, monkeypatch):
+    from verl_cast.diagnose import scoring
+
+    rng = np.random.default_rng(1)
+    prompts = [[7] * int(rng.integers(1, 50)) for _ in range(40)]
+    responses = [[7] * int(rng.integers(1, 50)) for _ in range(40)]
+    vocabulary = scorer.model.config.vocab_size
+    monkeypatch.setattr(scoring, "MAX_BATCH_TOKENS", 400)
+    monkeypatch.setattr(scoring, "MAX_LOGIT_BYTES", 4 * vocabulary * 100)
+    batches = scorer._batches(prompts, responses)
+    assert sorted(i for rows in batches for i in rows) == list(range(40)) and max(map(len, batches)) > 1
+    for rows in batches:
+        prompt, response = max(len(prompts[i]) for i in rows), max(len(responses[i]) for i in rows)
+        assert len(rows) * (prompt + response) <= 400 and len(rows) * response <= 100
+
+
+def test_a_context_longer_than_the_model_is_refused(scorer):
+    with pytest.raises(UserError, match="600 tokens long, the model allows 512"):
+        scorer.log_probs([[7] * 590], [[7] * 10], "test")
+
+
+# ------------------------------------------------------------------------------------- what the verl command says
+
+
+@pytest.fixture(scope="session")
+def setup(overrides):
+    from verl_cast.diagnose.setup import Setup
+
+    return Setup(run_config.compose(overrides), overrides)
+
+
+def changed(setup, *extra, overrides):
+    from verl_cast.diagnose.setup import Setup
+
+    return Setup(run_config.compose([*overrides, *extra]), [*overrides, *extra])
+
+
+def test_prompts_are_those_of_verls_agent_loop(setup):
+    from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
+
+    builder = create_continuous_token_builder(setup.tokenizer)
+    for problem in setup.problems("val", 3, seed=0):
+        assert setup.prompt_ids(problem.messages) == list(builder.build_initial_tokens(problem.messages))
+
+
+def test_problems_are_drawn_once_and_by_the_seed(setup):
+    def questions(number, seed):
+        return [problem.messages[0]["content"] for problem in setup.problems("val", number, seed)]
+
+    assert len(set(questions(64, 0))) == len(questions(1000, 0)) == 64
+    assert questions(8, 1) == questions(8, 1) != questions(8, 2)
+    assert setup.problems("val", 64, 0)[0].reference == "0"
+
+
+def test_the_verifier_is_the_runs_own(setup, tiny_run):
+    from verl_cast.diagnose.setup import Verifier
+
+    verifier, problem = Verifier(setup), setup.problems("val", 1, 0)[0]
+    namespace = {}
+    exec((tiny_run / "reward.py").read_text(), namespace)
+    texts = ["one", "two", "three", "", "more"]
+    ids = [[*setup.tokenizer(text)["input_ids"], setup.tokenizer.eos_token_id] for text in texts]
+    expected = [namespace["compute_score"]("", text, "")["score"] for text in texts]
+    assert [verifier.score(problem, one) for one in ids] == expected and 0 < sum(expected) < len(texts)
+
+
+@pytest.mark.parametrize(
+    "extra, words",
+    [
+        (["actor_rollout_ref.rollout.temperature=0"], "temperature=0"),
+        (["+algorithm.cast.flip=maybe"], "algorithm.cast.flip"),
+        (["reward.reward_manager.name=gdpo"], "reward_manager.name=gdpo"),
+        (["reward.custom_reward_function.path=/nowhere.py"], "reward function cannot be loaded"),
+        (["actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent"], "default_agent_loop=tool_agent"),
+        (["data.val_files=/nowhere.parquet"], "data.val_files=/nowhere.parquet: no such file"),
+        (["actor_rollout_ref.model.path=/nowhere"], "actor_rollout_ref.model.path=/nowhere"),
+    ],
+)
+def test_a_command_that_cannot_be_diagnosed_is_refused(overrides, extra, words):
+    from verl_cast.diagnose.setup import Verifier
+
+    with pytest.raises(UserError) as error:
+        setup = changed(None, *extra, overrides=overrides)
+        setup.check_sampling()
+        Verifier(setup)
+        setup.problems("val", 2, 0)
+    assert words in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------ the privileged context
+
+
+def test_the_privileged_context_shows_the_answer_in_the_last_user_message():
+    messages = [{"role": "user", "content": "first"}, {"role": "assistant", "content": "a"}]
+    messages.append({"role": "user", "content": "What is 1 + 1?"})
+    before = copy.deepcopy(messages)
+    shown = privileged.privileged_messages(messages, "{2}")
+    assert messages == before and shown[:2] == before[:2]
+    assert shown[2]["content"].startswith("What is 1 + 1?") and "\n{2}\n" in shown[2]["content"]
+    for bad in ([{"role": "system", "content": "x"}], [{"role": "user", "content": [{"type": "image"}]}]):
+        with pytest.raises(UserError, match="--no-gaps"):
+            privileged.privileged_messages(bad, "2")
+
+
+def test_no_module_that_trains_imports_the_privileged_context():
+    """Every module but the commands', imported in one process."""
+    files = [path for folder in (ROOT, ROOT / "platform") for path in folder.glob("*.py") if path.stem != "__main__"]
+    names = [f"{path.relative_to(ROOT.parent).with_suffix('')}".replace("/", ".") for path in files]
+    assert {"verl_cast.trainer", "verl_cast.worker", "verl_cast.context", "verl_cast.estimator"} <= set(names)
+    code = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]: importlib.import_module(name)\n"
+        "print([name for name in sys.modules if name.startswith('verl_cast.diagnose')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("context", ["privileged", "opsd", "reference", "verl_cast.diagnose.privileged"])
+def test_no_config_value_selects_the_privileged_context(context):
+    with pytest.raises(CastConfigError, match="teacher.context"):
+        CastConfig.from_dict({"teacher": {"context": context}})
+
+
+def test_no_file_of_the_package_is_a_context_with_the_answer(tmp_path):
+    for path in (ROOT / "diagnose").rglob("*.jinja"):
+        with pytest.raises(CastConfigError):
+            load_template(str(path))
+    (tmp_path / "leak.jinja").write_text("{{ problem }} {{ reference }}")
+    with pytest.raises(CastConfigError, match="answer-free"):
+        load_template(str(tmp_path / "leak.jinja"))
+
+
+# ----------------------------------------------------------------------------------------------------- whole command
+
+
+def dump(directory, tiny_run, model=None, steps=(10,), context="plain", seed=0, **changes):
+    """A trajectory dump of the tiny model: two groups of four a step, old log-probs its own at temperature 0.7."""
+    rng = np.random.default_rng(seed)
+    tokenizer, policy = tiny.tokenizer(), tiny.model()
+    for step in steps:
+        rows = []
+        for group, kind in (("a", "mixed"), ("b", "all_wrong")):
+            messages = [{"role": "user", "content": f"What is {step} + 1?"}]
+            prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            for i in range(4):
+                response = [*rng.integers(4, 250, size=int(rng.integers(1, 9))).tolist(), tokenizer.eos_token_id]
+                with torch.no_grad():
+                    old = np.array(alone(policy, prompt, response))
+                gap = rng.normal(0, 0.3, len(response))
+                correct = kind == "mixed" and i < 2
+                row = {
+                    "step": step,
+                    "group": group,
+                    "row": f"{group}_{i}_0",
+                    "messages": json.dumps(messages),
+                    "reference": str(step + 1),
+                    "prompt_ids": prompt,
+                    "teacher_prompt": "x",
+                    "response_ids": response,
+                    "response_text": [tokenizer.decode([token]) for token in response],
+                    "response_mask": [True] * len(response),
+                    "old_log_probs": old,
+                    "teacher_log_probs": old + gap,
+                    "gap": gap,
+                    "advantages": gap,
+                    "flipped": [False] * len(response),
+                    "reward": float(correct),
+                    "correct": correct,
+                    "kind": kind,
+                    "base_advantage": 1.0,
+                    "teacher_age": 0,
+                }
+                rows.append({**row, **changes})
+        cast = {**dataclasses.asdict(CastConfig()), "teacher": {"context": context}}
+        trajectories.write(directory, step, rows, model or str(tiny_run / "model"), cast)
+    return directory
+
+
+TEMPERATURE = "actor_rollout_ref.rollout.temperature=0.7"
+
+
+def test_rollouts_of_a_dump(tmp_path, tiny_run, capsys):
+    """No vLLM: the dump's own log-probs for the answer-free teacher, a forward for the privileged one."""
+    run = tmp_path / "run"
+    dump(run / "checkpoints" / trajectories.DIRECTORY, tiny_run, steps=(10, 20))
+    out = tmp_path / "out"
+    assert cli.main(["diagnose", "--rollouts", str(run), "--no-fitness", "--out", str(out), TEMPERATURE]) == 0
+    result = json.loads((out / "diagnosis.json").read_text())
+    assert result["contexts"] is None and result["settings"]["model"] == str(tiny_run / "model")
+    counts = result["rollouts"]
+    assert (counts["trajectories"], counts["problems"], counts["right"]) == (16, 4, 4)
+    assert counts["distance"] < 1e-4 and counts["noise_p99"] < 1e-4  # the scoring model is the dump's policy
+
+    # the answer-free gaps are the dump's, the privileged ones those of an independent forward
+    files = trajectories.files(run / "checkpoints" / trajectories.DIRECTORY).values()
+    rows = [row for file in files for row in trajectories.read(file)[0]]
+    free = np.concatenate([np.subtract(row["teacher_log_probs"], row["old_log_probs"]) for row in rows])
+    assert result["gaps"]["gap"]["answer_free"]["all"]["mean"] == pytest.approx(free.mean(), abs=1e-5)
+    assert result["gaps"]["gap"]["answer_free"]["all"]["tokens"] == len(free)
+    tokenizer, model, shown = tiny.tokenizer(), tiny.model(), []
+    for row in rows:
+        messages = privileged.privileged_messages(json.loads(row["messages"]), row["reference"])
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        with torch.no_grad():
+            shown += list(np.array(alone(model, prompt, row["response_ids"])) - row["old_log_probs"])
+    assert result["gaps"]["gap"]["privileged"]["all"]["mean"] == pytest.approx(np.mean(shown), abs=1e-4)
+    special = next(row for row in result["gaps"]["classes"] if row["part"] == "special")
+    assert special["tokens"] == 16  # the end of every response
+    assert sum(row["tokens"] for row in result["gaps"]["classes"]) == len(free)
+
+    page = (out / "diagnosis.html").read_text()
+    assert page.count("<html") == 1 and page.count('class="plotly-graph-div"') == 5  # no accuracy without fitness
+    assert not [tag for tag in ("<script src", "<link", "<img") if tag in page]
+    printed = capsys.readouterr().out
+    assert "Levers" in printed and "privileged" in printed and max(map(len, printed.splitlines()[:-3])) <= 100
+
+
+def test_a_checkpoint_of_another_policy_is_noticed(tmp_path, tiny_run):
+    dump(tmp_path / "dump", tiny_run)
+    other = tmp_path / "other"
+    tiny.model(seed=1).save_pretrained(other)
+    tiny.tokenizer().save_pretrained(other)
+    arguments = ["diagnose", "--rollouts", str(tmp_path / "dump"), "--no-fitness", "--no-gaps", "--out", str(tmp_path)]
+    assert cli.main([*arguments, TEMPERATURE, f"actor_rollout_ref.model.path={other}"]) == 0
+    result = json.loads((tmp_path / "diagnosis.json").read_text())
+    assert result["settings"]["model"] == str(other) and result["rollouts"]["distance"] > 0.01
+    assert result["gaps"] is None
+
+
+def no_reference(path, tiny_run):
+    dump(path, tiny_run, reference=None)
+
+
+def excluded(path, tiny_run):
+    dump(path, tiny_run, kind="excluded")
+
+
+def truncated(path, tiny_run):
+    dump(path, tiny_run)
+    file = next(path.glob("*.parquet"))
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def other_version(path, tiny_run):
+    dump(path, tiny_run)
+    import pyarrow.parquet as pq
+
+    file = next(path.glob("*.parquet"))
+    table = pq.read_table(file)
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"verl_cast_dump": b"99"}), file)
+
+
+def mixed_models(path, tiny_run):
+    dump(path, tiny_run, steps=(10,))
+    dump(path, tiny_run, steps=(20,), model="/another/model")
+
+
+def mixed_settings(path, tiny_run):
+    dump(path, tiny_run, steps=(10,))
+    dump(path, tiny_run, steps=(20,), context="same")
+
+
+def missing_model(path, tiny_run):
+    dump(path, tiny_run, model="/nowhere/model")
+
+
+def empty(path, tiny_run):
+    path.mkdir()
+
+
+def missing(path, tiny_run):
+    pass
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (no_reference, "no reference answer"),
+        (excluded, "no trajectory that counts"),
+        (truncated, "no whole Parquet file"),
+        (other_version, "version 99"),
+        (mixed_models, "/another/model"),
+        (mixed_settings, "different settings of algorithm.cast"),
+        (missing_model, "/nowhere/model"),
+        (empty, "holds no trajectory dump"),
+        (missing, "no such file or directory"),
+    ],
+)
+def test_bad_rollouts_get_one_sentence(tmp_path, tiny_run, capsys, make, words):
+    make(tmp_path / "dump", tiny_run)
+    arguments = ["diagnose", "--rollouts", str(tmp_path / "dump"), "--no-fitness", "--out", str(tmp_path / "out")]
+    assert cli.main(arguments) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("verl-cast diagnose: ") and words in error
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_whole_diagnosis_through_vllm(tmp_path, tiny_run, overrides):
+    """The real command: samples, verifies, scores, and leaves the record that the doctor and a run's start find."""
+    template = tmp_path / "shown.jinja"
+    template.write_text("2 + 2 = 4\n{{ problem }}\n")
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    environment = {
+        **os.environ,
+        "VERL_CAST_CACHE": str(cache),
+        "VERL_PLATFORM": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+    }
+    command = [str(Path(sys.executable).with_name("verl-cast")), "diagnose", "--problems", "6", "--samples", "3"]
+    command += ["--contexts", str(template), "--out", str(out), *overrides]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    result = json.loads((out / "diagnosis.json").read_text())
+    contexts = result["contexts"]
+    assert [one["context"] for one in contexts["teachers"]] == ["plain", str(template)]
+    for one in [contexts["student"], *contexts["teachers"]]:
+        assert one["samples"] == 18 and 0 <= one["accuracy"] <= 1 and 1 <= one["length_mean"] <= 12
+        assert one["interval"] == list(stats.wilson_interval(one["right"], 18))
+    assert result["rollouts"]["trajectories"] == 18 and result["rollouts"]["noise_p99"] < 1e-3
+    assert [one["context"] for one in result["direction"]] == ["plain", str(template)]
+    assert "teacher (shown.jinja)" in done.stdout and len(list((cache / "fitness").glob("*.json"))) == 2
+    looked_up = (
+        "import sys; from verl_cast import fitness, run_config; "
+        "print(fitness.find(run_config.compose(sys.argv[1:]))['context'])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", looked_up, *overrides], env=environment, capture_output=True, text=True
+    )
+    assert found.stdout.strip().splitlines()[-1] == "plain", found.stderr[-2000:]
