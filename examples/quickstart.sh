@@ -33,15 +33,6 @@ export VLLM_LOGGING_LEVEL=ERROR HYDRA_FULL_ERROR=1 RAY_DEDUP_LOGS=0
 python "$HERE/prepare.py" model "$OUT/model" 2>"$OUT/prepare.log" || { tail -5 "$OUT/prepare.log" >&2; exit 1; }
 python "$HERE/prepare.py" data "$OUT/data" 2>"$OUT/prepare.log" || { tail -5 "$OUT/prepare.log" >&2; exit 1; }
 
-# 3. Is the teacher's context fit? The untrained model under the student's prompt, under the paper's plain context and
-#    under the worked examples that the quick start uses. CAST goes where the teacher is, so this is asked first.
-if [ "$ADV" = cast ]; then
-  echo "contexts: the untrained model on problems that are not trained on (about a minute)"
-  python "$HERE/measure_contexts.py" "$OUT/model" "$OUT/data" plain "$TEACHER" 2>"$OUT/contexts.log" >"$OUT/contexts.txt" ||
-    { tail -5 "$OUT/contexts.log" >&2; exit 1; }
-  grep '^  ' "$OUT/contexts.txt"
-fi
-
 DATA=(
   algorithm.adv_estimator=$ADV
   data.train_files=$OUT/data/train.parquet
@@ -113,6 +104,21 @@ TRAINER=(
 # prompt, and better with worked examples (stage 3 shows both). TEACHER=plain runs the paper's.
 CAST=()
 [ "$ADV" = cast ] && CAST=(+algorithm.cast.teacher.context="$TEACHER")
+
+# 3. Is the teacher's context fit? The untrained model under the student's prompt, under the worked examples that the quick
+#    start uses and under the paper's plain context. CAST goes where the teacher is, so this is asked first.
+if [ "$ADV" = cast ]; then
+  FITNESS=$OUT/diagnosis_$(basename "$TEACHER" .jinja)
+  export VERL_CAST_CACHE=$OUT/cache # the training looks there, and warns where the teacher was measured worse
+  if ! [ "$FITNESS/diagnosis.json" -nt "$TEACHER" ]; then
+    echo "contexts: the untrained model on problems that are not trained on (about a minute)"
+    mkdir -p "$FITNESS"
+    verl-cast diagnose --problems 24 --samples 4 --contexts plain --no-gaps --seed 1 --out "$FITNESS" \
+      "${DATA[@]}" "${MODEL[@]}" "${ROLLOUT[@]}" "${CAST[@]}" >"$FITNESS/out.txt" 2>"$FITNESS/err.txt" ||
+      { tail -5 "$FITNESS/err.txt" >&2; exit 1; }
+  fi
+  sed -n '/^Contexts/,/^$/p' "$FITNESS/out.txt"
+fi
 
 # 4. Train, through verl's own command.
 rm -rf "$RUN"
