@@ -98,7 +98,7 @@ def snapshot_is_never_renewed(config: DictConfig, method: CastConfig) -> str | N
     if teacher.weights != "snapshot" or steps is None or teacher.refresh_interval < steps:
         return None
     return (
-        f"{_PREFIX}.teacher.refresh_interval={teacher.refresh_interval} with trainer.total_training_steps={steps}: the "
+        f"{_PREFIX}.teacher.refresh_interval={teacher.refresh_interval} in a run of {steps} training steps: the "
         "snapshot is never renewed, which is weights=initial. Lower it (the paper's run: 10), or say weights=initial."
     )
 
@@ -219,14 +219,14 @@ def rounding_decides_signs(config: DictConfig, method: CastConfig) -> str | None
     if OmegaConf.select(config, "actor_rollout_ref.model.use_fused_kernels"):
         return None
     key = f"{actor}.fsdp_config.mixed_precision"
-    precision = OmegaConf.select(config, key) or {}
-    if precision.get("param_dtype", "bf16") not in ("bf16", "bfloat16", "fp16", "float16"):
+    dtype = (OmegaConf.select(config, key) or {}).get("param_dtype", "bf16")
+    if dtype not in ("bf16", "bfloat16", "fp16", "float16"):
         return None
     if importlib.util.find_spec("flash_attn") is not None and os.environ.get("VERL_DISABLE_FLASH_ATTN_CE", "0") != "1":
         return None
     return (
-        f"flash-attn's cross entropy is not in use here and {key}.param_dtype is bf16: log-probs are rounded to "
-        f"bfloat16, and the rounding decides the sign of small gaps. Install flash-attn, or set "
+        f"flash-attn's cross entropy is not in use here and {key}.param_dtype is {dtype}: log-probs come in that type, "
+        "and its rounding decides the sign of small gaps. Install flash-attn, or set "
         f"+{key}.param_dtype=fp32, or +{_PREFIX}.gap_deadzone=0.05."
     )
 

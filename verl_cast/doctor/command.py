@@ -6,6 +6,7 @@ Exit status 1 when there is an error, else 0.
 
 import argparse
 import contextlib
+import importlib
 import os
 import sys
 import tempfile
@@ -59,6 +60,11 @@ def _count(number: int, what: str) -> str:
 
 
 def _sections(args: argparse.Namespace) -> Iterator[Section]:
+    unusable = _verl_is_unusable()
+    if unusable is not None:
+        yield "Versions", versions.check(set()) + unusable
+        yield "Everything else", [note("", "not looked at: it takes a verl that is supported and can be imported")]
+        return
     config, refusal = None, None
     if args.overrides:
         try:
@@ -67,9 +73,6 @@ def _sections(args: argparse.Namespace) -> Iterator[Section]:
             refusal = str(problem)
     asked_for = _asked_for(config)
     yield "Versions", versions.check(asked_for)
-    if not versions.is_supported(versions.verl_version()):
-        yield "Everything else", [note("", "not looked at: it takes a verl that is supported")]
-        return
     with contextlib.ExitStack() as stack:
         plugin = list(_plugin(args, config, stack))
     yield "Plugin", plugin
@@ -90,6 +93,17 @@ def _sections(args: argparse.Namespace) -> Iterator[Section]:
         yield "Command", [error("settings", refusal)]
     elif config is not None:
         yield from run.sections(config)
+
+
+def _verl_is_unusable() -> list[Line] | None:
+    """None where verl can be imported; else the lines to add to its version's. Its config takes the import, too."""
+    if not versions.is_supported(versions.verl_version()):
+        return []
+    try:
+        importlib.import_module("verl")
+    except Exception as problem:  # whatever happens between packages that do not fit together
+        return [error("verl", f"import verl fails: {type(problem).__name__}: {first_line(problem)}")]
+    return None
 
 
 def _asked_for(config: DictConfig | None) -> set[str]:

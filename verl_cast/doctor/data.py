@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import DictConfig
 
-from verl_cast.doctor.lines import Line, error, first_line, note, ok, warning
+from verl_cast.doctor.lines import Line, cause_of, error, first_line, note, ok, warning
 
 ROWS = 64
 
@@ -26,27 +26,41 @@ class Data:
     """What was read of the training data."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)  # the first of the first file
-    total: int | None = None  # rows of all training files; None: not known
+    steps: int | None = None  # training steps of the whole run; None: not known
     lines: list[Line] = field(default_factory=list)
 
 
 def check(config: DictConfig) -> Data:
     """Look at training and validation files."""
-    found = Data(total=0)
+    found, total = Data(), 0
     for key in ("train_files", "val_files"):
         names = config.data[key]
         for name in [names] if isinstance(names, str) else list(names or []):
-            line, rows, total = _file(f"data.{key}", name)
+            line, rows, count = _file(f"data.{key}", name)
             found.lines.append(line)
             if key == "train_files":
                 found.rows = found.rows or rows
-                found.total = None if total is None or found.total is None else found.total + total
+                total = None if count is None or total is None else total + count
     if not config.data.train_files:
         found.lines.append(error("data", "data.train_files names no file."))
+    elif total:
+        found.steps, line = _steps(config, total)
+        found.lines.append(line)
     if found.rows and config.data.custom_cls.path is None:
         found.lines += _columns(config, found.rows)
     found.lines += _reward(config, found.rows)
     return found
+
+
+def _steps(config: DictConfig, total: int) -> tuple[int | None, Line]:
+    """Training steps of the whole run, as verl's trainer counts them."""
+    limit, batch = config.data.get("train_max_samples", -1), config.data.train_batch_size
+    total = min(total, limit) if limit > 0 else total
+    if total < batch:
+        problem = f"{total} training rows are fewer than data.train_batch_size={batch}: no batch is ever whole."
+        return None, error("steps", problem)
+    steps = config.trainer.total_training_steps or total // batch * config.trainer.total_epochs
+    return steps, note("steps", f"{steps} training steps, {total // batch} an epoch (before verl filters rows)")
 
 
 def _file(key: str, name: str) -> tuple[Line, list[dict[str, Any]], int | None]:
@@ -123,7 +137,7 @@ def _reward(config: DictConfig, rows: Sequence[dict[str, Any]]) -> list[Line]:
         function = load_extern_object(custom.path, custom.name)
     except Exception as problem:  # the user's file may raise anything
         return lines + [
-            error("verifier", f"{key}: {custom.name} of {custom.path} does not load: {first_line(problem)}")
+            error("verifier", f"{key}: {custom.name} of {custom.path} does not load: {first_line(cause_of(problem))}")
         ]
     arguments = dict.fromkeys(("data_source", "solution_str", "ground_truth", "extra_info"))
     try:

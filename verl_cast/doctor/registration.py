@@ -97,12 +97,12 @@ def _problems(found: dict[str, Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def ray_workers(address: str | None, runtime_env: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+def ray_workers(address: str | None, runtime_env: dict[str, Any] | None) -> Iterator[list[tuple[str, Any]]]:
     """Start a probe in a fresh worker of every alive node, of the cluster that verl's run would use.
 
     Yields:
-        {node name: reference to the probe's result}; the workers run while the caller does other things. Afterwards
-        this process is disconnected, and a cluster of its own is shut down.
+        (node name, reference to the probe's result) per node; the workers run while the caller does other things.
+        Afterwards this process is disconnected, and a cluster of its own is shut down.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -119,25 +119,24 @@ def ray_workers(address: str | None, runtime_env: dict[str, Any] | None) -> Iter
         # By value: a node without verl_cast (or with an older one) must be able to say so.
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         task = ray.remote(num_cpus=0, max_retries=0)(probe)
-        yield {
-            node["NodeManagerHostname"]: task.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote()
-            for node in ray.nodes()
-            if node["Alive"]
-        }
+        workers = []
+        for node in ray.nodes():
+            if node["Alive"]:
+                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                workers.append((node["NodeManagerHostname"], task.options(scheduling_strategy=there).remote()))
+        yield workers
     finally:
         ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
         ray.shutdown()
 
 
-def check_workers(workers: dict[str, Any], here: dict[str, Any]) -> list[Line]:
+def check_workers(workers: list[tuple[str, Any]], here: dict[str, Any]) -> list[Line]:
     """Wait for the workers' probes and compare them with this process."""
     import ray
     from ray.exceptions import GetTimeoutError, RayError
 
     lines, good = [], []
-    for node, reference in workers.items():
+    for node, reference in workers:
         try:
             found = ray.get(reference, timeout=_WORKER_SECONDS)
         except GetTimeoutError:

@@ -4,6 +4,7 @@ Everything is looked at before the run starts: config, files, tokenizer, shapes.
 weight or calls a reward function.
 """
 
+import copy
 import glob
 import inspect
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from verl_cast.config import CastConfig, CastConfigError
 from verl_cast.context import load_template
 from verl_cast.doctor import contexts, data, estimate
 from verl_cast.doctor.lines import Line, cause_of, error, first_line, note, ok, warning
+from verl_cast.trajectories import DIRECTORY
 
 # A section: its heading and its lines.
 Section = tuple[str, list[Line]]
@@ -43,7 +45,15 @@ def sections(config: DictConfig) -> Iterator[Section]:
     found = data.check(config)
     yield "Data and verifier", found.lines
     yield "Teacher", _teacher(config, method, found)
-    yield "Warnings", [warning("", text) for text in advice.warnings_of(config)] or [ok("", "none")]
+    yield "Warnings", [warning("", text) for text in _advice(config, found)] or [ok("", "none")]
+
+
+def _advice(config: DictConfig, found: data.Data) -> list[str]:
+    """With the number of steps that the data give, which a run's start does not know yet."""
+    if found.steps is not None:
+        config = copy.deepcopy(config)
+        config.trainer.total_training_steps = found.steps
+    return advice.warnings_of(config)
 
 
 def _command(config: DictConfig) -> list[Line]:
@@ -88,6 +98,7 @@ def _method(config: DictConfig, method: CastConfig) -> list[Line]:
             f"trainer mode {trainer.v1.trainer_mode}",
         ),
         *_resume(config, method),
+        *_dump(config, method),
     ]
 
 
@@ -159,6 +170,13 @@ def _resume(config: DictConfig, method: CastConfig) -> list[Line]:
             "another trainer.default_local_dir to start anew, or +algorithm.cast.teacher.missing_state=snapshot.",
         )
     ]
+
+
+def _dump(config: DictConfig, method: CastConfig) -> list[Line]:
+    if method.dump.interval == 0:
+        return []
+    directory = method.dump.directory or Path(config.trainer.default_local_dir) / DIRECTORY
+    return [note("dump", f"{method.dump.groups} groups every {method.dump.interval} steps, in {directory}")]
 
 
 def _teacher(config: DictConfig, method: CastConfig, found: data.Data) -> list[Line]:
@@ -252,6 +270,11 @@ def _fitness(config: DictConfig) -> Line:
         return note(
             "fitness", "not measured yet whether the teacher's context makes a better policy: verl-cast diagnose"
         )
-    if fitness.warning(record) is not None:
-        return note("fitness", "measured: see the warning below")  # advice.py has it, with the others
-    return ok("fitness", "measured by verl-cast diagnose; no reason to warn")
+    teacher, student = record["teacher"]["accuracy"], record["student"]["accuracy"]
+    text = (
+        f"{fitness.verdict(record)}: the untrained policy is right in {teacher:.2f} of its responses in the teacher's "
+        f"context, in {student:.2f} under its own prompt ({record['problems']} problems x {record['samples']}, "
+        f"{record['measured_at'][:10]})"
+    )
+    # Where it is worse, the sentence about it stands with the other warnings.
+    return ok("fitness", text) if fitness.warning(record) is None else note("fitness", text)

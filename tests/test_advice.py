@@ -1,0 +1,222 @@
+"""Settings that are legal but senseless: each is warned of by key, value and remedy, and the default run by nothing."""
+
+import copy
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from verl_cast import advice, fitness
+from verl_cast.check import check_run
+from verl_cast.run_config import compose
+
+CAST, ROLLOUT, ACTOR = "algorithm.cast", "actor_rollout_ref.rollout", "actor_rollout_ref.actor"
+PRECISION = f"{ACTOR}.fsdp_config.mixed_precision"
+
+
+@pytest.fixture(scope="module")
+def default_run():
+    return compose(["algorithm.adv_estimator=cast", f"{ROLLOUT}.n=8"])
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch, tmp_path):
+    """A machine that has flash-attn (found, never imported) and no measurement of any context."""
+    (tmp_path / "flash_attn").mkdir()
+    (tmp_path / "flash_attn" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("VERL_CAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("VERL_PLATFORM", raising=False)
+    monkeypatch.delenv("VERL_DISABLE_FLASH_ATTN_CE", raising=False)
+
+
+def changed(config, settings):
+    """The run with other settings; one that verl_cast refuses would need no warning."""
+    config = copy.deepcopy(config)
+    for key, value in settings.items():
+        OmegaConf.update(config, key, value, force_add=True)
+    check_run(config)
+    return config
+
+
+SENSELESS = [
+    ("no_gap_can_act", {f"{CAST}.flip": "none", f"{CAST}.gap_weight": 0}, "flip=none with gap_weight=0", "base adv"),
+    (
+        "no_gap_can_act",
+        {
+            f"{CAST}.flip": "none",
+            f"{CAST}.positive_clip": [1, 1],
+            f"{CAST}.negative_clip": [1, 1],
+            f"{CAST}.base_correct": 0,
+            f"{CAST}.base_wrong": 0,
+        },
+        "[1.0, 1.0]",
+        "GRPO's advantages",
+    ),
+    ("deadzone_is_wide", {f"{CAST}.gap_deadzone": 2}, f"{CAST}.gap_deadzone=2", "factor of 7.4"),
+    ("clip_is_below_the_base", {f"{CAST}.advantage_clip": 0.5}, f"{CAST}.advantage_clip=0.5", "base_correct=1"),
+    (
+        "clip_is_below_the_base",
+        {f"{CAST}.base_wrong": 2},
+        f"{CAST}.advantage_clip=1.2",
+        "lower base_wrong",
+    ),
+    ("threshold_misses_binary_rewards", {f"{CAST}.correct_threshold": 1}, f"{CAST}.correct_threshold=1", "are wrong"),
+    ("threshold_misses_binary_rewards", {f"{CAST}.correct_threshold": -1}, "correct_threshold=-1", "are correct"),
+    (
+        "bases_outweigh_mixed_groups",
+        {"algorithm.norm_adv_by_std_in_grpo": False},
+        "algorithm.norm_adv_by_std_in_grpo=False",
+        "0.5 or less",
+    ),
+    (
+        "snapshot_is_never_renewed",
+        {"trainer.total_training_steps": 10},
+        f"{CAST}.teacher.refresh_interval=10 in a run of 10 training steps",
+        "weights=initial",
+    ),
+    (
+        "snapshot_is_the_policy",
+        {f"{CAST}.teacher.refresh_interval": 1},
+        f"{CAST}.teacher.refresh_interval=1",
+        "weights=current",
+    ),
+    (
+        "average_hardly_moves",
+        {f"{CAST}.teacher.weights": "ema", f"{CAST}.teacher.ema_decay": 0.9999, "trainer.total_training_steps": 300},
+        f"{CAST}.teacher.ema_decay=0.9999: after all 300 steps the teacher is still 97%",
+        "Lower it",
+    ),
+    (
+        "average_hardly_moves",
+        {f"{CAST}.teacher.weights": "ema", f"{CAST}.teacher.ema_decay": 0.99999},
+        f"{CAST}.teacher.ema_decay=0.99999",
+        "100000 training steps",
+    ),
+    (
+        "teacher_pulls_back_to_the_start",
+        {f"{CAST}.teacher.context": "same", f"{CAST}.teacher.weights": "initial"},
+        f"{CAST}.teacher.context=same with weights=initial",
+        "weights=snapshot",
+    ),
+    (
+        "context_lacks_the_tools",
+        {f"{ROLLOUT}.agent.default_agent_loop": "tool_agent"},
+        f"{ROLLOUT}.agent.default_agent_loop=tool_agent",
+        "context=same",
+    ),
+    ("noise_is_measured_often", {f"{CAST}.noise_floor_interval": 1}, f"{CAST}.noise_floor_interval=1", "50 or more"),
+    ("groups_are_small", {f"{ROLLOUT}.n": 2}, f"{ROLLOUT}.n=2", "50% one-sided groups"),
+    ("groups_are_small", {f"{ROLLOUT}.n": 3}, f"{ROLLOUT}.n=3", "25% one-sided groups"),
+    ("samples_are_equal", {f"{ROLLOUT}.temperature": 0}, f"{ROLLOUT}.temperature=0", "Set it to 1.0"),
+    ("samples_are_equal", {f"{ROLLOUT}.top_k": 1}, f"{ROLLOUT}.top_k=1", "Set it to -1"),
+    (
+        "overlong_penalty_turns_correct_into_wrong",
+        {"reward.reward_kwargs.overlong_buffer_cfg": {"enable": True, "len": 512, "penalty_factor": 1.0}},
+        "reward.reward_kwargs.overlong_buffer_cfg.penalty_factor=1",
+        "below 0.5",
+    ),
+    ("rewards_come_from_a_model", {"reward.reward_model.enable": True}, "reward.reward_model.enable=True", "verdict"),
+]
+
+
+@pytest.mark.parametrize("function, settings, names, remedy", SENSELESS)
+def test_a_senseless_setting_is_named_with_its_remedy(default_run, function, settings, names, remedy):
+    config = changed(default_run, settings)
+    [sentence] = advice.warnings_of(config)
+    assert names in sentence and remedy in sentence
+    assert sentence == getattr(advice, function)(config, advice.cast_config(config))
+
+
+def test_the_default_run_is_warned_of_nothing(default_run):
+    assert advice.warnings_of(default_run) == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {f"{CAST}.gap_weight": 0},  # the gap acts through flips
+        {f"{CAST}.flip": "none"},  # and through weights
+        {f"{CAST}.flip": "none", f"{CAST}.positive_clip": [1, 1]},  # of one side alone
+        {f"{CAST}.base_correct": 0, f"{CAST}.base_wrong": 0},  # mixed groups only, an ablation of the paper
+        {f"{CAST}.gap_deadzone": 0.2},
+        {f"{CAST}.advantage_clip": None, f"{CAST}.base_wrong": 3},
+        {f"{CAST}.correct_threshold": 0},  # rewards of -1 and 1
+        {
+            "algorithm.norm_adv_by_std_in_grpo": False,
+            f"{CAST}.base_correct": 0.5,
+            f"{CAST}.base_wrong": 0.5,
+        },
+        {"trainer.total_training_steps": 11},
+        {f"{CAST}.teacher.weights": "initial", "trainer.total_training_steps": 5},
+        {f"{CAST}.teacher.weights": "ema", "trainer.total_training_steps": 300},
+        {f"{CAST}.teacher.weights": "ema"},
+        {f"{CAST}.teacher.weights": "current"},
+        {f"{CAST}.teacher.context": "same"},
+        {f"{CAST}.teacher.context": "same", f"{ROLLOUT}.agent.default_agent_loop": "tool_agent"},
+        {f"{CAST}.noise_floor_interval": 50},
+        {f"{ROLLOUT}.n": 4},
+        {f"{ROLLOUT}.temperature": 0.7, f"{ROLLOUT}.top_k": 20},
+        {"reward.reward_kwargs.overlong_buffer_cfg": {"enable": True, "len": 512, "penalty_factor": 0.4}},
+        {"reward.reward_kwargs.overlong_buffer_cfg": {"enable": False, "len": 512, "penalty_factor": 1.0}},
+        {"reward.reward_model.enable": True, "reward.custom_reward_function.path": "verdict.py"},
+    ],
+)
+def test_sensible_neighbours_are_warned_of_nothing(default_run, settings):
+    assert advice.warnings_of(changed(default_run, settings)) == []
+
+
+def test_without_flash_attention_rounding_decides_signs(default_run, monkeypatch):
+    """verl's other way to log-probs works in the type of the logits."""
+    monkeypatch.setenv("VERL_DISABLE_FLASH_ATTN_CE", "1")  # verl's switch: as if it were not installed
+    [sentence] = advice.warnings_of(default_run)
+    assert f"{PRECISION}.param_dtype is bf16" in sentence and "Install flash-attn" in sentence
+    remedies = [
+        {PRECISION: {"param_dtype": "fp32"}},
+        {f"{CAST}.gap_deadzone": 0.05},
+        {"actor_rollout_ref.model.use_fused_kernels": True},
+    ]
+    for remedy in remedies:
+        assert advice.warnings_of(changed(default_run, remedy)) == []
+
+
+def test_a_missing_flash_attention_is_found_without_importing_it(default_run, tmp_path):
+    (tmp_path / "flash_attn" / "__init__.py").write_text("raise RuntimeError('imported')")
+    assert advice.warnings_of(default_run) == []
+    (tmp_path / "flash_attn" / "__init__.py").unlink()
+    (tmp_path / "flash_attn").rmdir()
+    is_missing = importlib.util.find_spec("flash_attn") is None  # or this machine has a real one
+    assert len(advice.warnings_of(default_run)) == is_missing
+
+
+def test_a_context_that_was_measured_worse_is_warned_of(default_run):
+    """The record of `verl-cast diagnose`; of another context it says nothing."""
+    record = {
+        "record_version": fitness.RECORD_VERSION,
+        "measured_at": "2026-11-22T00:00:00+00:00",
+        "context": "plain",
+        "problems": 40,
+        "samples": 4,
+        "student": {"accuracy": 0.35, "interval": [0.3, 0.4]},
+        "teacher": {"accuracy": 0.07, "interval": [0.04, 0.1]},
+        "difference": {"value": -0.28, "interval": [-0.34, -0.22]},
+    }
+    fitness.save(default_run, record)
+    assert advice.warnings_of(default_run) == [fitness.warning(record)]
+    assert "0.07" in fitness.warning(record)
+    assert advice.warnings_of(changed(default_run, {f"{CAST}.teacher.context": "same"})) == []
+    fitness.save(default_run, json.loads(json.dumps(record).replace("-0.", "0.")))  # now measured better
+    assert advice.warnings_of(default_run) == []
+
+
+def test_every_piece_of_advice_is_shown_here():
+    elsewhere = {"rounding_decides_signs", "context_is_unfit"}
+    assert {name for name, *_ in SENSELESS} | elsewhere == {function.__name__ for function in advice.ADVICE}
+
+
+def test_importing_it_imports_neither_torch_nor_verl():
+    code = "import sys, verl_cast.advice; print({'torch', 'verl'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

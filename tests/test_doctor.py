@@ -1,0 +1,480 @@
+"""`verl-cast doctor`: a good set-up is called good, and each bad one is named with its remedy and exit status 1.
+
+One set-up goes through the real command with a real Ray worker; the others compose verl's config here and look at the
+sections, since a process that imports verl anew takes seconds.
+"""
+
+import copy
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+import tiny
+import torch
+from omegaconf import OmegaConf
+from transformers import AutoConfig
+from verl_run import command_and_environment
+
+import verl_cast.seams
+from verl_cast import TeacherConfig
+from verl_cast.cli import UserError
+from verl_cast.doctor import estimate, registration, run, seams, versions
+from verl_cast.doctor.lines import WIDTH, error, formatted, note
+from verl_cast.run_config import compose
+from verl_cast.self_teacher import SelfTeacher
+
+pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore::UserWarning")]  # of verl and Megatron
+CAST, ROLLOUT, ACTOR = "algorithm.cast", "actor_rollout_ref.rollout", "actor_rollout_ref.actor"
+
+
+@pytest.fixture(scope="module")
+def tiny_directory(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tiny")
+    tiny.write(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def command(tiny_directory, tmp_path_factory):
+    """The overrides of a good command, and its environment."""
+    arguments, environment = command_and_environment(
+        tmp_path_factory.mktemp("run"),
+        tiny_directory,
+        "algorithm.adv_estimator=cast",
+        "trainer.total_training_steps=30",
+        tools=False,
+    )
+    return arguments[3:], environment
+
+
+@pytest.fixture(scope="module")
+def good_run(command):
+    return compose(command[0])
+
+
+@pytest.fixture(autouse=True)
+def nothing_measured(monkeypatch, tmp_path):
+    monkeypatch.setenv("VERL_CAST_CACHE", str(tmp_path / "cache"))
+
+
+def changed(config, **settings):
+    """The run with other settings: `_` stands for the dots of no key here, so keys come in a dict."""
+    config = copy.deepcopy(config)
+    for key, value in settings.items():
+        OmegaConf.update(config, key, value, force_add=True)
+    return config
+
+
+def look(config):
+    """{section: its lines} of a run."""
+    return dict(run.sections(config))
+
+
+def texts(sections, mark):
+    return [line.text for lines in sections.values() for line in lines if line.mark == mark]
+
+
+def doctor(*arguments, environment=None):
+    command = [sys.executable, "-m", "verl_cast", "doctor", *arguments]
+    return subprocess.run(
+        command, env={**os.environ, **(environment or {})}, capture_output=True, text=True, timeout=170
+    )
+
+
+# ------------------------------------------------------------------------------------------------ the real command
+
+
+def test_a_good_setup_is_ready(command):
+    """The whole of it, as a user calls it, with a Ray of its own and a worker in it."""
+    overrides, environment = command
+    result = doctor(*overrides, environment=environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stderr == "", "libraries' noise stays off the screen"
+    lines = result.stdout.splitlines()
+    assert lines[-1] == "Ready: this command can train CAST, no warnings."
+    assert not any("ERROR" in line or "warning  " in line for line in lines)
+    assert "\033" not in result.stdout, "no colours outside a terminal"
+    for heading in ("Versions", "Plugin", "Seams", "Command", "What CAST will do", "Data and verifier", "Teacher"):
+        assert heading in lines
+    assert "registered in a fresh worker on" in result.stdout
+    assert "departures in" in result.stdout, "the CPU platform's seams too"
+    assert "| What is 0 + 0?" in result.stdout, "an example prompt"
+
+
+def test_a_plugin_that_is_switched_off_is_found_here_and_in_the_worker(command):
+    result = doctor(environment={**command[1], "VERL_USE_EXTERNAL_PLUGINS": "none"})
+    assert result.returncode == 1
+    folded = " ".join(result.stdout.split())
+    assert "ERROR this process VERL_USE_EXTERNAL_PLUGINS='none' keeps verl from loading the plugin `cast`" in folded
+    assert folded.count("keeps verl from loading the plugin `cast`") == 2, "and once in the Ray worker"
+    assert "Not ready: 2 errors, no warnings." in folded
+
+
+@pytest.mark.parametrize("version", ["0.8.0", "0.10.1"])
+def test_another_verl_is_named_and_nothing_of_it_imported(tmp_path, version):
+    package = tmp_path / "verl"
+    (package / "version").mkdir(parents=True)
+    (package / "version" / "version").write_text(version)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    result = doctor("algorithm.adv_estimator=cast", environment={"PYTHONPATH": str(tmp_path)})
+    assert result.returncode == 1, result.stderr
+    assert f"{version}: verl_cast supports 0.9.x." in result.stdout
+    assert "Not ready: 1 error" in result.stdout
+
+
+def test_a_verl_that_cannot_be_imported_says_why(tmp_path):
+    (tmp_path / "tensordict").mkdir()
+    (tmp_path / "tensordict" / "__init__.py").write_text("raise RuntimeError('made for another torch')")
+    result = doctor("algorithm.adv_estimator=cast", environment={"PYTHONPATH": str(tmp_path)})
+    assert result.returncode == 1 and result.stderr == ""
+    assert "import verl fails: RuntimeError: made for another torch." in result.stdout
+
+
+# ------------------------------------------------------------------------------------------------ bad set-ups
+
+
+def test_the_good_run_has_no_error_and_no_warning(good_run):
+    sections = look(good_run)
+    assert texts(sections, "error") == texts(sections, "warning") == []
+
+
+def test_another_estimator_is_named(good_run):
+    assert texts(look(changed(good_run, **{"algorithm.adv_estimator": "grpo"})), "error") == [
+        "this command would train grpo, not CAST: add algorithm.adv_estimator=cast."
+    ]
+
+
+BAD = {
+    "unknown key of ours": ({f"{CAST}.flipp": "both"}, f"{CAST}.flipp='both': unknown key; did you mean {CAST}.flip?"),
+    "group of one": ({f"{ROLLOUT}.n": 1}, f"{ROLLOUT}.n=1: CAST compares the responses of a group"),
+    "refused by verl": (
+        {f"{ACTOR}.ppo_mini_batch_size": 8},
+        "verl refuses this command: train_batch_size (4) must be >=",
+    ),
+    "refused by verl's dataclass": (
+        {f"{ACTOR}.loss_agg_mode": "median"},
+        "verl refuses this command: Invalid loss_agg",
+    ),
+    "no training data": (
+        {"data.train_files": "/nowhere/t.parquet"},
+        "data.train_files: /nowhere/t.parquet does not exist",
+    ),
+    "no validation data": (
+        {"data.val_files": ["/nowhere/v.parquet"]},
+        "data.val_files: /nowhere/v.parquet does not exist",
+    ),
+    "no such column": (
+        {"data.prompt_key": "question"},
+        "data.prompt_key=question: the training data have no such column",
+    ),
+    "no such reward function": ({"reward.custom_reward_function.name": "grade"}, "grade of "),
+    "no reward file": ({"reward.custom_reward_function.path": "/nowhere/r.py"}, "/nowhere/r.py does not load"),
+    "too few rows": ({"data.train_max_samples": 3}, "3 training rows are fewer than data.train_batch_size=4"),
+    "no model": ({"actor_rollout_ref.model.path": "/nowhere/model"}, "there is no such directory"),
+    "too long": ({"data.max_response_length": 480}, "max_position_embeddings allows 512, and a longer response ends"),
+    "over the token budget": (
+        {f"{ACTOR}.use_dynamic_bsz": True, f"{ROLLOUT}.log_prob_max_token_len_per_gpu": 100},
+        "rollout.log_prob_max_token_len_per_gpu x 1 parts of a sequence allows 100",
+    ),
+}
+
+
+@pytest.mark.parametrize("settings, says", BAD.values(), ids=BAD)
+def test_a_bad_command_is_named(good_run, settings, says):
+    errors = texts(look(changed(good_run, **settings)), "error")
+    assert len(errors) == 1 and says in errors[0], errors
+
+
+def test_a_template_that_asks_for_the_answer_is_refused(good_run, tmp_path):
+    template = tmp_path / "teacher.jinja"
+    template.write_text("{{ problem }} The answer is {{ ground_truth }}.")
+    sections = look(changed(good_run, **{f"{CAST}.teacher.context": str(template)}))
+    [text] = texts(sections, "error")
+    assert "the template uses ground_truth" in text and "answer-free" in text
+
+
+def test_advice_knows_how_many_steps_the_data_give(good_run):
+    """64 rows in batches of 4: 16 steps an epoch."""
+    settings = {"trainer.total_training_steps": None, f"{CAST}.teacher.refresh_interval": 16}
+    [text] = texts(look(changed(good_run, **settings)), "warning")
+    assert "refresh_interval=16 in a run of 16 training steps" in text
+    assert texts(look(changed(good_run, **{**settings, "trainer.total_epochs": 2})), "warning") == []
+
+
+def test_keys_that_verl_does_not_have_are_explained():
+    for override, says in (
+        ("data.train_batchsize=3", "no key data.train_batchsize; did you mean data.train_batch_size?"),
+        ("algorithm.cast.flip=none", "each takes a + before it, as in +algorithm.cast.flip=both"),
+        ("frobnicate=1", "if it is meant to be new, write +frobnicate=..."),
+        ("model_engine=tpu", "Available options in 'model_engine'"),
+    ):
+        with pytest.raises(UserError) as problem:
+            compose([override])
+        assert says in str(problem.value) and "\n" not in str(problem.value)
+
+
+@pytest.mark.parametrize(
+    "damage, says", [("truncated", "cannot be read"), ("empty", "holds no row"), ("text", "is neither")]
+)
+def test_damaged_data_are_named(good_run, tiny_directory, tmp_path, damage, says):
+    path = tmp_path / ("train.txt" if damage == "text" else "train.parquet")
+    whole = (tiny_directory / "train.parquet").read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    if damage == "empty":
+        pq.write_table(pq.read_table(tiny_directory / "train.parquet").slice(0, 0), path)
+    [text] = texts(look(changed(good_run, **{"data.train_files": str(path)})), "error")
+    assert text.startswith(f"data.train_files: {path} {says}")
+
+
+def test_rows_without_what_the_reward_manager_reads_are_named(good_run, tmp_path):
+    path = tmp_path / "train.jsonl"
+    row = {"prompt": [{"role": "user", "content": "?"}], "reward_model": {"style": "rule"}}
+    path.write_text(4 * (json.dumps(row) + "\n"))
+    errors = texts(look(changed(good_run, **{"data.train_files": str(path)})), "error")
+    assert [text.split(";")[0] for text in errors] == [
+        "verl's reward manager needs a column data_source",
+        "verl's reward manager needs a column reward_model with ground_truth",
+    ]
+    path.write_text(path.read_text() + '{"prompt": [{"ro')
+    errors = texts(look(changed(good_run, **{"data.train_files": str(path)})), "error")
+    assert len(errors) == 1 and "train.jsonl cannot be read" in errors[0]
+
+
+def test_a_reward_function_is_loaded_and_never_called(good_run, tmp_path):
+    path = tmp_path / "reward.py"
+    settings = {"reward.custom_reward_function.path": str(path)}
+    path.write_text("def compute_score(data_source, solution_str, ground_truth, extra_info=None): raise SystemExit(9)")
+    assert texts(look(changed(good_run, **settings)), "error") == []
+    path = tmp_path / "reward2.py"
+    settings = {"reward.custom_reward_function.path": str(path)}
+    path.write_text("def compute_score(answer, truth): return 1.0")
+    [text] = texts(look(changed(good_run, **settings)), "error")
+    assert "verl calls compute_score(data_source, solution_str, ground_truth, extra_info)" in text
+    path = tmp_path / "reward3.py"
+    path.write_text("import a_package_that_is_not_there")
+    [text] = texts(look(changed(good_run, **{"reward.custom_reward_function.path": str(path)})), "error")
+    assert "a_package_that_is_not_there" in text
+
+
+def test_the_old_key_of_the_reward_function_is_named(good_run):
+    """verl's V1 trainer grades with its own function then, without a word."""
+    settings = {"reward.custom_reward_function.path": None, "custom_reward_function.path": "reward.py"}
+    [text] = texts(look(changed(good_run, **settings)), "warning")
+    assert "custom_reward_function.path is verl's old key" in text
+
+
+def test_a_checkpoint_without_a_teacher_is_found_before_the_run(good_run, tmp_path):
+    config = changed(good_run, **{"trainer.resume_mode": "auto", "trainer.default_local_dir": str(tmp_path)})
+    assert texts(look(config), "error") == []
+    actor = tmp_path / "global_step_20" / "actor"
+    actor.mkdir(parents=True)
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("20")
+    (actor / "cast_self_teacher_world_size_2_rank_0.pt").touch()
+    [text] = texts(look(config), "error")
+    assert "global_step_20, which holds no self-teacher of 1 rank(s)" in text and "missing_state=snapshot" in text
+    anew = changed(config, **{f"{CAST}.teacher.missing_state": "snapshot"})
+    assert "a new one starts" in texts(look(anew), "warning")[0] and texts(look(anew), "error") == []
+    current = changed(config, **{f"{CAST}.teacher.weights": "current"})
+    assert texts(look(current), "error") == [], "it has no state"
+    (actor / "cast_self_teacher_world_size_1_rank_0.pt").touch()
+    assert texts(look(config), "error") == []
+
+
+def test_a_context_that_hides_part_of_the_prompt_is_said(good_run, tmp_path):
+    row = {
+        "data_source": "tiny",
+        "prompt": [{"role": "system", "content": "Answer in French."}, {"role": "user", "content": "x" * 90}],
+        "reward_model": {"ground_truth": "1"},
+    }
+    path = tmp_path / "train.jsonl"
+    path.write_text(4 * (json.dumps(row) + "\n"))
+    config = changed(good_run, **{"data.train_files": str(path)})
+    system, length = texts(look(config), "warning")
+    assert "shows the teacher only the last user message" in system
+    assert "longer than data.max_prompt_length=96" in length
+    same = changed(config, **{f"{CAST}.teacher.context": "same", "data.max_prompt_length": 300})
+    assert texts(look(same), "warning") == []
+
+
+def test_a_broken_seam_is_named(monkeypatch):
+    broken = {
+        **verl_cast.seams.SEAMS["verl.utils.config"],
+        "check_everything": ("config",),
+        "omega_conf_to_dataclass": (),
+    }
+    monkeypatch.setitem(verl_cast.seams.SEAMS, "verl.utils.config", broken)
+    monkeypatch.setitem(verl_cast.seams.SEAMS, "verl.no_such_module", {"f": ()})
+    monkeypatch.delenv("VERL_PLATFORM", raising=False)
+    lines = seams.check(with_megatron=False)
+    assert [line.label for line in lines] == ["check_everything", "omega_conf_to_dataclass", "no_such_module"]
+    assert all(line.mark == "error" for line in lines)
+    assert "(config, dataclass_type) here" in lines[1].text
+
+
+# ------------------------------------------------------------------------------------------------ the installation
+
+
+def test_a_package_is_an_error_only_where_it_is_needed(monkeypatch):
+    missing = versions.Package("no-such-engine", "1.0", needed_for="megatron")
+    monkeypatch.setattr(versions, "PACKAGES", (missing,))
+
+    def mark(asked_for):
+        [line] = [line for line in versions.check(asked_for) if line.label == "no-such-engine"]
+        return line.mark
+
+    assert (mark(set()), mark({"fsdp2", "vllm"}), mark({"megatron", "vllm"})) == ("note", "note", "error")
+
+
+def test_flash_attention_is_missed_on_accelerators_only(monkeypatch):
+    if versions.installed("flash-attn") is not None:
+        pytest.skip("flash-attn is installed here")
+    marks = {}
+    for platform in ("cpu", "nvidia"):
+        monkeypatch.setenv("VERL_PLATFORM", platform)
+        marks[platform] = versions.check(set())[-1].mark
+    assert marks == {"cpu": "note", "nvidia": "warning"}
+
+
+def test_a_second_distribution_with_the_entry_point_is_said(monkeypatch, tmp_path):
+    assert [line.mark for line in registration.check_entry_point()] == ["ok"]
+    other = tmp_path / "cast_fork-0.3.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: cast-fork\nVersion: 0.3\n")
+    (other / "entry_points.txt").write_text("[verl.plugins]\ncast = cast_fork.plugin\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    lines = registration.check_entry_point()
+    assert sorted(line.mark for line in lines) == ["error", "ok", "warning"]
+    assert any("cast-fork 0.3 points at cast_fork.plugin" in line.text for line in lines)
+
+
+def test_a_worker_with_another_version_or_a_problem_is_named():
+    here = {"verl": "0.9.1", "verl_cast": "0.1.0", "loaded": True, "registered": True, "problems": [], "policy": None}
+    assert [line.mark for line in registration.check_here(here)] == ["ok"]
+    for difference, says in (
+        ({"problems": ["verl_cast relies on f"]}, "verl_cast relies on f"),
+        ({"registered": False}, "not in verl's registries"),
+        ({"loaded": False, "policy": "other"}, "VERL_USE_EXTERNAL_PLUGINS='other'"),
+        ({"loaded": False}, "imported no plugin"),
+    ):
+        [line] = registration.check_here({**here, **difference})
+        assert line.mark == "error" and says in line.text
+
+
+# ------------------------------------------------------------------------------------------------ what it will cost
+
+
+def estimated(config, teacher=TeacherConfig()):  # noqa: B008 (frozen)
+    return estimate.memory(config, teacher, AutoConfig.from_pretrained(config.actor_rollout_ref.model.path))
+
+
+def host_bytes(config, model, **teacher):
+    """The doctor's number, and that of the real teacher of this model."""
+    teacher = TeacherConfig(**teacher)
+    has_adapter = estimate.lora_rank(config) > 0
+    real = SelfTeacher(teacher, model, has_adapter, adapter_is_new=True)
+    if real.follow_due(0):
+        real.follow(0)
+    if not estimate.needs_copy(config, teacher):
+        return 0, real.host_bytes
+    return estimated(config, teacher).host_bytes, real.host_bytes
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("weights", ["snapshot", "ema", "initial", "current"])
+@pytest.mark.parametrize("rank", [0, 8])
+def test_host_memory_is_what_the_teacher_takes(good_run, dtype, weights, rank):
+    from peft import LoraConfig, get_peft_model
+
+    config = changed(
+        good_run,
+        **{"actor_rollout_ref.model.lora_rank": rank, f"{ACTOR}.fsdp_config.model_dtype": dtype},
+    )
+    model = tiny.model()
+    if rank:
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=rank, target_modules="all-linear"))
+    model.to({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
+    expected, found = host_bytes(config, model, weights=weights)
+    assert expected == found
+    assert (found == 0) == (weights == "current" or (weights == "initial" and rank > 0))
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 8])
+def test_host_memory_follows_fsdp2s_shards(good_run, num_ranks):
+    """FSDP2 chunks the first dimension; the first rank has most."""
+    config = changed(good_run, **{"trainer.n_gpus_per_node": num_ranks})
+    found = estimated(config)
+    first = [parameter.chunk(num_ranks)[0].numel() for parameter in tiny.model().parameters()]
+    assert found.exact and found.host_bytes == 4 * sum(first) and found.ranks == num_ranks
+    one_of_two_replicas = changed(config, **{f"{ACTOR}.fsdp_config.fsdp_size": 1})
+    assert estimated(one_of_two_replicas).host_bytes == 4 * sum(
+        parameter.numel() for parameter in tiny.model().parameters()
+    )
+
+
+def test_host_memory_under_megatron_follows_model_parallelism(good_run):
+    """Data parallelism shards the optimizer alone."""
+    model = good_run.actor_rollout_ref.model.path
+    config = compose(["model_engine=megatron", "trainer.n_gpus_per_node=8", f"actor_rollout_ref.model.path={model}"])
+    total = 2 * sum(parameter.numel() for parameter in tiny.model().parameters())
+
+    def found(**settings):
+        settings = {f"{ACTOR}.megatron.{key}": value for key, value in settings.items()}
+        memory = estimated(changed(config, **settings))
+        assert not memory.exact
+        return memory.host_bytes
+
+    assert found() == total
+    assert found(tensor_model_parallel_size=2, pipeline_model_parallel_size=2) == total // 4
+
+
+def test_extra_compute_in_forwards(good_run):
+    teacher = TeacherConfig()
+    plain = estimate.compute(good_run, teacher, student_tokens=100, teacher_tokens=100)
+    assert (plain.training, plain.teacher, plain.share) == (4, 1, 0.25)
+    assert estimate.compute(good_run, teacher, 100, 150).teacher == 1.5
+    checkpointed = changed(good_run, **{"actor_rollout_ref.model.enable_gradient_checkpointing": True})
+    assert estimate.compute(checkpointed, teacher, 100, 100).training == 5
+    with_kl = changed(checkpointed, **{f"{ACTOR}.use_kl_loss": True, f"{ACTOR}.ppo_epochs": 2})
+    assert estimate.compute(with_kl, teacher, 100, 100).training == 10
+    adapter = changed(good_run, **{"actor_rollout_ref.model.lora_rank": 8})
+    assert estimate.compute(adapter, teacher, 100, 100).training == 3
+    same = TeacherConfig(context="same", refresh_interval=10)
+    assert math.isclose(estimate.compute(good_run, same, 100, 100).teacher, 0.9), "none right after a snapshot"
+
+
+def test_contexts_are_shown_with_their_lengths(good_run, tmp_path):
+    """The tiny tokenizer has one token per byte."""
+    shown = {line.label: line for line in look(good_run)["Teacher"]}
+    student, teacher = shown["student reads"], shown["teacher reads"]
+    assert student.block == "<|im_start|>user\nWhat is 0 + 0?<|im_end|>\n<|im_start|>assistant\n"
+    assert student.text.startswith(f"{len('.user.What is 0 + 0?..') + len('.assistant.')} tokens")
+    assert teacher.block.startswith("What is 0 + 0?\n\nPlease reason") and "<|im_start|>" not in teacher.block
+    assert teacher.text.startswith(f"{len(teacher.block)} tokens")
+    template = tmp_path / "teacher.jinja"
+    template.write_text("{{ apply_chat_template(messages + [{'role': 'user', 'content': 'Think first.'}]) }}")
+    shown = {
+        line.label: line for line in look(changed(good_run, **{f"{CAST}.teacher.context": str(template)}))["Teacher"]
+    }
+    assert "Think first.<|im_end|>" in shown["teacher reads"].block
+    template.write_text("{{ messages[7].content }}")
+    errors = texts(look(changed(good_run, **{f"{CAST}.teacher.context": str(template)})), "error")
+    assert len(errors) == 1 and "an example prompt cannot be rendered" in errors[0]
+
+
+# ------------------------------------------------------------------------------------------------ on the screen
+
+
+def test_lines_fit_the_terminal_and_cannot_command_it():
+    lines = [
+        error("a label", "word " * 60),
+        note("prompt", "as it is", "x" * 250 + "\n\x1b[2Jcleared\tend"),
+    ]
+    rows = formatted(lines, colours=False).splitlines()
+    assert max(map(len, rows)) <= WIDTH
+    assert rows[0].startswith("  ERROR   a label ") and rows[1].startswith(" " * 32 + "word")
+    assert "\x1b" not in "".join(rows) and any("\\x1b[2Jcleared" in row for row in rows)
+    assert "\033[1;31mERROR" in formatted(lines, colours=True)
