@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from verl_cast import cli, trajectories
-from verl_cast.report import reader, reading, runs
+from verl_cast.report import notes, reader, reading, runs
 
 HOSTILE = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'></script>"
 KINDS = {0: "mixed", 1: "all_correct", 2: "all_wrong"}
@@ -143,9 +143,10 @@ def metrics_of_a_run(steps=24, cast=True, seed=0, agreement=0.3):
             "actor/ppo_kl": 0.0,
             "actor/grad_norm": noisy(1.4, 0.15),
             "actor/lr": 1e-5 * (1 - 0.5 * t),
+            "training/rollout_actor_probs_pearson_corr": noisy(0.9993, 1e-4),
             "perf/throughput": noisy(140, 5),
-            "perf/max_memory_allocated_gb": 0.0,
-            "perf/cpu_memory_used_gb": noisy(13.2, 0.1),
+            "actor/perf/max_memory_allocated_gb": 0.0,
+            "actor/perf/cpu_memory_used_gb": noisy(13.2, 0.1),
             "timing_s/gen": generation,
             "timing_s/old_log_prob": old_log_prob,
             "timing_s/adv": 0.05,
@@ -370,7 +371,7 @@ def levels(metrics):
 
 
 def test_a_healthy_run_has_nothing_to_look_at():
-    assert set(levels(metrics_of_a_run(30)).values()) == {reading.OK}
+    assert set(levels(metrics_of_a_run(30)).values()) == {notes.OK}
 
 
 @pytest.mark.parametrize(
@@ -394,15 +395,35 @@ def test_what_ruins_a_run_is_a_warning(change, title):
     metrics = metrics_of_a_run(30)
     for step, values in metrics.items():
         change((step - 1) / 29, values)
-    assert levels(metrics)[title] == reading.WARNING
+    assert levels(metrics)[title] == notes.WARNING
+
+
+def test_a_step_with_one_mixed_group_does_not_speak_for_the_teacher():
+    metrics = metrics_of_a_run(12, agreement=0.5)
+    metrics[12].update({"cast/gap/correctness_corr_in_group": -1.0, "cast/group/mixed_share": 0.02})
+    assert levels(metrics)["The teacher agrees with the verifier"] == notes.OK
+
+
+def test_only_a_batch_that_reaches_the_limit_has_cut_off_responses():
+    """verl's clip_ratio counts the responses that are as long as the longest of their batch."""
+    metrics = metrics_of_a_run(12)
+    for step, values in metrics.items():
+        values.update({"response_length/max": 64.0 if step < 3 else 40.0, "response_length/clip_ratio": 0.6})
+    assert "Many responses are cut off" not in levels(metrics)
+    for values in metrics.values():
+        values["response_length/max"] = 64.0
+    assert levels(metrics)["Many responses are cut off"] == notes.LOOK
 
 
 def test_a_run_without_cast_is_said_to_be_one_and_is_in_no_figure_about_cast():
     from verl_cast.report import figures
+    from verl_cast.report.figure_table import SECTIONS
 
     twin = a_run(metrics_of_a_run(12, cast=False))
-    assert not twin.is_cast and levels(twin.steps)["Not a CAST run"] == reading.OK
-    drawn = [line.metric for _, chosen in figures.sections([twin]) for figure in chosen for line in figure.lines]
+    assert not twin.is_cast and levels(twin.steps)["Not a CAST run"] == notes.OK
+    drawn = [
+        line.metric for _, chosen in figures.with_data(SECTIONS, [twin]) for figure in chosen for line in figure.lines
+    ]
     about_cast = {m for m in drawn if m.startswith("cast/")}
     assert "critic/score/mean" in drawn
     assert about_cast <= {"cast/teacher/host_gib", "cast/teacher/peak_memory_gib"}  # second lines of verl's own figures
@@ -410,12 +431,30 @@ def test_a_run_without_cast_is_said_to_be_one_and_is_in_no_figure_about_cast():
 
 def test_every_metric_in_a_figure_is_one_that_verl_or_cast_logs():
     """A figure of a name that nobody logs would never be drawn, and nobody would miss it."""
-    from verl_cast.report import figures
+    import torch
 
+    from verl_cast.advantage import cast_advantage
+    from verl_cast.config import CastConfig
+    from verl_cast.metrics import cast_metrics, noise_metrics
+    from verl_cast.report.figure_table import SECTIONS
+
+    reward, mask, log_probs = torch.tensor([[1.0], [0.0]]), torch.ones(2, 1), torch.zeros(2, 1)
+    result = cast_advantage(reward, mask, np.array(["a", "a"]), log_probs, -0.5 * reward, CastConfig())
+    logged = cast_metrics(result, mask, CastConfig(), entropy=log_probs).keys()
+    logged |= noise_metrics(log_probs, log_probs, result.gap, mask).keys()
+    named = {line.metric for section in SECTIONS for figure in section.figures for line in figure.lines}
+    of_the_advantage = {name for name in named if name.startswith("cast/") and not name.startswith("cast/teacher/")}
+    assert of_the_advantage <= logged
+    # What the trainer, the worker and verl log (seen in a real run).
     known = {name for values in metrics_of_a_run(10).values() for name in values}
-    known |= {"timing_s/reward", "timing_s/ref", "timing_s/cast_noise", "timing_s/save_checkpoint", "actor/kl_loss"}
-    named = {line.metric for section in figures.SECTIONS for figure in section.figures for line in figure.lines}
-    assert named <= known
+    known |= {
+        "timing_s/reward",
+        "timing_s/ref",
+        "timing_s/cast_noise",
+        "timing_s/cast_dump",
+        "timing_s/save_checkpoint",
+    }
+    assert named - of_the_advantage <= known | {"actor/kl_loss"}
 
 
 # ---- the page, in a browser ----
@@ -647,7 +686,7 @@ def test_what_had_no_room_and_what_could_not_be_read_is_said(tmp_path, capsys, o
     assert report(tmp_path / "cast", "--max-tokens", tokens[1] + tokens[5]) == 0
     said = capsys.readouterr().out
     assert f"{cut} is no whole Parquet file" in said and f"{other} is a trajectory dump of version 99" in said
-    assert "the tokens of 1 dumped groups are left out" in said
+    assert "without the tokens of 1 of the dumped groups" in said
     page = open_page(tmp_path / "cast" / "report.html")
     assert page.locator(".remarks li").count() == 3
     assert page.locator("#choose-step option").all_inner_texts() == ["1", "3", "5"]

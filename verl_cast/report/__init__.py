@@ -3,8 +3,8 @@
     command.py      arguments, what the terminal says
     reader.py       one metrics file: verl's file logger (JSON lines) or a console log -> {step: {name: value}}
     runs.py         the runs below a directory: which metrics, which trajectory dumps, which names
-    reading.py      the rules: short notes with a level, numbers and what to do
-    figures.py      which figures there are, and what is healthy in each
+    notes.py        what a note is; rules_training.py, rules_cast.py: one function per rule; reading.py: all of them
+    figures.py      what a figure is; figure_table.py: all of them, and what is healthy in each
     drawing.py      figures with plotly
     dump_view.py    the dump's tokens and groups as the data of the page's trajectory view
     summary.py      a run's settings and key numbers

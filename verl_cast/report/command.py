@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from verl_cast.cli import UserError
-from verl_cast.report import reading, runs
+from verl_cast.report import notes, reading, runs
 
 # Response tokens that the page holds: about 50 bytes each beside plotly's 5 MB.
 MAX_TOKENS = 150_000
@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> int:
         for remark in run.remarks:
             print(f"  note: {remark}")
         for note in reading.notes(run):
-            if note.level != reading.OK:
+            if note.level != notes.OK:
                 print(f"  {note.level}: {note.title}. {note.seen}")
     print(f"report: {output} ({output.stat().st_size / 2**20:.1f} MiB, opens without network)")
     return 0

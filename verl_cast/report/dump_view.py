@@ -73,7 +73,7 @@ def _run_steps(run: Run, max_tokens: int) -> tuple[list[dict[str, Any]], dict[st
             steps.append({"step": step, "age": age, "groups": groups})
     if left_out:
         run.remarks.append(
-            f"{run.name}: the tokens of {left_out} dumped groups are left out of the page, which is full "
+            f"{run.name}: the page is full, without the tokens of {left_out} of the dumped groups "
             "(newest and first steps are kept; --max-tokens makes room)."
         )
     return sorted(steps, key=lambda s: s["step"]), about

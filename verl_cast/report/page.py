@@ -15,7 +15,8 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 import verl_cast
-from verl_cast.report import drawing, dump_view, figures, reading, summary
+from verl_cast.report import drawing, dump_view, figures, notes, reading, summary
+from verl_cast.report.figure_table import SECTIONS
 from verl_cast.report.runs import Run
 
 
@@ -28,7 +29,7 @@ def write(runs: list[Run], output: Path, max_tokens: int) -> None:
     view, abouts = dump_view.collect(runs, max_tokens)
     x_range = _step_range(runs)
     sections, data = [], {}
-    for section, chosen in figures.sections(runs):
+    for section, chosen in figures.with_data(SECTIONS, runs):
         shown = []
         for figure in chosen:
             panels = sum(figures.has_data(figure, run) for run in runs)
@@ -49,7 +50,6 @@ def write(runs: list[Run], output: Path, max_tokens: int) -> None:
         heads=[_head(place, run, abouts.get(run.name)) for place, run in enumerate(runs)],
         tiles=summary.tiles(runs),
         comparison=reading.comparison(runs),
-        levels=reading.LEVELS,
         sections=sections,
         smoothing=drawing.smoothing_width(max((run.num_steps for run in runs), default=0)),
         figure_data=data,
@@ -67,7 +67,7 @@ def write(runs: list[Run], output: Path, max_tokens: int) -> None:
 
 def _head(place: int, run: Run, about: dict[str, Any] | None) -> dict[str, Any]:
     differing, settings = summary.settings(about["cast"]) if about else ([], [])
-    notes = reading.notes(run)
+    found = reading.notes(run)
     return {
         "place": place,
         "run": run,
@@ -75,8 +75,8 @@ def _head(place: int, run: Run, about: dict[str, Any] | None) -> dict[str, Any]:
         "verl_cast": about["verl_cast"] if about else None,
         "differing": differing,
         "settings": settings,
-        "urgent": [note for note in notes if note.level != reading.OK],
-        "fine": [note for note in notes if note.level == reading.OK],
+        "urgent": [note for note in found if note.level != notes.OK],
+        "fine": [note for note in found if note.level == notes.OK],
     }
 
 

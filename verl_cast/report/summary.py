@@ -21,12 +21,12 @@ class KeyNumber:
 
 KEY_NUMBERS = (
     KeyNumber("Mean reward", Line("critic/score/mean")),
-    KeyNumber("Teacher agrees with verifier", Line("cast/gap/correctness_corr_in_group"), signed),
+    KeyNumber("Gap and correctness, correlation", Line("cast/gap/correctness_corr_in_group"), signed),
     KeyNumber("Mixed groups", Line("cast/group/mixed_share"), percent),
     KeyNumber("Flipped, correct responses", Line("cast/flip/correct_share"), percent),
     KeyNumber("Flipped, wrong responses", Line("cast/flip/wrong_share"), percent),
     KeyNumber("Mean gap, nats", Line("cast/gap/mean"), signed),
-    KeyNumber("Response length, tokens", Line("response_length/mean")),
+    KeyNumber("Response length, tokens", Line("response_length/mean"), "{:.1f}".format),
     KeyNumber("Entropy, nats", Line("actor/entropy")),
     KeyNumber("Seconds per step", Line("timing_s/step")),
     KeyNumber("Teacher's share of a step", Line("timing_s/cast_teacher", over="timing_s/step"), percent),

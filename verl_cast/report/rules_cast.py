@@ -1,0 +1,176 @@
+"""Rules about CAST: the teacher and the verifier, flips, noise, groups, gap, cost.
+
+A rule is a function of one run that returns a Note, or None where the run has not its metrics. Thresholds are those of
+README.md's metric table where it has one, and rules of thumb otherwise.
+"""
+
+import math
+
+from verl_cast.report.notes import LOOK, OK, WARNING, Mean, Note, ends, last_third, mean
+from verl_cast.report.runs import Run
+from verl_cast.report.text import percent, signed
+
+
+def _agreement(run: Run) -> list[tuple[Mean, str]]:
+    """In-group correlation of gap and correctness, over the last third and over all steps.
+
+    Only mixed groups tell: a step counts as much as it has of them, and one with a single mixed group hardly at all.
+    """
+    name = "cast/gap/correctness_corr_in_group"
+    steps = [
+        (values[name], values.get("cast/group/mixed_share", 1.0)) for values in run.steps.values() if name in values
+    ]
+    steps = [(value, weight) for value, weight in steps if not math.isnan(value) and weight > 0]
+    if not steps:
+        return []
+    last = steps[-max(1, len(steps) // 3) :]
+    return [
+        (mean(*map(list, zip(*part, strict=True))), text)
+        for part, text in ((last, "the last third"), (steps, "all steps"))
+    ]
+
+
+def teacher_and_verifier(run: Run) -> Note | None:
+    found = _agreement(run)
+    if not found:
+        return None
+    # Where the end of the run alone does not tell, the whole of it may.
+    corr, part = next(((m, text) for m, text in found if abs(m.value) > 2 * m.error), found[-1])
+    seen = (
+        f"Correlation of a trajectory's mean gap with its correctness, within groups: {signed(corr.value, 2)} "
+        f"± {corr.error:.2f} over {part} ({corr.steps} steps)."
+    )
+    if corr.value < -0.05 and corr.value + 2 * corr.error < 0:
+        return Note(
+            WARNING,
+            "The teacher prefers what is wrong",
+            seen,
+            "With both flips CAST moves the policy to where the teacher is. Change the teacher's context "
+            "(verl-cast diagnose measures it), or let the verifier decide: flip=none, a larger gap_deadzone.",
+        )
+    if corr.value > 0.02 and corr.value > 2 * corr.error:
+        return Note(OK, "The teacher agrees with the verifier", seen)
+    return Note(
+        LOOK,
+        "The teacher says little about correctness",
+        seen,
+        "Flips then follow the teacher's style, or chance. Measure its context (verl-cast diagnose); gap_deadzone and "
+        "one-sided flips let more of the verifier through.",
+    )
+
+
+def flips(run: Run) -> Note | None:
+    share = last_third(run, "cast/flip/correct_share")
+    if share is None:
+        return None
+    wrong = last_third(run, "cast/flip/wrong_share")
+    seen = f"Flipped over the last third: {percent(share.value)} of the tokens of correct trajectories"
+    seen += f", {percent(wrong.value)} of those of wrong ones." if wrong else "."
+    if share.value > 0.6:
+        return Note(
+            WARNING if share.value > 0.8 else LOOK,
+            "Most tokens of correct responses are flipped",
+            seen,
+            "The teacher likes most of what is right less than the policy does. Check its context; gap_deadzone "
+            "keeps small gaps from flipping, flip=wrong never flips correct responses.",
+        )
+    return Note(OK, "Flips", seen)
+
+
+def noise(run: Run) -> Note | None:
+    below, gap, floor = (last_third(run, f"cast/{n}") for n in ("noise/gap_share", "gap/abs_mean", "noise/p99"))
+    if gap is None or floor is None:
+        return None
+    noise_seen = f"the engine's own noise is at most {floor.value:.2g} on 99 % of the tokens."
+    if floor.value == 0:
+        noise_seen = "two passes of the policy gave the same log-probs on 99 % of the tokens."
+    seen = f"Mean |gap| {gap.value:.3g} nats; {noise_seen}"
+    if below is not None and floor.value > 0:
+        seen += f" {percent(below.value)} of the gaps are no larger than that."
+    share = below.value if below is not None else 0.0
+    if gap.value < 3 * floor.value or share > 0.3:
+        return Note(
+            WARNING if gap.value < floor.value or share > 0.6 else LOOK,
+            "Gaps near the engine's noise",
+            seen,
+            f"There the sign of an advantage is chance: set gap_deadzone to {floor.value:.2g} or more, or compute "
+            "log-probs in a higher precision.",
+        )
+    return Note(OK, "Gaps stand above the engine's noise", seen)
+
+
+def groups(run: Run) -> Note | None:
+    mixed, right, wrong = (last_third(run, f"cast/group/{k}_share") for k in ("mixed", "all_correct", "all_wrong"))
+    if mixed is None or right is None or wrong is None:
+        return None
+    seen = (
+        f"Groups over the last third: {percent(mixed.value)} mixed, {percent(right.value)} all correct, "
+        f"{percent(wrong.value)} all wrong."
+    )
+    if wrong.value > 0.8:
+        return Note(
+            WARNING, "The task is too hard", seen, "Almost no response is right: use easier data or more responses."
+        )
+    if right.value > 0.8:
+        return Note(
+            LOOK, "The task is solved", seen, "The verifier has nothing left to say here: stop, or use harder data."
+        )
+    if mixed.value < 0.1:
+        return Note(
+            LOOK, "Few mixed groups", seen, "The verifier tells responses apart in mixed groups only: change the data."
+        )
+    return Note(OK, "Groups", seen)
+
+
+def zero_variance(run: Run) -> Note | None:
+    mass = last_third(run, "cast/advantage/zero_variance_mass")
+    if mass is None or mass.value < 0.8:
+        return None
+    return Note(
+        LOOK,
+        "The self-teacher alone drives the run",
+        f"{percent(mass.value)} of Σ|Â| over the last third comes from all-correct and all-wrong groups.",
+        "There the gap alone tells tokens apart: change the data's difficulty, or lower base_correct and base_wrong.",
+    )
+
+
+def gap_growth(run: Run) -> Note | None:
+    trend = ends(run, "cast/gap/mean")
+    if trend is None:
+        return None
+    first, last = trend
+    seen = f"Mean gap {signed(first)} nats in the first fifth of the steps, {signed(last)} in the last."
+    if last < first - 0.02 and abs(last) > 1.5 * abs(first):
+        return Note(
+            LOOK,
+            "Policy and teacher part",
+            seen,
+            "The policy moves to where the teacher thinks it less likely. A shorter refresh_interval, or a smaller "
+            "learning rate, keeps them together.",
+        )
+    return Note(OK, "Policy and teacher", f"{seen} At or below 0, and not falling, is as it should be.")
+
+
+def teacher_cost(run: Run) -> Note | None:
+    shares = run.ratio("timing_s/cast_teacher", "timing_s/step")[1]
+    against = run.ratio("timing_s/cast_teacher", "timing_s/old_log_prob")[1]
+    if not shares or not against:
+        return None
+    share, ratio = sum(shares) / len(shares), sum(against) / len(against)
+    seen = f"The teacher's pass takes {percent(share)} of a step, {ratio:.2f} × the old log-probs."
+    if ratio > 1.5:
+        return Note(
+            LOOK,
+            "The teacher's pass costs more than the old log-probs",
+            seen,
+            "It should cost as much as old_log_prob times the ratio of context lengths: is the context that long, "
+            "or does parameter offload move the shard twice?",
+        )
+    return Note(OK, "The teacher's cost", seen)
+
+
+def teacher_never_ran(run: Run) -> Note | None:
+    values = run.values("cast/teacher/forward")
+    if not values or sum(values) > 0:
+        return None
+    return Note(WARNING, "The teacher never ran a forward", "cast/teacher/forward is 0 on every step: no gap, no CAST.")
