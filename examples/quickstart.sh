@@ -102,8 +102,13 @@ TRAINER=(
 
 # CAST exactly as in the paper, except for the teacher's context: this model is worse with the plain one than with its own
 # prompt, and better with worked examples (stage 3 shows both). TEACHER=plain runs the paper's.
+# Two groups of every step are kept with all their tokens, for the report.
 CAST=()
-[ "$ADV" = cast ] && CAST=(+algorithm.cast.teacher.context="$TEACHER")
+[ "$ADV" = cast ] && CAST=(
+  +algorithm.cast.teacher.context="$TEACHER"
+  +algorithm.cast.dump.interval=1
+  +algorithm.cast.dump.groups=2
+)
 
 # 3. Is the teacher's context fit? The untrained model under the student's prompt, under the worked examples that the quick
 #    start uses and under the paper's plain context. CAST goes where the teacher is, so this is asked first.
@@ -131,12 +136,17 @@ TRAINING=$!
 trap 'kill $TRAINING 2>/dev/null || true' INT TERM
 python "$HERE/watch.py" "$RUN" $TRAINING "$STEPS"
 
-# 5. What next.
+# 5. The report: this run, beside its twin where that has run.
 other=$([ "$ADV" = cast ] && echo grpo || echo cast)
+pair=("$OUT/cast" "$OUT/grpo")
+[ -s "$OUT/$other/metrics.jsonl" ] || pair=("$RUN")
+verl-cast report "${pair[@]}" -o "$OUT/report.html"
+
+# 6. What next.
 cat <<NEXT
 
 Next:
-  ADV=$other bash examples/quickstart.sh       the twin: the picture then shows both
+  ADV=$other bash examples/quickstart.sh       the twin: picture and report then show both
   On GPUs, in the environment of your own verl:  pip install -e $PWD, then
       python -m verl.trainer.main_ppo algorithm.adv_estimator=cast actor_rollout_ref.rollout.n=8 ...
 NEXT
