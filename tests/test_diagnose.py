@@ -203,6 +203,23 @@ def test_the_relation_sees_a_teacher_that_knows_and_one_that_is_wrong():
     assert relation["auc"]["value"] == 0 and relation["correlation"]["value"] == pytest.approx(-1)
 
 
+def test_the_relation_is_the_metric_of_a_run():
+    """`cast/gap/correctness_corr` during training and the diagnosis before it are one number."""
+    from verl_cast.metrics import cast_metrics
+
+    rollouts = made_up()
+    result, _ = rollouts.advantage(rollouts.teachers["plain"], rollouts.method)
+    mask = torch.zeros_like(result.gap)
+    for i, t in enumerate(rollouts.trajectories):
+        mask[i, : len(t.mask)] = torch.tensor(t.mask)
+    metrics = cast_metrics(result, mask, rollouts.method)
+    relation = direction.relation(rollouts, rollouts.teachers["plain"], seed=0)
+    for ours, name in (("correlation", "correctness_corr"), ("correlation_in_group", "correctness_corr_in_group")):
+        assert relation[ours]["value"] == pytest.approx(metrics[f"cast/gap/{name}"], abs=1e-5)
+    low, high = relation["correlation"]["interval"]
+    assert low < relation["correlation"]["value"] < high
+
+
 def test_a_gap_of_zero_is_said():
     rollouts = made_up()
     rollouts.teachers["same"] = rollouts.old

@@ -54,6 +54,8 @@ def lever_table(rollouts: Rollouts, teacher: list[np.ndarray]) -> list[dict[str,
 def _lever_row(rollouts: Rollouts, teacher: list[np.ndarray], flip: str, zone: float) -> dict[str, Any]:
     """Shares of tokens whose advantage has the verifier's sign, and mean advantages, of right and of wrong responses.
 
+    `silenced` is the share of gaps that the dead zone takes for 0.
+
     Tokens of responses without base advantage (base_correct or base_wrong 0) have no sign to keep and are left out.
     """
     method = dataclasses.replace(rollouts.method, flip=flip, gap_deadzone=zone)
@@ -69,6 +71,7 @@ def _lever_row(rollouts: Rollouts, teacher: list[np.ndarray], flip: str, zone: f
     return {
         "flip": flip,
         "gap_deadzone": zone,
+        "silenced": float((np.abs(rollouts.gaps(teacher)) <= zone).mean()),
         "verifier_sign": mean(kept, sides["right"] | sides["wrong"]),
         **{f"verifier_sign_{side}": mean(kept, among) for side, among in sides.items()},
         **{f"advantage_{side}": mean(advantages, among) for side, among in sides.items()},
@@ -125,17 +128,20 @@ def in_words(expected: dict[str, Any], flip: str) -> list[str]:
     }
     if verdict is not None:
         lines.append(f"Fitness: {moves[verdict]}.")
-    value, interval = relation_["correlation"]["value"], relation_["correlation"]["interval"]
-    if value is not None and interval is not None:
-        low, high = interval
+    auc, correlation = relation_["auc"], relation_["correlation"]["value"]
+    if auc["value"] is not None and auc["interval"] is not None and correlation is not None:
+        low, high = auc["interval"]
         says = (
             "the teacher prefers right responses"
-            if low > 0
+            if low > 0.5
             else "the teacher prefers WRONG responses"
-            if high < 0
-            else "the teacher's preference is not tied to correctness, as far as these rollouts tell"
+            if high < 0.5
+            else "as far as these rollouts tell, the teacher's preference is not tied to correctness"
         )
-        lines.append(f"Gaps: {says} (correlation {value:+.2f}, {low:+.2f} to {high:+.2f}).")
+        lines.append(
+            f"Gaps: {says}: a right response has the higher mean gap than a wrong one with probability "
+            f"{auc['value']:.2f} (AUC, {low:.2f} to {high:.2f}; correlation {correlation:+.2f})."
+        )
     now = expected["as_configured"]
     if now["advantage_right"] is not None and now["advantage_wrong"] is not None:
         lines.append(
@@ -144,14 +150,19 @@ def in_words(expected: dict[str, Any], flip: str) -> list[str]:
             "keep the verifier's sign."
         )
     if verdict == "worse" and flip != "none":
-        zone = expected["recommended_deadzone"]
-        zone_words = (
-            f"or algorithm.cast.gap_deadzone={zone:g}, with which {100 * ENOUGH:.0f} % of the tokens on either side do"
-            if zone
-            else "no dead zone of the table is enough with both flips"
-        )
         lines.append(
             "Recommended: another teacher context (the table of contexts compares them); else "
-            f"algorithm.cast.flip=none, with which every token keeps the verifier's sign, {zone_words}."
+            f"algorithm.cast.flip=none, with which every token keeps the verifier's sign{_deadzone_in_words(expected)}."
         )
     return lines
+
+
+def _deadzone_in_words(expected: dict[str, Any]) -> str:
+    zone = expected["recommended_deadzone"]
+    if not zone:
+        return "; with both flips no dead zone of the table is enough"
+    silenced = next(row["silenced"] for row in expected["levers"] if row["gap_deadzone"] == zone)
+    return (
+        f"; with both flips {100 * ENOUGH:.0f} % of the tokens on either side keep it from "
+        f"algorithm.cast.gap_deadzone={zone:g} on, which silences {100 * silenced:.0f} % of the gaps"
+    )

@@ -5,6 +5,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from verl_cast.diagnose import gaps as gaps_
 from verl_cast.diagnose.summary import short
 
 RIGHT, WRONG, STUDENT, TEACHER, CHANCE = "#12876a", "#d9730d", "#5f6b7a", "#3763c6", "#9aa3ad"
@@ -106,18 +107,23 @@ def histograms(gaps: dict[str, Any]) -> go.Figure:
                 column,
             )
         figure.add_vline(x=0, line=dict(color="#1f2933", width=1), row=1, col=column)
-        figure.update_xaxes(title="gap g, nats (the ends hold what lies outside)", row=1, col=column)
+        figure.update_xaxes(
+            title="gap g, nats (the ends hold what lies outside)", range=[edges[0], edges[-1]], row=1, col=column
+        )
     figure.update_yaxes(title="share of tokens", tickformat=".0%", row=1, col=1)
     figure = _layout(figure, 360, barmode="overlay")
     return figure.update_layout(legend=dict(y=1.12))
 
 
-def agreement(gaps: dict[str, Any]) -> go.Figure:
+def agreement(gaps: dict[str, Any], noise: float) -> go.Figure:
     """How often both teachers' gaps have one sign, against chance, for larger and larger gaps."""
     figure = make_subplots(1, 2, subplot_titles=("right responses", "wrong responses"), shared_yaxes=True)
     for column, (side, colour) in enumerate(SIDES.items(), start=1):
         rows = gaps["agreement"][side]
         names = ["all" if row["above"] == 0 else f"|g| > {row['above']:.2g}" for row in rows]
+        names = [
+            "|g| > noise" if gaps_.is_noise(row["above"], noise) else n for row, n in zip(rows, names, strict=True)
+        ]
         figure.add_trace(
             go.Bar(
                 x=names,
@@ -153,7 +159,7 @@ def by_part(gaps: dict[str, Any], key: str) -> go.Figure:
     """Mean gap by place (`positions`) or by class of token (`classes`), per teacher, on right and wrong responses."""
     rows = gaps[key]
     figure = make_subplots(1, 2, subplot_titles=tuple(TEACHERS.values()), shared_yaxes=True)
-    names = [row["part"] for row in rows]
+    names = [row["part"].replace(" ", "<br>") for row in rows]
     for column, name in enumerate(TEACHERS, start=1):
         for side, colour in SIDES.items():
             cells = [row[f"{name}_{side}"] for row in rows]

@@ -29,7 +29,7 @@ def analyse(rollouts: Rollouts, seed: int) -> dict[str, Any]:
     }
     classes = rollouts.classes()
     kinds = {name: classes == name for name in tokens.CLASSES if (classes == name).any()}
-    thresholds = sorted({0.0, *ABOVE, *([] if rollouts.noise is None else [float(f"{rollouts.noise:.3g}")])})
+    thresholds = sorted({0.0, *ABOVE, *([] if rollouts.noise is None else [_rounded(rollouts.noise)])})
     return {
         "context": context,
         "gap": {
@@ -44,6 +44,15 @@ def analyse(rollouts: Rollouts, seed: int) -> dict[str, Any]:
         "classes": _by(kinds, gaps, sides),
         "histogram": _histogram(gaps, sides),
     }
+
+
+def is_noise(above: float, noise: float) -> bool:
+    """Whether a threshold of the agreement's rows is the measured noise."""
+    return above > 0 and above == _rounded(noise)
+
+
+def _rounded(noise: float) -> float:
+    return float(f"{noise:.3g}")
 
 
 def _by(

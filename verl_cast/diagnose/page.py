@@ -35,7 +35,7 @@ def render(result: dict[str, Any]) -> str:
         drawn["levers"] = _html(figures.levers(own))
     if result["gaps"] is not None:
         drawn["histograms"] = _html(figures.histograms(result["gaps"]))
-        drawn["agreement"] = _html(figures.agreement(result["gaps"]))
+        drawn["agreement"] = _html(figures.agreement(result["gaps"], result["rollouts"]["noise_p99"]))
         for key in ("positions", "classes"):
             drawn[key] = _html(figures.by_part(result["gaps"], key))
     verdict = None

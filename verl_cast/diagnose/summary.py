@@ -4,6 +4,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from verl_cast.diagnose.gaps import is_noise
+
 WIDTH = 100
 
 
@@ -150,7 +152,7 @@ def _gaps(gaps: dict[str, Any], noise: float) -> list[str]:
             for side in ("all", "right", "wrong")
         ]
         above = "all tokens" if row["above"] == 0 else f"both |g| > {row['above']:.2g} nats"
-        above += " (noise)" if 0 < row["above"] == float(f"{noise:.3g}") else ""
+        above += " (noise)" if is_noise(row["above"], noise) else ""
         lines.append(f"  {above:34s}" + "".join(f"{cell:>18s}" for cell in cells))
     for title, key in (("by place", "positions"), ("by class", "classes")):
         lines += ["", f"  {title:16s}{'':8s}{'answer-free: mean gap':>24s}{'privileged: mean gap':>24s}{'agree':>8s}"]
