@@ -280,7 +280,7 @@ def test_metrics_say_what_happened(cast):
         assert m["timing_s/cast_teacher"] > 0 and m["timing_s/adv"] >= 0
         assert ("cast/noise/p99" in m) == ("timing_s/cast_noise" in m) == (step % 2 == 0)  # noise_floor_interval=2
         if step % 2 == 0:
-            assert 0 < m["cast/noise/p99"] < 1e-4 < m["cast/gap/abs_mean"]
+            assert 0 <= m["cast/noise/p99"] < 1e-4 < m["cast/gap/abs_mean"]
     assert "actor/pg_clipfrac" in cast.metrics[0]
     assert_rollouts_were_the_policys(cast)
 
