@@ -22,7 +22,7 @@ from verl.workers.utils.padding import response_from_nested
 
 import verl_cast
 from verl_cast.config import CastConfig
-from verl_cast.context import TeacherContext
+from verl_cast.context import TeacherContext, length_limits, rope_settings
 from verl_cast.self_teacher import SelfTeacher
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class SelfTeacherWorkerMixin:
         self.teacher_context = TeacherContext(
             config.teacher.context, template, model_config.tokenizer, chat_template_kwargs
         )
-        has_mrope = any("mrope_section" in rope for rope in _rope_settings(model_config.hf_config.get_text_config()))
+        has_mrope = any("mrope_section" in rope for rope in rope_settings(model_config.hf_config.get_text_config()))
         if not self.teacher_context.is_same and model_config.processor is not None and has_mrope:
             raise ValueError(_ONLY_SAME.format(reason="the model has multi-dimensional positions (vision-language)"))
         has_adapter = model_config.lora_rank > 0 or model_config.lora.get("rank", 0) > 0
@@ -170,18 +170,10 @@ class SelfTeacherWorkerMixin:
 
     def _check_length(self, length: int) -> None:
         engine, text_config = self.actor.engine_config, self.actor.model_config.hf_config.get_text_config()
-        limits = {}
-        if getattr(text_config, "max_position_embeddings", None) is not None:
-            # YaRN and its like stretch the positions that the model was made for.
-            stretch = max([1.0, *(rope.get("factor") or 1.0 for rope in _rope_settings(text_config))])
-            limits["max_position_embeddings"] = int(text_config.max_position_embeddings * stretch)
-        if engine.use_dynamic_bsz:
-            key = "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu"
-            # A sequence is cut into parts: by Ulysses (FSDP) or context parallelism (Megatron).
-            parts = getattr(engine, "ulysses_sequence_parallel_size", 1) * getattr(engine, "context_parallel_size", 1)
-            limits[f"{key} (x {parts} parts of a sequence)" if parts > 1 else key] = (
-                engine.infer_max_token_len_per_gpu * parts
-            )
+        # A sequence is cut into parts: by Ulysses (FSDP) or context parallelism (Megatron).
+        parts = getattr(engine, "ulysses_sequence_parallel_size", 1) * getattr(engine, "context_parallel_size", 1)
+        budget = engine.infer_max_token_len_per_gpu if engine.use_dynamic_bsz else None
+        limits = length_limits(text_config, budget, parts)
         for key, limit in limits.items():
             if length > limit:
                 raise ValueError(
@@ -257,11 +249,6 @@ def _teacher_path(local_path: str, rank: str | None = None, world_size: str | No
     rank = rank or str(torch.distributed.get_rank())
     world_size = world_size or str(torch.distributed.get_world_size())
     return os.path.join(local_path, f"cast_self_teacher_world_size_{world_size}_rank_{rank}.pt")
-
-
-def _rope_settings(text_config: Any) -> list[dict[str, Any]]:
-    settings = (getattr(text_config, name, None) for name in ("rope_parameters", "rope_scaling"))
-    return [rope for rope in settings if isinstance(rope, dict)]
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from verl_cast.config import TeacherConfig
-from verl_cast.context import TeacherContext, load_template
+from verl_cast.context import TeacherContext, length_limits, load_template
 from verl_cast.doctor.lines import Line, error, first_line, note, ok, shortened, warning
 
 
@@ -99,19 +99,12 @@ def _shown(label: str, lengths: list[int], text: str) -> Line:
 def check_length(config: DictConfig, model_config: Any, longest_teacher_prompt: int) -> Line:
     """The longest teacher context with a response of full length, against what ends a run (verl_cast/worker.py)."""
     actor = config.actor_rollout_ref.actor
-    limits = {}
-    text_config = model_config.hf_config.get_text_config()
-    if getattr(text_config, "max_position_embeddings", None) is not None:
-        ropes = [getattr(text_config, name, None) for name in ("rope_parameters", "rope_scaling")]
-        stretch = max([1.0, *(rope.get("factor") or 1.0 for rope in ropes if isinstance(rope, dict))])
-        limits["the model's max_position_embeddings"] = int(text_config.max_position_embeddings * stretch)
-    if actor.use_dynamic_bsz:
-        if actor.strategy == "megatron":
-            parts = actor.megatron.context_parallel_size
-        else:
-            parts = max(actor.ulysses_sequence_parallel_size, actor.fsdp_config.ulysses_sequence_parallel_size)
-        budget = config.actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu * parts
-        limits[f"rollout.log_prob_max_token_len_per_gpu x {parts} parts of a sequence"] = budget
+    if actor.strategy == "megatron":
+        parts = actor.megatron.context_parallel_size
+    else:
+        parts = max(actor.ulysses_sequence_parallel_size, actor.fsdp_config.ulysses_sequence_parallel_size)
+    budget = config.actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu if actor.use_dynamic_bsz else None
+    limits = length_limits(model_config.hf_config.get_text_config(), budget, parts)
     response = config.data.max_response_length
     length = longest_teacher_prompt + response
     said = f"teacher context ({longest_teacher_prompt}) + data.max_response_length ({response}) = {length} tokens"
