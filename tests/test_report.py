@@ -5,6 +5,8 @@ import math
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +37,7 @@ def response_tokens(rng, a, b, answer):
     return re.findall(r"\n+| ?\w+| ?[^\w\s]|\s", text)
 
 
-def dump_rows(step, rng, num_groups=3, size=8, teacher_prompt="worked examples: 1 + 1 = 2\n\n"):
+def dump_rows(step, rng, num_groups=3, size=8, teacher_prompt="worked examples: 1 + 1 = 2\n\n", deadzone=0.0):
     """Rows of one dumped step: random gaps, advantages of verl_cast.advantage."""
     import torch
 
@@ -88,7 +90,9 @@ def dump_rows(step, rng, num_groups=3, size=8, teacher_prompt="worked examples: 
         gap[i, :n] = torch.tensor(rng.normal(0.06 if row["correct"] else -0.15, 0.35, n) * (rng.random(n) < 0.8))
         reward[i, 0] = rewards[i]
     teacher = (old + gap).clamp_max(-1e-4)
-    result = cast_advantage(reward, mask, np.array(index, dtype=object), old, teacher, CastConfig())
+    result = cast_advantage(
+        reward, mask, np.array(index, dtype=object), old, teacher, CastConfig(gap_deadzone=deadzone)
+    )
     for i, row in enumerate(rows):
         n = len(row["response_text"])
         row.update(
@@ -313,6 +317,11 @@ def test_validation_logged_apart_from_training_joins_its_step(tmp_path):
 
 
 # ---- which runs ----
+
+
+def test_a_report_needs_neither_verl_nor_torch():
+    code = "import sys, verl_cast.report.page, verl_cast.report.command; print({'verl', 'torch'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
 def test_runs_their_names_and_their_dumps(tmp_path):
@@ -579,7 +588,7 @@ def test_trajectory_view_shows_the_dump_and_nothing_of_it_runs(pair, open_page):
         for i, value in enumerate(values):
             style = first.nth(i).evaluate("t => t.style.background")
             red, blue = (int(style[4:-1].split(",")[k]) for k in (0, 2)) if style else (0, 0)
-            yield np.sign(blue - red), np.sign(round(value, 4))
+            yield np.sign(blue - red), np.sign(value)
 
     for shown, wanted in colours(rows[0]["advantages"]):
         assert shown == wanted
@@ -695,6 +704,27 @@ def test_what_had_no_room_and_what_could_not_be_read_is_said(tmp_path, capsys, o
         page.locator("#choose-step").select_option(index=i)
         shown.append(page.locator(".response").count() > 0)
     assert shown == [True, False, True]  # the newest and the first
+
+
+def test_small_gaps_keep_their_sign_and_the_dead_zone_is_named(tmp_path, open_page):
+    directory = tmp_path / "cast" / "cast_trajectories"
+    rows = dump_rows(1, np.random.default_rng(0), num_groups=1, size=2, deadzone=0.2)
+    rows[0]["gap"][0], rows[0]["old_log_probs"][0], rows[0]["teacher_log_probs"][0] = -3e-6, -0.1, -0.100003
+    trajectories.write(directory, 1, rows, model="m", cast={})
+    assert report(tmp_path / "cast") == 0
+    page = open_page(tmp_path / "cast" / "report.html")
+    page.locator(".toggle label", has_text="gap g").click()
+    tokens = page.locator(".response").first.locator(".tok")
+    tokens.nth(0).hover()
+    assert tooltip(page)["gap g"] == pytest.approx(-3e-6) and tokens.nth(0).evaluate("t => t.style.background") != ""
+    exact = [
+        old == teacher for old, teacher in zip(rows[0]["old_log_probs"], rows[0]["teacher_log_probs"], strict=True)
+    ]
+    within = next(i for i, gap in enumerate(rows[0]["gap"]) if gap == 0 and not exact[i])
+    for i, named in ((within, True), (exact.index(True), False)):
+        tokens.nth(i).hover()
+        assert ("dead zone" in page.locator("#tooltip").inner_text()) == named
+        assert tooltip(page)["gap g"] == 0 and tokens.nth(i).evaluate("t => t.style.background") == ""
 
 
 def test_dumps_without_metrics_and_metrics_without_dumps(tmp_path, open_page):

@@ -56,11 +56,14 @@ def draw(figure: Figure, runs: list[Run], x_range: tuple[float, float]) -> go.Fi
                 if steps:
                     name = " · ".join(part for part in (run.name if len(chosen) > 1 else "", line.label) if part)
                     dash = "dot" if figure.kind == BANDS and i else DASHES[i]
-                    _add_line(drawn, steps, values, html.escape(name or run.name), run_colour, dash, width)
+                    line_style = {"color": run_colour, "dash": dash, "width": width}
+                    _add_line(drawn, steps, values, html.escape(name or run.name), line_style, figure.smooth)
         drawn.update_layout(showlegend=sum(trace.showlegend is not False for trace in drawn.data) > 1)
     _style(drawn, figure)
     few = x_range[1] - x_range[0] <= 15
-    drawn.update_xaxes(range=x_range, title_text="step", title_standoff=2, tickformat="d", dtick=1 if few else None)
+    if figure.kind != STACK:  # where every panel names its run
+        drawn.update_xaxes(title_text="step")
+    drawn.update_xaxes(range=x_range, title_standoff=2, tickformat="d", dtick=1 if few else None)
     return drawn
 
 
@@ -78,17 +81,14 @@ def _points(values: list[float]) -> list[float | None]:
     return [None if math.isnan(v) else float(f"{v:.6g}") for v in values]
 
 
-def _add_line(
-    drawn: go.Figure, steps: list[int], values: list[float], name: str, line_colour: str, dash: str, width: float
-) -> None:
-    line = {"color": line_colour, "dash": dash, "width": width}
-    if len(steps) > MANY_STEPS:
-        thin = {"color": line_colour, "width": 0.8}
+def _add_line(drawn: go.Figure, steps: list[int], values: list[float], name: str, line: dict, smooth: bool) -> None:
+    if smooth and len(steps) > MANY_STEPS:
+        thin = {"color": line["color"], "width": 0.8}
         drawn.add_scatter(
             x=steps, y=_points(values), mode="lines", line=thin, opacity=0.3, showlegend=False, hoverinfo="skip"
         )
         values = running_mean(values, smoothing_width(len(steps)))
-    marker = {"size": 4.5, "symbol": "circle" if dash == "solid" else "circle-open"}
+    marker = {"size": 4.5, "symbol": "circle" if line["dash"] == "solid" else "circle-open"}
     mode = "lines+markers" if len(steps) <= MARKERS_UP_TO else "lines"
     drawn.add_scatter(x=steps, y=_points(values), mode=mode, line=line, marker=marker, name=name)
 
@@ -114,8 +114,7 @@ def _add_bands(drawn: go.Figure, figure: Figure, run: Run, run_colour: str) -> N
 
 
 def _stack(figure: Figure, chosen: list[tuple[str, Run]]) -> go.Figure:
-    titles = [html.escape(run.name) for _, run in chosen] if len(chosen) > 1 else None
-    drawn = make_subplots(1, len(chosen), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.04)
+    drawn = make_subplots(1, len(chosen), shared_yaxes=True, horizontal_spacing=0.04)
     for column, (_, run) in enumerate(chosen, start=1):
         for line, fill in zip(figure.lines, GROUP_COLOURS, strict=True):
             steps, values = line.series(run)
@@ -131,7 +130,9 @@ def _stack(figure: Figure, chosen: list[tuple[str, Run]]) -> go.Figure:
             else:
                 trace = go.Scatter(**common, mode="lines", line={"width": 0}, fillcolor=fill, stackgroup="groups")
             drawn.add_trace(trace, row=1, col=column)
-    return drawn.update_layout(barmode="stack", bargap=0.08, showlegend=True)
+        name = f"step · {html.escape(run.name)}" if len(chosen) > 1 else "step"
+        drawn.update_xaxes(title_text=name, row=1, col=column)
+    return drawn.update_layout(barmode="stack", bargap=0, showlegend=True)
 
 
 def _stages(figure: Figure, chosen: list[tuple[str, Run]]) -> go.Figure:

@@ -127,6 +127,7 @@ def _tokens(rows: list[dict[str, Any]], messages: list[dict[str, Any]]) -> dict[
                 "text": row["response_text"],
                 "mask": "".join("01"[m] for m in row["response_mask"]),
                 "flipped": "".join("01"[f] for f in row["flipped"]),
+                "in_deadzone": _in_deadzone(row),
                 "gap": [_number(v) for v in row["gap"]],
                 "advantage": [_number(v) for v in row["advantages"]],
                 "old": [_number(v) for v in row["old_log_probs"]],
@@ -158,8 +159,14 @@ def _shorten(text: str) -> str:
 
 
 def _number(value: float) -> float | None:
-    """Four digits after the point; None where it is not finite (JSON has no NaN)."""
-    return round(value, 4) + 0.0 if math.isfinite(value) else None
+    """Five digits, so that no sign is lost; None where it is not finite (JSON has no NaN)."""
+    return float(f"{value:.5g}") + 0.0 if math.isfinite(value) else None
+
+
+def _in_deadzone(row: dict[str, Any]) -> str:
+    """1 for every token that counts, whose gap is 0 though teacher and policy differ."""
+    tokens = zip(row["response_mask"], row["gap"], row["old_log_probs"], row["teacher_log_probs"], strict=True)
+    return "".join("01"[mask and gap == 0 and old != teacher] for mask, gap, old, teacher in tokens)
 
 
 def _mean(values: list[float]) -> float | None:

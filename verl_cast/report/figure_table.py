@@ -93,6 +93,7 @@ SECTIONS = (
                 "refresh_interval − 1.",
                 (Line("cast/teacher/age"),),
                 unit="steps",
+                smooth=False,
             ),
         ),
     ),
@@ -237,7 +238,7 @@ SECTIONS = (
                 "asynchronous samples are a policy old and lie lower.",
                 (Line("training/rollout_actor_probs_pearson_corr"),),
             ),
-            Figure("lr", "Learning rate", "As the schedule says.", (Line("actor/lr"),)),
+            Figure("lr", "Learning rate", "As the schedule says.", (Line("actor/lr"),), smooth=False),
         ),
     ),
     Section(

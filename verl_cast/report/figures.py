@@ -34,6 +34,7 @@ class Figure:
             run; STAGES: mean seconds per stage, one bar a run.
         unit: of the y axis; "share" draws 0 to 1 as per cent, "log" a logarithmic axis.
         zero: whether a line marks y = 0.
+        smooth: whether a long run is drawn with its running mean.
     """
 
     key: str
@@ -43,6 +44,7 @@ class Figure:
     unit: str = ""
     kind: str = LINES
     zero: bool = False
+    smooth: bool = True
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def write(runs: list[Run], output: Path, max_tokens: int) -> None:
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     scratch = output.with_name(f".{output.name}.tmp")
-    scratch.write_text(html, encoding="utf-8")
+    scratch.write_text(html, encoding="utf-8", errors="replace")  # a path may hold bytes that are no text
     os.replace(scratch, output)
 
 

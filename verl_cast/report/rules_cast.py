@@ -124,7 +124,7 @@ def groups(run: Run) -> Note | None:
 
 def zero_variance(run: Run) -> Note | None:
     mass = last_third(run, "cast/advantage/zero_variance_mass")
-    if mass is None or mass.value < 0.8:
+    if mass is None or mass.value < 0.9:
         return None
     return Note(
         LOOK,

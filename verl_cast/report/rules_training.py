@@ -47,7 +47,9 @@ def few_steps(run: Run) -> Note | None:
     if not run.steps or run.num_steps >= FEW_STEPS:
         return None
     return Note(
-        LOOK, "A short run", f"{run.num_steps} steps: what follows compares single steps, which is mostly chance."
+        LOOK,
+        "A short run",
+        f"With {run.num_steps} of at least {FEW_STEPS} steps, first and last parts are single steps: mostly chance.",
     )
 
 
