@@ -4,6 +4,7 @@ Nothing that trains imports this package (a test holds that): the privileged con
 reference answer, exists here alone and cannot be reached from a training config.
 
     command.py      options, the order of things, files written
+    stages.py       sampling, verifying, comparing, scoring: what runs the model
     setup.py        what the verl command says: model, problems, sampling, verifier
     sampling.py     vLLM, in a process of its own
     rollouts.py     trajectories, sampled or out of a dump
@@ -15,5 +16,6 @@ reference answer, exists here alone and cannot be reached from a training config
     stats.py        intervals, AUC, agreement, correlations
     tokens.py       classes of tokens
     summary.py      the terminal's text
+    figures.py      the page's figures
     page.py         the HTML page
 """

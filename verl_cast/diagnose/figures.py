@@ -5,10 +5,10 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from verl_cast.diagnose import gaps as gaps_
+from verl_cast.diagnose.gaps import is_noise
 from verl_cast.diagnose.summary import short
 
-RIGHT, WRONG, STUDENT, TEACHER, CHANCE = "#12876a", "#d9730d", "#5f6b7a", "#3763c6", "#9aa3ad"
+RIGHT, WRONG, STUDENT, TEACHER = "#12876a", "#d9730d", "#5f6b7a", "#3763c6"
 SIDES = {"right": RIGHT, "wrong": WRONG}
 TEACHERS = {"answer_free": "answer-free teacher", "privileged": "privileged teacher"}
 
@@ -120,10 +120,7 @@ def agreement(gaps: dict[str, Any], noise: float) -> go.Figure:
     figure = make_subplots(1, 2, subplot_titles=("right responses", "wrong responses"), shared_yaxes=True)
     for column, (side, colour) in enumerate(SIDES.items(), start=1):
         rows = gaps["agreement"][side]
-        names = ["all" if row["above"] == 0 else f"|g| > {row['above']:.2g}" for row in rows]
-        names = [
-            "|g| > noise" if gaps_.is_noise(row["above"], noise) else n for row, n in zip(rows, names, strict=True)
-        ]
+        names = ["all" if row["above"] == 0 else f"|g| > {_threshold(row['above'], noise)}" for row in rows]
         figure.add_trace(
             go.Bar(
                 x=names,
@@ -153,6 +150,10 @@ def agreement(gaps: dict[str, Any], noise: float) -> go.Figure:
     figure.update_yaxes(range=[0, 1], tickformat=".0%")
     figure = _layout(figure, 340)
     return figure.update_layout(legend=dict(y=1.12))
+
+
+def _threshold(above: float, noise: float) -> str:
+    return "noise" if is_noise(above, noise) else f"{above:g}"
 
 
 def by_part(gaps: dict[str, Any], key: str) -> go.Figure:

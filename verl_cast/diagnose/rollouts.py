@@ -261,6 +261,6 @@ def sampled(setup: Any, problems: Sequence[Any], outputs: Sequence[Any], rewards
         about=f"sampled here from {setup.model_path}, the student's prompt",
         trajectories=rows,
         method=setup.method,
-        norm_by_std=bool(setup.config.algorithm.get("norm_adv_by_std_in_grpo", True)),
+        norm_by_std=setup.norm_by_std,
         special_ids=frozenset(setup.tokenizer.all_special_ids),
     )

@@ -67,7 +67,14 @@ class Setup:
             OmegaConf.create(config.data.get("apply_chat_template_kwargs", None) or {}), resolve=True
         )
         self.model_path = str(Path(str(config.actor_rollout_ref.model.path)).expanduser())
+        self.norm_by_std = bool(config.algorithm.get("norm_adv_by_std_in_grpo", True))
         self.trust_remote_code = bool(config.actor_rollout_ref.model.get("trust_remote_code", False))
+
+    def use_model_unless_named(self, path: str) -> None:
+        """Take a dump's own model where the command names none."""
+        if MODEL_KEY not in self.named:
+            OmegaConf.update(self.config, MODEL_KEY, path)
+            self.model_path = str(Path(path).expanduser())
 
     @functools.cached_property
     def tokenizer(self) -> Any:
