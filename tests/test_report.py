@@ -424,6 +424,13 @@ def test_only_a_batch_that_reaches_the_limit_has_cut_off_responses():
     assert levels(metrics)["Many responses are cut off"] == notes.LOOK
 
 
+def test_a_dead_zone_that_swallows_the_gaps_is_said():
+    metrics = metrics_of_a_run(12)
+    for values in metrics.values():
+        values["cast/gap/deadzone_share"] = 0.97
+    assert levels(metrics)["The dead zone leaves little of the teacher"] == notes.LOOK
+
+
 def test_a_run_without_cast_is_said_to_be_one_and_is_in_no_figure_about_cast():
     from verl_cast.report import figures
     from verl_cast.report.figure_table import SECTIONS
@@ -554,6 +561,12 @@ def test_figures_are_drawn_with_every_point_and_no_request(pair, open_page):
         if key != "stages"
     }
     assert len(ranges) == 1
+
+    fourth = page.locator("[data-figure=reward] .scatterlayer path.point").nth(3)
+    fourth.scroll_into_view_if_needed()
+    box = fourth.bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)  # step 4; 5 and 10 were dumped
+    page.wait_for_function("document.getElementById('choose-step').selectedOptions[0].text === '5'")
 
 
 def chosen_rows(written, step, group):

@@ -33,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     if args.max_tokens < 1:
         raise UserError(f"--max-tokens {args.max_tokens}: must be at least 1.")
-    found = runs.find(args.runs)
+    try:
+        found = runs.find(args.runs)
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}).") from error
     first = args.runs[0]
     output = args.output or (first if first.is_dir() else first.parent) / "report.html"
 

@@ -51,7 +51,7 @@ SECTIONS = (
                 "gap",
                 "Gap g = log π_teacher − log π_old",
                 "Mean over tokens (line), median (dotted), middle half and 5 to 95 % of the tokens (bands). "
-                "Healthy: a mean at or a little below 0 that does not fall.",
+                "Healthy: a mean at or a little below 0 that does not fall, the middle half well inside ±1.",
                 (
                     Line("cast/gap/mean", "mean"),
                     Line("cast/gap/p50", "median"),
@@ -138,7 +138,8 @@ SECTIONS = (
                 "clips",
                 "Clipped tokens",
                 "Tokens whose weight exp(±g) was cut to its bounds (solid), and whose advantage stands at the final "
-                "clip (dashed). The bounds are narrow: a large share is normal for the weight.",
+                "clip (dashed). Healthy for the weight, whose bounds are narrow: 30 to 90 %; at 100 % only signs "
+                "are left.",
                 (Line("cast/weight/clipped_share", "weight"), Line("cast/advantage/clipped_share", "advantage")),
                 unit="share",
             ),
@@ -195,8 +196,8 @@ SECTIONS = (
             Figure(
                 "entropy_by_correctness",
                 "Entropy, correct and wrong",
-                "Mean entropy on correct (solid) and wrong (dashed) trajectories. Healthy: wrong ones are the less "
-                "sure.",
+                "Mean entropy on correct (solid) and wrong (dashed) trajectories. Healthy: a slow fall; where it "
+                "falls on wrong ones, the policy is sure of errors.",
                 (Line("cast/entropy/correct_mean", "correct"), Line("cast/entropy/wrong_mean", "wrong")),
                 unit="nats",
             ),
@@ -290,8 +291,8 @@ SECTIONS = (
             Figure(
                 "memory",
                 "Memory of the actor's accelerator",
-                "verl's peak allocation (solid) and the peak within the teacher's pass (dashed). Healthy: the "
-                "dashed line is no higher.",
+                "verl's peak allocation (solid), and by how much the teacher's pass raised the peak (dashed). "
+                "Healthy: 0, unless the teacher's context is much the longer.",
                 (
                     Line("actor/perf/max_memory_allocated_gb", "actor"),
                     Line("cast/teacher/peak_memory_gib", "teacher's pass"),

@@ -13,6 +13,7 @@ RULES = (
     rules_cast.teacher_and_verifier,
     rules_cast.flips,
     rules_cast.noise,
+    rules_cast.dead_zone,
     rules_cast.groups,
     rules_cast.zero_variance,
     rules_cast.gap_growth,

@@ -88,15 +88,27 @@ def noise(run: Run) -> Note | None:
     if below is not None and floor.value > 0:
         seen += f" {percent(below.value)} of the gaps are no larger than that."
     share = below.value if below is not None else 0.0
-    if gap.value < 3 * floor.value or share > 0.3:
+    if gap.value < 3 * floor.value or share > 0.05:
         return Note(
-            WARNING if gap.value < floor.value or share > 0.6 else LOOK,
+            WARNING if gap.value < floor.value or share > 0.3 else LOOK,
             "Gaps near the engine's noise",
             seen,
             f"There the sign of an advantage is chance: set gap_deadzone to {floor.value:.2g} or more, or compute "
             "log-probs in a higher precision.",
         )
     return Note(OK, "Gaps stand above the engine's noise", seen)
+
+
+def dead_zone(run: Run) -> Note | None:
+    share = last_third(run, "cast/gap/deadzone_share")
+    if share is None or share.value < 0.9:
+        return None
+    return Note(
+        LOOK,
+        "The dead zone leaves little of the teacher",
+        f"{percent(share.value)} of the gaps lie within it (last third).",
+        "What is left is GRPO with advantages in one-sided groups: lower gap_deadzone if the teacher is to speak.",
+    )
 
 
 def groups(run: Run) -> Note | None:
