@@ -20,7 +20,7 @@ from verl_cast import run_config
 from verl_cast.cli import UserError
 from verl_cast.doctor import lines as report
 from verl_cast.doctor import registration, versions
-from verl_cast.doctor.lines import Line, error, first_line, note
+from verl_cast.doctor.lines import Line, cause_of, error, first_line, note
 
 Section = tuple[str, list[Line]]
 
@@ -121,7 +121,9 @@ def _plugin(args: argparse.Namespace, config: DictConfig | None, stack: contextl
         try:
             workers = stack.enter_context(registration.ray_workers(address, runtime_env))
         except Exception as problem:  # Ray's own failures have many types, and all mean the same here
-            yield error("Ray worker", f"Ray cannot be {'joined' if address else 'started'}: {first_line(problem)}")
+            yield error(
+                "Ray worker", f"Ray cannot be {'joined' if address else 'started'}: {first_line(cause_of(problem))}"
+            )
     here = registration.probe()  # while the workers import verl
     yield from registration.check_here(here)
     if workers is not None:

@@ -6,6 +6,7 @@ this shell's, which is what goes wrong most: verl_cast on the head node only, or
 
 import contextlib
 import importlib.metadata
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,7 +109,8 @@ def ray_workers(address: str | None, runtime_env: dict[str, Any] | None) -> Iter
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": runtime_env or {}}
-    if address is not None:
+    if address not in (None, "local"):
+        _check_reachable(address)
         ray.init(address=address, **quiet)
     else:
         try:
@@ -128,6 +130,21 @@ def ray_workers(address: str | None, runtime_env: dict[str, Any] | None) -> Iter
     finally:
         ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries an address for minutes.
+
+    Raises:
+        ConnectionError: nothing answers there within seconds.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # auto, and what only Ray can read
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as problem:
+        raise ConnectionError(f"nothing answers at {address} ({problem.strerror or problem})") from None
 
 
 def check_workers(workers: list[tuple[str, Any]], here: dict[str, Any]) -> list[Line]:

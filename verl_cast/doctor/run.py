@@ -35,6 +35,10 @@ def sections(config: DictConfig) -> Iterator[Section]:
             [error("estimator", f"this command would train {estimator}, not CAST: add {ESTIMATOR_KEY}=cast.")],
         )
         return
+    rollout = config.actor_rollout_ref.rollout
+    if OmegaConf.is_missing(rollout, "name"):  # the one key that verl leaves to the user and everything needs
+        yield "Command", [error("rollout", "actor_rollout_ref.rollout.name is not set; add it, as in ...name=vllm.")]
+        return
     yield "Command", _command(config)
     try:
         method = cast_config(config)
@@ -152,6 +156,8 @@ def _resume(config: DictConfig, method: CastConfig) -> list[Line]:
         checkpoint = tracker.parent / f"global_step_{tracker.read_text().strip()}"
     elif trainer.resume_mode == "resume_path" and trainer.resume_from_path:
         checkpoint = Path(trainer.resume_from_path)
+        if not checkpoint.is_dir():
+            return [error("start", f"trainer.resume_from_path={checkpoint}: there is no such directory.")]
     else:
         return [note("start", "anew; no checkpoint to resume from")]
     ranks = trainer.nnodes * trainer.n_gpus_per_node
@@ -257,7 +263,7 @@ def _memory(config: DictConfig, method: CastConfig, hf_config) -> Line:
     return note(
         "host memory",
         f"{'' if found.exact else 'about '}{estimate.readable(found.host_bytes)} on each rank, "
-        f"{estimate.readable(per_node)} a node: {found.trained / 1e6:.1f} million {what} in "
+        f"{estimate.readable(per_node)} a node: {found.trained:,} {what} in "
         f"{str(found.dtype).removeprefix('torch.')}{average}, cut over {found.ranks} rank(s)",
     )
 
