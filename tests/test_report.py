@@ -431,6 +431,25 @@ def test_a_dead_zone_that_swallows_the_gaps_is_said():
     assert levels(metrics)["The dead zone leaves little of the teacher"] == notes.LOOK
 
 
+def test_twins_are_compared_on_the_steps_that_both_have():
+    cast, twin = a_run(metrics_of_a_run(20)), a_run(metrics_of_a_run(10, cast=False))
+    cost, reward = reading.comparison([twin, cast])
+    last = [np.mean([run.steps[s]["critic/score/mean"] for s in (9, 10)]) for run in (cast, twin)]
+    assert reward.seen.startswith(f"{last[0]:.3f} against {last[1]:.3f} in the last fifth of the 10 steps")
+    seconds = [sorted(run.steps[s]["timing_s/step"] for s in range(1, 11))[5] for run in (cast, twin)]
+    assert f"{seconds[0] / seconds[1]:.2f} ×. The paper" in cost.seen
+    assert reading.comparison([cast, cast]) == [] == reading.comparison([twin])
+
+
+def test_a_small_constant_is_not_drawn_as_zero():
+    from verl_cast.report import drawing
+    from verl_cast.report.figure_table import SECTIONS
+
+    figure = next(figure for section in SECTIONS for figure in section.figures if figure.key == "lr")
+    run = a_run({step: {"actor/lr": 1e-6} for step in range(1, 9)})
+    assert drawing.draw(figure, [run], (0, 9)).layout.yaxis.range == (0, 2e-6)
+
+
 def test_a_run_without_cast_is_said_to_be_one_and_is_in_no_figure_about_cast():
     from verl_cast.report import figures
     from verl_cast.report.figure_table import SECTIONS

@@ -194,8 +194,10 @@ def _style(drawn: go.Figure, figure: Figure) -> go.Figure:
     drawn.update_yaxes(
         gridcolor=GRID, zeroline=figure.zero, zerolinecolor="#9aa3ab", zerolinewidth=1.2, nticks=6, exponentformat="e"
     )
+    values = [v for trace in drawn.data for v in trace.y or () if v is not None]
+    if values and min(values) == max(values) != 0 and figure.unit not in ("share", "log"):
+        drawn.update_yaxes(range=sorted((0, 2 * values[0])))  # plotly would draw ±1 around a constant of 1e-6
     if figure.unit == "share":
-        values = [v for trace in drawn.data for v in trace.y or () if v is not None]
         highest = max(values, default=0)
         full = figure.kind == STACK or highest > 0.4
         top = 1.03 if full else 1.15 * highest or 0.1

@@ -1,5 +1,7 @@
 """What a run's numbers say: all rules in the order in which they are read, and what two runs say beside each other."""
 
+import math
+
 from verl_cast.report import rules_cast, rules_training
 from verl_cast.report.notes import LEVELS, OK, Note
 from verl_cast.report.runs import Run, fifths
@@ -33,31 +35,32 @@ def notes(run: Run) -> list[Note]:
 
 
 def comparison(runs: list[Run]) -> list[Note]:
-    """What a page with CAST and other runs says about them together: cost and reward, CAST over the other."""
+    """What a page with CAST and other runs says about them together: cost and reward, over the steps that both have."""
     cast = [run for run in runs if run.is_cast and run.steps]
     others = [run for run in runs if not run.is_cast]
     found = []
     for run in cast:
         for other in others:
-            pair, seconds = f"{run.name} beside {other.name}", [r.values("timing_s/step") for r in (run, other)]
-            if all(seconds):
-                a, b = (sorted(values)[len(values) // 2] for values in seconds)
-                found.append(
-                    Note(
-                        OK,
-                        f"{pair}: cost",
-                        f"A step takes {a:.3g} s against {b:.3g} s (medians): {a / b:.2f} ×. The paper says 1.25 ×.",
-                    )
-                )
-            rewards = [r.values("critic/score/mean") for r in (run, other)]
-            if all(rewards):
-                a, b = (fifths(values)[1] for values in rewards)
-                found.append(
-                    Note(
-                        OK,
-                        f"{pair}: reward",
-                        f"{a:.3f} against {b:.3f} in the last fifth of the steps.",
-                        "One run each: repeat both with other seeds before calling a difference CAST's.",
-                    )
-                )
+            pair = f"{run.name} beside {other.name}"
+            seconds = _on_common_steps(run, other, "timing_s/step")
+            if seconds:
+                a, b = (sorted(values)[len(values) // 2] for values in zip(*seconds, strict=True))
+                text = f"A step takes {a:.3g} s against {b:.3g} s (medians): {a / b:.2f} ×. The paper says 1.25 ×."
+                found.append(Note(OK, f"{pair}: cost", text))
+            rewards = _on_common_steps(run, other, "critic/score/mean")
+            if rewards:
+                a, b = (fifths(list(values))[1] for values in zip(*rewards, strict=True))
+                text = f"{a:.3f} against {b:.3f} in the last fifth of the {len(rewards)} steps that both have."
+                advice = "One run each: repeat both with other seeds before calling a difference CAST's."
+                found.append(Note(OK, f"{pair}: reward", text, advice))
     return found
+
+
+def _on_common_steps(run: Run, other: Run, name: str) -> list[tuple[float, float]]:
+    """A metric of two runs at the steps at which both have a number."""
+    pairs = [
+        (values[name], other.steps.get(step, {}).get(name, math.nan))
+        for step, values in run.steps.items()
+        if name in values
+    ]
+    return [pair for pair in pairs if not any(math.isnan(value) for value in pair)]
