@@ -580,6 +580,8 @@ def test_figures_are_drawn_with_every_point_and_no_request(pair, open_page):
         if key != "stages"
     }
     assert len(ranges) == 1
+    buttons = page.eval_on_selector_all(".modebar-btn", "nodes => nodes.map(n => n.dataset.title)")
+    assert set(buttons) == {"Download plot as a PNG", "Zoom", "Pan", "Reset axes"}  # none that uploads
 
     fourth = page.locator("[data-figure=reward] .scatterlayer path.point").nth(3)
     fourth.scroll_into_view_if_needed()
@@ -718,6 +720,7 @@ def test_what_had_no_room_and_what_could_not_be_read_is_said(tmp_path, capsys, o
     directory = tmp_path / "cast" / "cast_trajectories"
     written = write_dump(directory, steps=(1, 2, 3, 4, 5), size=2, num_groups=1)
     tokens = {step: sum(len(row["response_ids"]) for row in rows) for step, rows in written.items()}
+    trajectories.write(directory, 3, written[3], model="m", cast={"flip": "none"})
     cut, other = directory / "step_00000002.parquet", directory / "step_00000004.parquet"
     cut.write_bytes(cut.read_bytes()[:-100])
     import pyarrow.parquet as pq
@@ -726,10 +729,11 @@ def test_what_had_no_room_and_what_could_not_be_read_is_said(tmp_path, capsys, o
     pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"verl_cast_dump": b"99"}), other)
     assert report(tmp_path / "cast", "--max-tokens", tokens[1] + tokens[5]) == 0
     said = capsys.readouterr().out
+    assert "algorithm.cast was another at step 3 than in the newest dump" in said
     assert f"{cut} is no whole Parquet file" in said and f"{other} is a trajectory dump of version 99" in said
     assert "without the tokens of 1 of the dumped groups" in said
     page = open_page(tmp_path / "cast" / "report.html")
-    assert page.locator(".remarks li").count() == 3
+    assert page.locator(".remarks li").count() == 4
     assert page.locator("#choose-step option").all_inner_texts() == ["1", "3", "5"]
     shown = []
     for i in range(3):

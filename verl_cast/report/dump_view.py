@@ -44,7 +44,7 @@ def _run_steps(run: Run, max_tokens: int) -> tuple[list[dict[str, Any]], dict[st
         run.remarks.append(
             f"{run.name}: {len(order)} dumped steps; the page lists {MAX_STEPS} of them, the newest and the first ones."
         )
-    steps, about, left_out, full, room = [], None, 0, False, max_tokens
+    steps, about, differing, left_out, full, room = [], None, [], 0, False, max_tokens
     for step in order[:MAX_STEPS]:
         try:
             rows, about_file = trajectories.read(run.dump_files[step])
@@ -54,9 +54,7 @@ def _run_steps(run: Run, max_tokens: int) -> tuple[list[dict[str, Any]], dict[st
         if about is None:
             about = about_file
         elif about_file["cast"] != about["cast"]:
-            run.remarks.append(
-                f"{run.name}: algorithm.cast of step {step} differs from that of the newest dump, which is shown."
-            )
+            differing.append(step)
         by_group: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
             by_group.setdefault(row["group"], []).append(row)
@@ -71,6 +69,11 @@ def _run_steps(run: Run, max_tokens: int) -> tuple[list[dict[str, Any]], dict[st
         if groups:
             age = next((row["teacher_age"] for row in rows if row["teacher_age"] is not None), None)
             steps.append({"step": step, "age": age, "groups": groups})
+    if differing:
+        run.remarks.append(
+            f"{run.name}: algorithm.cast was another at step {', '.join(map(str, sorted(differing)[:6]))} than in the "
+            "newest dump, whose settings are shown."
+        )
     if left_out:
         run.remarks.append(
             f"{run.name}: the page is full, without the tokens of {left_out} of the dumped groups "

@@ -22,7 +22,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean of a metric over its last third of steps, with its standard error (steps taken as independent)."""
+    """Mean of a metric over some steps, with its standard error (steps taken as independent)."""
 
     value: float
     error: float
@@ -38,10 +38,10 @@ def mean(values: list[float], weights: list[float] | None = None) -> Mean:
     """Mean and standard error; `weights` say how much a step knows (not all are 0)."""
     weights = [1.0] * len(values) if weights is None else weights
     total = sum(weights)
-    mean = sum(v * w for v, w in zip(values, weights, strict=True)) / total
-    squares = sum((w * (v - mean)) ** 2 for v, w in zip(values, weights, strict=True))
+    value = sum(v * w for v, w in zip(values, weights, strict=True)) / total
+    squares = sum((w * (v - value)) ** 2 for v, w in zip(values, weights, strict=True))
     correction = len(values) / max(1, len(values) - 1)
-    return Mean(mean, math.sqrt(squares * correction) / total, len(values))
+    return Mean(value, math.sqrt(squares * correction) / total, len(values))
 
 
 def ends(run: Run, name: str) -> tuple[float, float] | None:
