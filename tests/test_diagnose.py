@@ -1,9 +1,11 @@
 """`verl-cast diagnose`: laws of its statistics, its scoring against an independent forward, real runs, bad input."""
 
+import argparse
 import copy
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +21,7 @@ from verl_cast import cli, run_config, trajectories
 from verl_cast.cli import UserError
 from verl_cast.config import CastConfig, CastConfigError
 from verl_cast.context import load_template
-from verl_cast.diagnose import direction, gaps, privileged, stats, tokens
+from verl_cast.diagnose import command, contexts, direction, gaps, page, privileged, stats, tokens
 from verl_cast.diagnose.rollouts import Rollouts, Trajectory
 
 ROOT = Path(verl_cast.__file__).parent
@@ -185,11 +187,9 @@ def test_masked_tokens_enter_nothing():
     for values in (other.teachers["plain"], other.privileged):
         for t, row in zip(other.trajectories, values, strict=True):
             row[~t.mask] += 100
-    for seed in (0,):
-        assert json.dumps(direction.expect(rollouts, "plain", None, seed)) == json.dumps(
-            direction.expect(other, "plain", None, seed)
-        )
-        assert json.dumps(gaps.analyse(rollouts, seed)) == json.dumps(gaps.analyse(other, seed))
+    one, two = (direction.expect(these, "plain", None, 0) for these in (rollouts, other))
+    assert json.dumps(one) == json.dumps(two)
+    assert json.dumps(gaps.analyse(rollouts, 0)) == json.dumps(gaps.analyse(other, 0))
 
 
 def test_the_relation_sees_a_teacher_that_knows_and_one_that_is_wrong():
@@ -381,6 +381,86 @@ def test_a_command_that_cannot_be_diagnosed_is_refused(overrides, extra, words):
     assert words in str(error.value)
 
 
+# ------------------------------------------------------------------------------------------- contexts and the page
+
+
+def samples_of(right, length=4):
+    """Outputs and rewards of `right` (problems, samples)."""
+    right = np.array(right)
+    outputs = [[{"ids": [1] * length, "truncated": not r} for r in row] for row in right]
+    return outputs, right.astype(float)
+
+
+def test_contexts_are_compared_problem_by_problem():
+    rng = np.random.default_rng(0)
+    student = contexts.summarize("student", *samples_of(rng.random((40, 4)) < 0.3), 0.5)
+    better = contexts.compare(student, contexts.summarize("a", *samples_of(rng.random((40, 4)) < 0.8), 0.5), 0)
+    same = contexts.compare(student, {**student, "context": "b"}, 0)
+    worse = contexts.compare(student, contexts.summarize("c", *samples_of(np.zeros((40, 4), bool)), 0.5), 0)
+    assert [one["verdict"] for one in (better, same, worse)] == ["better", "undecided", "worse"]
+    assert same["difference"] == {"value": 0.0, "interval": [0.0, 0.0]}
+    assert worse["difference"]["value"] == pytest.approx(-student["accuracy"])
+    assert (student["truncated_share"], student["length_mean"]) == (pytest.approx(1 - student["accuracy"]), 4)
+    assert worse["length_right"] is None and worse["length_wrong"] == 4
+    # Differences between problems cancel out: where every problem gains one sample of four, the gain is certain.
+    hard, easy = [[0, 0, 0, 0]] * 15, [[1, 1, 1, 0]] * 15
+    gained = contexts.summarize("d", *samples_of([[1, 0, 0, 0]] * 15 + [[1, 1, 1, 1]] * 15), 0.5)
+    paired = contexts.compare(contexts.summarize("student", *samples_of(hard + easy), 0.5), gained, 0)
+    assert paired["difference"] == {"value": 0.25, "interval": [0.25, 0.25]} and paired["verdict"] == "better"
+
+
+HOSTILE = "</script><script>document.title='broken'</script><b>x"
+
+
+@pytest.mark.parametrize("with_contexts", [True, False])
+def test_the_page_in_a_browser_without_network(tmp_path, setup, with_contexts):
+    """Every figure is drawn, nothing is asked of the network, and no text of the data becomes a tag."""
+    path = os.environ.get("CHROME") or shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        reason = "no Chromium: install it, or name it with CHROME=/path/to/chromium"
+        assert os.environ.get("CI") != "true", reason
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    rollouts = made_up()
+    rollouts.noise, rollouts.about = 1e-5, HOSTILE
+    measured = None
+    if with_contexts:
+        rng = np.random.default_rng(0)
+        student = contexts.summarize("student", *samples_of(rng.random((20, 4)) < 0.6), 0.5)
+        teachers = [
+            contexts.compare(student, contexts.summarize(name, *samples_of(rng.random((20, 4)) < share), 0.5), 0)
+            for name, share in (("plain", 0.1), (HOSTILE, 0.9))
+        ]
+        common = {"problems": 20, "samples": 4, "data": "val", "own_context": "plain", "same": False, "records": []}
+        measured = {**common, "student": student, "teachers": teachers, "warning": None}
+    arguments = argparse.Namespace(
+        overrides=[f"trainer.experiment_name={HOSTILE}"], seed=0, problems=20, samples=4, data="val", rollouts=[]
+    )
+    result = command._results(arguments, setup, rollouts, measured)
+    result["seconds"] = {"sampling": 1.5}
+    file = tmp_path / "diagnosis.html"
+    file.write_text(page.render(result), encoding="utf-8")
+
+    wrong = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        opened = browser.new_page()
+        opened.on("request", lambda request: wrong.append(request.url) if request.url != file.as_uri() else None)
+        opened.on("console", lambda message: wrong.append(message.text))
+        opened.on("pageerror", lambda error: wrong.append(str(error)))
+        opened.goto(file.as_uri())
+        opened.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length > 0")
+        drawn = opened.locator(".js-plotly-plot").count()
+        text, title = opened.inner_text("main"), opened.title()
+        overflow = opened.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        browser.close()
+    assert wrong == [] and drawn == (6 if with_contexts else 5) and overflow == 0
+    assert title == "CAST diagnosis: plain" and HOSTILE in text
+    assert ("The teacher's context makes a worse policy" in text) == with_contexts
+    assert "Two teachers" in text and "gap_deadzone" in text
+
+
 # ------------------------------------------------------------------------------------------ the privileged context
 
 
@@ -504,9 +584,8 @@ def test_rollouts_of_a_dump(tmp_path, tiny_run, capsys):
     assert special["tokens"] == 16  # the end of every response
     assert sum(row["tokens"] for row in result["gaps"]["classes"]) == len(free)
 
-    page = (out / "diagnosis.html").read_text()
-    assert page.count("<html") == 1 and page.count('class="plotly-graph-div"') == 5  # no accuracy without fitness
-    assert not [tag for tag in ("<script src", "<link", "<img") if tag in page]
+    html = (out / "diagnosis.html").read_text()
+    assert html.count("<html") == 1 and html.count('class="plotly-graph-div"') == 5  # no accuracy without fitness
     printed = capsys.readouterr().out
     assert "Levers" in printed and "privileged" in printed and max(map(len, printed.splitlines()[:-3])) <= 100
 
@@ -610,9 +689,9 @@ def test_the_whole_diagnosis_through_vllm(tmp_path, tiny_run, overrides):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     result = json.loads((out / "diagnosis.json").read_text())
-    contexts = result["contexts"]
-    assert [one["context"] for one in contexts["teachers"]] == ["plain", str(template)]
-    for one in [contexts["student"], *contexts["teachers"]]:
+    measured = result["contexts"]
+    assert [one["context"] for one in measured["teachers"]] == ["plain", str(template)]
+    for one in [measured["student"], *measured["teachers"]]:
         assert one["samples"] == 18 and 0 <= one["accuracy"] <= 1 and 1 <= one["length_mean"] <= 12
         assert one["interval"] == list(stats.wilson_interval(one["right"], 18))
     assert result["rollouts"]["trajectories"] == 18 and result["rollouts"]["noise_p99"] < 1e-3
