@@ -77,8 +77,8 @@ SECTIONS = (
                 "gap_signs",
                 "Signs of the gap",
                 "Tokens that the teacher likes more than the policy (solid), and tokens with gap 0, exactly or by "
-                "the dead zone (dashed, dotted). Healthy: the solid line below one half, the dashed at 0 unless "
-                "policy and teacher are the same.",
+                "the dead zone (dashed, dotted). Healthy: the solid line below one half at first, the dashed at 0 "
+                "unless policy and teacher are the same.",
                 (
                     Line("cast/gap/positive_share", "g > 0"),
                     Line("cast/gap/zero_share", "g = 0"),

@@ -26,7 +26,7 @@ def _agreement(run: Run) -> list[tuple[Mean, str]]:
     last = steps[-max(1, len(steps) // 3) :]
     return [
         (mean(*map(list, zip(*part, strict=True))), text)
-        for part, text in ((last, "the last third"), (steps, "all steps"))
+        for part, text in ((last, f"the last {len(last)} steps"), (steps, f"all {len(steps)} steps"))
     ]
 
 
@@ -38,7 +38,7 @@ def teacher_and_verifier(run: Run) -> Note | None:
     corr, part = next(((m, text) for m, text in found if abs(m.value) > 2 * m.error), found[-1])
     seen = (
         f"Correlation of a trajectory's mean gap with its correctness, within groups: {signed(corr.value, 2)} "
-        f"± {corr.error:.2f} over {part} ({corr.steps} steps)."
+        f"± {corr.error:.2f} over {part}."
     )
     if corr.value < -0.05 and corr.value + 2 * corr.error < 0:
         return Note(
