@@ -22,7 +22,7 @@ from transformers import AutoConfig
 from verl_run import command_and_environment
 
 import verl_cast.seams
-from verl_cast import TeacherConfig
+from verl_cast import TeacherConfig, fitness
 from verl_cast.cli import UserError
 from verl_cast.doctor import estimate, registration, run, seams, versions
 from verl_cast.doctor.lines import WIDTH, error, formatted, note
@@ -241,6 +241,19 @@ def test_a_template_that_asks_for_the_answer_is_refused(good_run, tmp_path):
     sections = look(changed(good_run, **{f"{CAST}.teacher.context": str(template)}))
     [text] = texts(sections, "error")
     assert "the template uses ground_truth" in text and "answer-free" in text
+
+
+def test_a_config_of_ones_own_is_found_where_hydra_finds_it(tmp_path):
+    """`--config-path` of verl's command: relative to verl/trainer, or absolute."""
+    assert compose([], "ppo_trainer.yaml", "config") == compose([], "ppo_trainer")
+    (tmp_path / "mine.yaml").write_text(
+        "hydra:\n  searchpath:\n    - pkg://verl.trainer.config\n"
+        "defaults:\n  - ppo_trainer\n  - _self_\nalgorithm:\n  adv_estimator: cast\n  cast:\n    flip: none\n"
+    )
+    config = compose([f"{ROLLOUT}.n=8"], "mine", str(tmp_path))
+    assert config.algorithm.cast.flip == "none" and config.actor_rollout_ref.actor.clip_ratio_high == 0.28
+    with pytest.raises(UserError, match="/nowhere"):
+        compose([], "mine", "/nowhere")
 
 
 def test_advice_knows_how_many_steps_the_data_give(good_run):
@@ -509,6 +522,53 @@ def test_contexts_are_shown_with_their_lengths(good_run, tmp_path):
     template.write_text("{{ messages[7].content }}")
     errors = texts(look(changed(good_run, **{f"{CAST}.teacher.context": str(template)})), "error")
     assert len(errors) == 1 and "an example prompt cannot be rendered" in errors[0]
+
+
+def test_a_dataset_class_of_ones_own_gives_the_examples(good_run, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from verl.utils.dataset.rl_dataset import RLHFDataset\n"
+        "class Mine(RLHFDataset):\n"
+        "    def _build_messages(self, example, key):\n"
+        "        return [{'role': 'user', 'content': 'Mine: ' + example[key][0]['content']}]\n"
+    )
+    settings = {"data.custom_cls.path": str(path), "data.custom_cls.name": "Mine"}
+    sections = look(changed(good_run, **settings))
+    assert texts(sections, "error") == []
+    shown = {line.label: line for line in sections["Teacher"]}
+    assert shown["teacher reads"].block.startswith("Mine: What is 0 + 0?")
+    [text] = texts(look(changed(good_run, **{**settings, "data.custom_cls.name": "Yours"})), "error")
+    assert "data.custom_cls: Yours gives no rows" in text
+
+
+def test_what_was_measured_of_the_context_is_shown(good_run):
+    def fitness_line():
+        sections = look(good_run)
+        [line] = [line for line in sections["Teacher"] if line.label == "fitness"]
+        return line, texts(sections, "warning")
+
+    line, warnings = fitness_line()
+    assert "not measured yet" in line.text and "verl-cast diagnose" in line.text
+    record = {
+        "record_version": fitness.RECORD_VERSION,
+        "measured_at": "2026-11-22T00:00:00+00:00",
+        "context": "plain",
+        "problems": 40,
+        "samples": 4,
+        "student": {"accuracy": 0.35, "interval": [0.3, 0.4]},
+        "teacher": {"accuracy": 0.91, "interval": [0.87, 0.95]},
+        "difference": {"value": 0.56, "interval": [0.5, 0.62]},
+    }
+    fitness.save(good_run, record)
+    line, warnings = fitness_line()
+    assert line.mark == "ok" and not warnings
+    assert (
+        line.text.startswith("better: ") and "0.91" in line.text and "0.35" in line.text and "40 problems" in line.text
+    )
+    record["difference"] = {"value": -0.56, "interval": [-0.62, -0.5]}
+    fitness.save(good_run, record)
+    line, warnings = fitness_line()
+    assert line.mark == "note" and line.text.startswith("worse: ") and len(warnings) == 1
 
 
 # ------------------------------------------------------------------------------------------------ on the screen

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,11 @@ VERL_CONFIG_MODULE = "verl.trainer.config"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What every command takes that looks at a verl command line."""
     parser.add_argument("--config-name", default="ppo_trainer", help="as in verl's command (default: ppo_trainer)")
-    parser.add_argument("--config-path", default=None, help="directory of that config (default: verl's own)")
+    parser.add_argument(
+        "--config-path",
+        default=None,
+        help="directory of that config, as in verl's command: absolute, or relative to verl/trainer",
+    )
     parser.add_argument("overrides", nargs="*", help="the overrides of your verl command: key=value +key=value ...")
 
 
@@ -35,7 +40,9 @@ def compose(overrides: list[str], config_name: str = "ppo_trainer", config_path:
     if config_path is None:
         initialized = hydra.initialize_config_module(VERL_CONFIG_MODULE, version_base=None)
     else:
-        initialized = hydra.initialize_config_dir(str(Path(config_path).resolve()), version_base=None)
+        # As hydra.main does: from the directory of verl's main, where an absolute path stays what it is.
+        trainer = Path(importlib.util.find_spec("verl.trainer").origin).parent
+        initialized = hydra.initialize_config_dir(str((trainer / config_path).resolve()), version_base=None)
     with initialized:
         try:
             config = hydra.compose(config_name, overrides=overrides)
