@@ -109,6 +109,18 @@ SENSELESS = [
         "context=same",
     ),
     ("noise_is_measured_often", {f"{CAST}.noise_floor_interval": 1}, f"{CAST}.noise_floor_interval=1", "50 or more"),
+    (
+        "interval_is_never_reached",
+        {f"{CAST}.dump.interval": 100, "trainer.total_training_steps": 99},
+        f"{CAST}.dump.interval=100 in a run of 99 training steps",
+        "Lower it",
+    ),
+    (
+        "interval_is_never_reached",
+        {f"{CAST}.noise_floor_interval": 100, "trainer.total_training_steps": 99},
+        f"{CAST}.noise_floor_interval=100 in a run of 99 training steps",
+        "Lower it",
+    ),
     ("groups_are_small", {f"{ROLLOUT}.n": 2}, f"{ROLLOUT}.n=2", "50% one-sided groups"),
     ("groups_are_small", {f"{ROLLOUT}.n": 3}, f"{ROLLOUT}.n=3", "25% one-sided groups"),
     ("samples_are_equal", {f"{ROLLOUT}.temperature": 0}, f"{ROLLOUT}.temperature=0", "Set it to 1.0"),
@@ -158,6 +170,7 @@ def test_the_default_run_is_warned_of_nothing(default_run):
         {f"{CAST}.teacher.context": "same"},
         {f"{CAST}.teacher.context": "same", f"{ROLLOUT}.agent.default_agent_loop": "tool_agent"},
         {f"{CAST}.noise_floor_interval": 50},
+        {f"{CAST}.noise_floor_interval": 100, f"{CAST}.dump.interval": 100, "trainer.total_training_steps": 100},
         {f"{ROLLOUT}.n": 4},
         {f"{ROLLOUT}.temperature": 0.7, f"{ROLLOUT}.top_k": 20},
         {"reward.reward_kwargs.overlong_buffer_cfg": {"enable": True, "len": 512, "penalty_factor": 0.4}},
@@ -192,6 +205,15 @@ def test_a_missing_flash_attention_is_found_without_importing_it(default_run, tm
     assert len(advice.warnings_of(default_run)) == is_missing
 
 
+@pytest.mark.parametrize("shown", ["{{ problem }}", "{{ messages[-1].content }}", "{{ student_prompt }}", None])
+def test_a_template_without_the_question_is_named(default_run, tmp_path, shown):
+    template = tmp_path / "teacher.jinja"
+    template.write_text("{{ apply_chat_template([{'role': 'user', 'content': 'Think.'}]) }} " + (shown or "problem"))
+    found = advice.warnings_of(changed(default_run, {f"{CAST}.teacher.context": str(template)}))
+    assert len(found) == (shown is None)
+    assert all("teacher.jinja: the template uses neither" in text and "{{ problem }}" in text for text in found)
+
+
 def test_a_context_that_was_measured_worse_is_warned_of(default_run):
     """The record of `verl-cast diagnose`; of another context it says nothing."""
     record = {
@@ -213,7 +235,7 @@ def test_a_context_that_was_measured_worse_is_warned_of(default_run):
 
 
 def test_every_piece_of_advice_is_shown_here():
-    elsewhere = {"rounding_decides_signs", "context_is_unfit"}
+    elsewhere = {"rounding_decides_signs", "template_lacks_the_problem", "context_is_unfit"}
     assert {name for name, *_ in SENSELESS} | elsewhere == {function.__name__ for function in advice.ADVICE}
 
 

@@ -29,7 +29,8 @@ from verl_cast.doctor.lines import WIDTH, error, formatted, note
 from verl_cast.run_config import compose
 from verl_cast.self_teacher import SelfTeacher
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore::UserWarning")]  # of verl and Megatron
+# What verl and Megatron say when they are imported is not of these tests.
+pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")]
 CAST, ROLLOUT, ACTOR = "algorithm.cast", "actor_rollout_ref.rollout", "actor_rollout_ref.actor"
 
 
@@ -519,6 +520,9 @@ def test_contexts_are_shown_with_their_lengths(good_run, tmp_path):
         line.label: line for line in look(changed(good_run, **{f"{CAST}.teacher.context": str(template)}))["Teacher"]
     }
     assert "Think first.<|im_end|>" in shown["teacher reads"].block
+    template.write_text("{{ student_prompt }}")
+    [text] = texts(look(changed(good_run, **{f"{CAST}.teacher.context": str(template)})), "warning")
+    assert "use algorithm.cast.teacher.context=same" in text
     template.write_text("{{ messages[7].content }}")
     errors = texts(look(changed(good_run, **{f"{CAST}.teacher.context": str(template)})), "error")
     assert len(errors) == 1 and "an example prompt cannot be rendered" in errors[0]

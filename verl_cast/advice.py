@@ -9,10 +9,13 @@ import importlib.util
 import os
 from collections.abc import Callable
 
+import jinja2
+import jinja2.meta
 from omegaconf import DictConfig, OmegaConf
 
 from verl_cast.check import cast_config
 from verl_cast.config import CastConfig
+from verl_cast.context import load_template
 
 _PREFIX = "algorithm.cast"
 _ROLLOUT = "actor_rollout_ref.rollout"
@@ -155,6 +158,30 @@ def noise_is_measured_often(config: DictConfig, method: CastConfig) -> str | Non
     )
 
 
+def interval_is_never_reached(config: DictConfig, method: CastConfig) -> str | None:
+    steps = OmegaConf.select(config, "trainer.total_training_steps")
+    for key, interval, what in (
+        ("dump.interval", method.dump.interval, "no trajectory is ever written"),
+        ("noise_floor_interval", method.noise_floor_interval, "the noise is never measured"),
+    ):
+        if steps is not None and interval > steps:
+            return f"{_PREFIX}.{key}={interval} in a run of {steps} training steps: {what}. Lower it, or leave it out."
+    return None
+
+
+def template_lacks_the_problem(config: DictConfig, method: CastConfig) -> str | None:
+    source = load_template(method.teacher.context)
+    if source is None:
+        return None
+    used = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(source))
+    if used & {"messages", "problem", "student_prompt"}:
+        return None
+    return (
+        f"{_PREFIX}.teacher.context={method.teacher.context}: the template uses neither messages, problem nor "
+        "student_prompt, so the teacher never reads the question. Write {{ problem }} where it belongs."
+    )
+
+
 def context_is_unfit(config: DictConfig, method: CastConfig) -> str | None:
     """What `verl-cast diagnose` measured of this model and context, if it did."""
     from verl_cast import fitness
@@ -243,6 +270,8 @@ ADVICE: tuple[Callable[[DictConfig, CastConfig], str | None], ...] = (
     teacher_pulls_back_to_the_start,
     context_lacks_the_tools,
     noise_is_measured_often,
+    interval_is_never_reached,
+    template_lacks_the_problem,
     groups_are_small,
     samples_are_equal,
     overlong_penalty_turns_correct_into_wrong,

@@ -78,6 +78,14 @@ def check(config: DictConfig, teacher: TeacherConfig, model_config: Any, chats: 
                 "more (system message, earlier turns). Use a template file or same if it matters.",
             )
         )
+    if not context.is_same and student_ids == teacher_ids:
+        lines.append(
+            warning(
+                "context",
+                "the template gives the student's own prompt: use algorithm.cast.teacher.context=same, which needs no "
+                "forward where the weights are the policy's and then has a gap of exactly 0, not kernel noise.",
+            )
+        )
     longest = max(lengths[0])
     if longest > config.data.max_prompt_length:
         lines.append(
