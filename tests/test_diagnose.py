@@ -137,14 +137,19 @@ def made_up(seed=0, **method):
     return rollouts
 
 
-@pytest.mark.parametrize("method", [{}, {"gap_weight": 0.5, "advantage_clip": None}, {"base_wrong": 0.0}])
+@pytest.mark.parametrize(
+    "method",
+    # A λ of 6 takes tokens to 0, which is no sign; a base of 0 has no sign to keep.
+    [{}, {"gap_weight": 0.5, "advantage_clip": None}, {"gap_weight": 6.0}, {"base_wrong": 0.0}, {"base_correct": 0.0}],
+)
 def test_the_lever_table_is_the_method_token_by_token(method):
     """Against tests/reference.py, which shares nothing with verl_cast.advantage."""
     rollouts = made_up(**method)
     lam, clip = rollouts.method.gap_weight, rollouts.method.advantage_clip
     table = direction.lever_table(rollouts, rollouts.teachers["plain"])
     assert len(table) == 4 * 5
-    bases = [reference.base(r, b_wrong=rollouts.method.base_wrong) for r in ([1, 0, 0, 1], [1] * 4, [0] * 4)]
+    b = {"b_correct": rollouts.method.base_correct, "b_wrong": rollouts.method.base_wrong}
+    bases = [reference.base(rewards, **b) for rewards in ([1, 0, 0, 1], [1] * 4, [0] * 4)]
     for row in table:
         kept, advantages = {True: [], False: []}, {True: [], False: []}
         for i, t in enumerate(rollouts.trajectories):
@@ -180,6 +185,17 @@ def test_what_the_levers_do():
     zone = direction.recommended_deadzone(table)
     chosen = next(row for row in by_flip["both"] if row["gap_deadzone"] == zone)
     assert min(chosen["verifier_sign_right"], chosen["verifier_sign_wrong"]) >= 0.9
+
+
+def test_the_recommended_dead_zone_is_the_smallest_that_serves_both_sides():
+    def row(flip, zone, right, wrong):
+        return {"flip": flip, "gap_deadzone": zone, "verifier_sign_right": right, "verifier_sign_wrong": wrong}
+
+    table = [row("none", 0.0, 1.0, 1.0), row("both", 0.0, 0.3, 0.95), row("both", 0.5, 0.95, 0.5)]
+    assert direction.recommended_deadzone(table) is None
+    table += [row("both", 1.0, 0.9, 0.9), row("both", 2.0, 1.0, 1.0)]
+    assert direction.recommended_deadzone(table) == 1.0
+    assert direction.recommended_deadzone([row("both", 0.5, None, 0.99)]) == 0.5  # no right response at all
 
 
 def test_masked_tokens_enter_nothing():
@@ -580,6 +596,8 @@ def test_rollouts_of_a_dump(tmp_path, tiny_run, capsys):
         with torch.no_grad():
             shown += list(np.array(alone(model, prompt, row["response_ids"])) - row["old_log_probs"])
     assert result["gaps"]["gap"]["privileged"]["all"]["mean"] == pytest.approx(np.mean(shown), abs=1e-4)
+    final = next(row for row in result["gaps"]["positions"] if row["part"] == "final token")
+    assert final["tokens"] == 16
     special = next(row for row in result["gaps"]["classes"] if row["part"] == "special")
     assert special["tokens"] == 16  # the end of every response
     assert sum(row["tokens"] for row in result["gaps"]["classes"]) == len(free)
@@ -596,10 +614,13 @@ def test_a_checkpoint_of_another_policy_is_noticed(tmp_path, tiny_run):
     tiny.model(seed=1).save_pretrained(other)
     tiny.tokenizer().save_pretrained(other)
     arguments = ["diagnose", "--rollouts", str(tmp_path / "dump"), "--no-fitness", "--no-gaps", "--out", str(tmp_path)]
+    arguments += ["--contexts", "same"]
     assert cli.main([*arguments, TEMPERATURE, f"actor_rollout_ref.model.path={other}"]) == 0
     result = json.loads((tmp_path / "diagnosis.json").read_text())
     assert result["settings"]["model"] == str(other) and result["rollouts"]["distance"] > 0.01
     assert result["gaps"] is None
+    same = next(one for one in result["direction"] if one["context"] == "same")
+    assert same["gap"]["all"]["abs_mean"] == 0  # the policy's own log-probs, not the other model's
 
 
 def no_reference(path, tiny_run):
