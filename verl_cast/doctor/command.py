@@ -20,9 +20,7 @@ from verl_cast import run_config
 from verl_cast.cli import UserError
 from verl_cast.doctor import lines as report
 from verl_cast.doctor import registration, versions
-from verl_cast.doctor.lines import Line, cause_of, error, first_line, note
-
-Section = tuple[str, list[Line]]
+from verl_cast.doctor.lines import Line, Section, cause_of, error, first_line, note
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

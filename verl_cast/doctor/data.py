@@ -26,13 +26,13 @@ class Data:
     """What was read of the training data."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)  # the first of the first file
-    steps: int | None = None  # training steps of the whole run; None: not known
+    total: int | None = 0  # rows of all training files; None: not known
     lines: list[Line] = field(default_factory=list)
 
 
 def check(config: DictConfig) -> Data:
     """Look at training and validation files."""
-    found, total = Data(), 0
+    found = Data()
     for key in ("train_files", "val_files"):
         names = config.data[key]
         for name in [names] if isinstance(names, str) else list(names or []):
@@ -40,27 +40,13 @@ def check(config: DictConfig) -> Data:
             found.lines.append(line)
             if key == "train_files":
                 found.rows = found.rows or rows
-                total = None if count is None or total is None else total + count
+                found.total = None if count is None or found.total is None else found.total + count
     if not config.data.train_files:
         found.lines.append(error("data", "data.train_files names no file."))
-    elif total:
-        found.steps, line = _steps(config, total)
-        found.lines.append(line)
     if found.rows and config.data.custom_cls.path is None:
         found.lines += _columns(config, found.rows)
     found.lines += _reward(config, found.rows)
     return found
-
-
-def _steps(config: DictConfig, total: int) -> tuple[int | None, Line]:
-    """Training steps of the whole run, as verl's trainer counts them."""
-    limit, batch = config.data.get("train_max_samples", -1), config.data.train_batch_size
-    total = min(total, limit) if limit > 0 else total
-    if total < batch:
-        problem = f"{total} training rows are fewer than data.train_batch_size={batch}: no batch is ever whole."
-        return None, error("steps", problem)
-    steps = config.trainer.total_training_steps or total // batch * config.trainer.total_epochs
-    return steps, note("steps", f"{steps} training steps, {total // batch} an epoch (before verl filters rows)")
 
 
 def _file(key: str, name: str) -> tuple[Line, list[dict[str, Any]], int | None]:

@@ -28,6 +28,10 @@ class Line:
     block: str | None = None
 
 
+# A section of the report: its heading and its lines.
+Section = tuple[str, list[Line]]
+
+
 def ok(label: str, text: str) -> Line:
     return Line("ok", label, text)
 

@@ -150,7 +150,7 @@ def _check_reachable(address: str) -> None:
 def check_workers(workers: list[tuple[str, Any]], here: dict[str, Any]) -> list[Line]:
     """Wait for the workers' probes and compare them with this process."""
     import ray
-    from ray.exceptions import GetTimeoutError, RayError
+    from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
     lines, good = [], []
     for node, reference in workers:
@@ -160,8 +160,10 @@ def check_workers(workers: list[tuple[str, Any]], here: dict[str, Any]) -> list[
             lines.append(error("Ray worker", f"{node}: no answer in {_WORKER_SECONDS} s; see that node's Ray logs."))
             continue
         except RayError as problem:
-            cause = problem.cause if hasattr(problem, "cause") and problem.cause is not None else problem
-            lines.append(error("Ray worker", f"{node}: {first_line(cause)} verl and verl_cast go on every node."))
+            # A task's error carries the probe's own; others (a node that died) are Ray's.
+            cause = problem.cause if isinstance(problem, RayTaskError) else problem
+            text = f"{node}: {type(cause).__name__}: {first_line(cause)} verl and verl_cast go on every node."
+            lines.append(error("Ray worker", text))
             continue
         problems = _problems(found) + [
             f"{name} {found[name]} there, {here[name]} here; install one version on every node."

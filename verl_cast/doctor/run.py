@@ -16,14 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from verl_cast import advice
 from verl_cast.check import ESTIMATOR_KEY, METHOD_DEFAULTS, cast_config, check_run, is_cast_run
-from verl_cast.config import CastConfig, CastConfigError
-from verl_cast.context import load_template
+from verl_cast.config import CastConfig
 from verl_cast.doctor import contexts, data, estimate
-from verl_cast.doctor.lines import Line, cause_of, error, first_line, note, ok, warning
+from verl_cast.doctor.lines import Line, Section, cause_of, error, first_line, note, ok, warning
 from verl_cast.trajectories import DIRECTORY
-
-# A section: its heading and its lines.
-Section = tuple[str, list[Line]]
 
 
 def sections(config: DictConfig) -> Iterator[Section]:
@@ -39,29 +35,31 @@ def sections(config: DictConfig) -> Iterator[Section]:
     if OmegaConf.is_missing(rollout, "name"):  # the one key that verl leaves to the user and everything needs
         yield "Command", [error("rollout", "actor_rollout_ref.rollout.name is not set; add it, as in ...name=vllm.")]
         return
-    yield "Command", _command(config)
-    try:
-        method = cast_config(config)
-        load_template(method.teacher.context)
-    except CastConfigError:
-        return  # said above; without it nothing more can be
-    yield "What CAST will do", _method(config, method)
+    refused = _command(config)
+    yield "Command", refused or [ok("settings", "accepted by verl_cast and by verl")]
     found = data.check(config)
-    yield "Data and verifier", found.lines
+    if refused:  # the rest reads settings that may be anything; files and reward function stand for themselves
+        yield "Data and verifier", found.lines
+        yield "Everything else", [note("", "not looked at: it takes a command that is accepted")]
+        return
+    method = cast_config(config)
+    yield "What CAST will do", _method(config, method)
+    steps, line = _steps(config, found)
+    yield "Data and verifier", [*found.lines, *line]
     yield "Teacher", _teacher(config, method, found)
-    yield "Warnings", [warning("", text) for text in _advice(config, found)] or [ok("", "none")]
+    yield "Warnings", [warning("", text) for text in _advice(config, steps)] or [ok("", "none")]
 
 
-def _advice(config: DictConfig, found: data.Data) -> list[str]:
+def _advice(config: DictConfig, steps: int | None) -> list[str]:
     """With the number of steps that the data give, which a run's start does not know yet."""
-    if found.steps is not None:
+    if steps is not None:
         config = copy.deepcopy(config)
-        config.trainer.total_training_steps = found.steps
+        config.trainer.total_training_steps = steps
     return advice.warnings_of(config)
 
 
 def _command(config: DictConfig) -> list[Line]:
-    """verl_cast's checks, then verl's own."""
+    """What verl_cast's checks and verl's own refuse; empty where both accept."""
     lines = []
     try:
         check_run(config)
@@ -76,7 +74,7 @@ def _command(config: DictConfig) -> list[Line]:
         stock(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     except (AssertionError, ValueError, TypeError, HydraException, OmegaConfBaseException) as problem:
         lines.append(error("verl", f"verl refuses this command: {cause_of(problem)}"))
-    return lines or [ok("settings", "accepted by verl_cast and by verl")]
+    return lines
 
 
 def _method(config: DictConfig, method: CastConfig) -> list[Line]:
@@ -152,13 +150,14 @@ def _resume(config: DictConfig, method: CastConfig) -> list[Line]:
     """verl resumes by itself from what lies in default_local_dir; the teacher must lie there too."""
     trainer = config.trainer
     tracker = Path(trainer.default_local_dir) / "latest_checkpointed_iteration.txt"
+    checkpoint = None
     if trainer.resume_mode == "auto" and tracker.exists():
         checkpoint = tracker.parent / f"global_step_{tracker.read_text().strip()}"
     elif trainer.resume_mode == "resume_path" and trainer.resume_from_path:
         checkpoint = Path(trainer.resume_from_path)
         if not checkpoint.is_dir():
             return [error("start", f"trainer.resume_from_path={checkpoint}: there is no such directory.")]
-    else:
+    if checkpoint is None or not checkpoint.is_dir():
         return [note("start", "anew; no checkpoint to resume from")]
     ranks = trainer.nnodes * trainer.n_gpus_per_node
     pattern = str(checkpoint / "actor" / f"cast_self_teacher_world_size_{ranks}_rank_*.pt")
@@ -176,6 +175,19 @@ def _resume(config: DictConfig, method: CastConfig) -> list[Line]:
             "another trainer.default_local_dir to start anew, or +algorithm.cast.teacher.missing_state=snapshot.",
         )
     ]
+
+
+def _steps(config: DictConfig, found: data.Data) -> tuple[int | None, list[Line]]:
+    """Training steps of the whole run, as verl's trainer counts them; None where the rows are not known."""
+    if not found.total:
+        return None, []
+    limit, batch = config.data.get("train_max_samples", -1), config.data.train_batch_size
+    total = min(found.total, limit) if limit > 0 else found.total
+    if total < batch:
+        problem = f"{total} training rows are fewer than data.train_batch_size={batch}: no batch is ever whole."
+        return None, [error("steps", problem)]
+    steps = config.trainer.total_training_steps or total // batch * config.trainer.total_epochs
+    return steps, [note("steps", f"{steps} training steps, {total // batch} an epoch (before verl filters rows)")]
 
 
 def _dump(config: DictConfig, method: CastConfig) -> list[Line]:
