@@ -101,9 +101,18 @@ def test_a_good_setup_is_ready(command):
     assert lines[-1] == "Ready: this command can train CAST, no warnings."
     assert not any("ERROR" in line or "warning  " in line for line in lines)
     assert "\033" not in result.stdout, "no colours outside a terminal"
-    for heading in ("Versions", "Plugin", "Seams", "Command", "What CAST will do", "Data and verifier", "Teacher"):
+    for heading in (
+        "Versions",
+        "Plugin",
+        "Seams",
+        "Ray workers",
+        "Command",
+        "What CAST will do",
+        "Data and verifier",
+        "Teacher",
+    ):
         assert heading in lines
-    assert "registered in a fresh worker on" in result.stdout
+    assert "`cast` is registered in a fresh worker (verl 0.9." in result.stdout
     assert "departures in" in result.stdout, "the CPU platform's seams too"
     assert "| What is 0 + 0?" in result.stdout, "an example prompt"
 
@@ -586,5 +595,8 @@ def test_lines_fit_the_terminal_and_cannot_command_it():
     rows = formatted(lines, colours=False).splitlines()
     assert max(map(len, rows)) <= WIDTH
     assert rows[0].startswith("  ERROR   a label ") and rows[1].startswith(" " * 32 + "word")
+    rows = formatted([note("node-17.cluster.example.org", "text")], colours=False).splitlines()
+    assert rows == [" " * 10 + "node-17.cluster.example.org", " " * 32 + "text"]
+    rows = formatted(lines, colours=False).splitlines()
     assert "\x1b" not in "".join(rows) and any("\\x1b[2Jcleared" in row for row in rows)
     assert "\033[1;31mERROR" in formatted(lines, colours=True)

@@ -11,7 +11,8 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,6 +22,8 @@ from verl_cast.cli import UserError
 from verl_cast.doctor import lines as report
 from verl_cast.doctor import registration, versions
 from verl_cast.doctor.lines import Line, Section, cause_of, error, first_line, note
+
+_NO_PLATFORM = "VERL_PLATFORM=cpu comes with the plugin, without which verl fails"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,25 +74,24 @@ def _sections(args: argparse.Namespace) -> Iterator[Section]:
             refusal = str(problem)
     asked_for = _asked_for(config)
     yield "Versions", versions.check(asked_for)
-    with contextlib.ExitStack() as stack:
-        plugin = list(_plugin(args, config, stack))
-    yield "Plugin", plugin
-    if versions.on_cpu_platform() and "verl_cast.plugin" not in sys.modules:
-        yield (
-            "Everything else",
-            [note("", "not looked at: VERL_PLATFORM=cpu comes with the plugin, without which verl fails")],
-        )
-        return
-    from verl_cast.doctor import run, seams
+    from verl_cast.doctor import seams
 
-    found = seams.check("megatron" in asked_for)
-    yield "Seams", found
-    if any(line.mark == "error" for line in found):
+    with contextlib.ExitStack() as stack:
+        workers = None if args.no_ray else _start_workers(config, stack)  # they import verl while this process does
+        here = registration.probe()
+        yield "Plugin", registration.check_entry_point() + registration.check_here(here)
+        fits = here["loaded"] or not versions.on_cpu_platform()
+        found = seams.check("megatron" in asked_for) if fits else [note("", f"not looked at: {_NO_PLATFORM}")]
+        yield "Seams", found
+        yield "Ray workers", _workers(workers, here)
+    if not fits or any(line.mark == "error" for line in found):
         yield "Command", [note("", "not looked at: it takes the functions that verl_cast relies on")]
         return
     if refusal is not None:
         yield "Command", [error("settings", refusal)]
     elif config is not None:
+        from verl_cast.doctor import run
+
         yield from run.sections(config)
 
 
@@ -111,23 +113,20 @@ def _asked_for(config: DictConfig | None) -> set[str]:
     return {str(OmegaConf.select(config, key)) for key in keys}
 
 
-def _plugin(args: argparse.Namespace, config: DictConfig | None, stack: contextlib.ExitStack) -> Iterable[Line]:
-    yield from registration.check_entry_point()
-    workers = None
-    if not args.no_ray:
-        address, runtime_env = _ray_settings(config)
-        try:
-            workers = stack.enter_context(registration.ray_workers(address, runtime_env))
-        except Exception as problem:  # Ray's own failures have many types, and all mean the same here
-            yield error(
-                "Ray worker", f"Ray cannot be {'joined' if address else 'started'}: {first_line(cause_of(problem))}"
-            )
-    here = registration.probe()  # while the workers import verl
-    yield from registration.check_here(here)
-    if workers is not None:
-        yield from registration.check_workers(workers, here)
-    elif args.no_ray:
-        yield note("Ray worker", "not looked at (--no-ray)")
+def _start_workers(config: DictConfig | None, stack: contextlib.ExitStack) -> list[tuple[str, Any]] | Line:
+    """Workers with a probe under way, or why there are none."""
+    address, runtime_env = _ray_settings(config)
+    try:
+        return stack.enter_context(registration.ray_workers(address, runtime_env))
+    except Exception as problem:  # Ray's own failures have many types, and all mean the same here
+        verb = "joined" if address else "started"
+        return error("Ray", f"the cluster cannot be {verb}: {first_line(cause_of(problem))}")
+
+
+def _workers(workers: list[tuple[str, Any]] | Line | None, here: dict[str, Any]) -> list[Line]:
+    if workers is None:
+        return [note("Ray", "not looked at (--no-ray)")]
+    return [workers] if isinstance(workers, Line) else registration.check_workers(workers, here)
 
 
 def _ray_settings(config: DictConfig | None) -> tuple[str | None, dict]:

@@ -65,6 +65,8 @@ def _formatted(line: Line, colours: bool) -> str:
     if colours and line.mark in _COLOURS:
         mark = f"{_COLOURS[line.mark]}{mark}{_PLAIN}"
     rows = [f"  {mark}{line.label:<{_LABEL_WIDTH}}  {text[0]}".rstrip()]
+    if len(line.label) > _LABEL_WIDTH:  # a host's full name
+        rows = [f"  {mark}{line.label}", " " * indent + text[0]]
     rows += [" " * indent + row for row in text[1:]]
     if line.block is not None:
         rows += [f"          | {row}".rstrip() for row in _folded(line.block, WIDTH - 12)]

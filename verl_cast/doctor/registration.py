@@ -1,4 +1,4 @@
-"""Section "Plugin": is CAST registered in this process, and in a fresh Ray worker on every node?
+"""Sections "Plugin" and "Ray workers": is CAST registered in this process, and in a fresh Ray worker on every node?
 
 The same probe runs here and there. In a cluster that is already running, a worker has its node's environment and not
 this shell's, which is what goes wrong most: verl_cast on the head node only, or VERL_USE_EXTERNAL_PLUGINS set.
@@ -157,24 +157,24 @@ def check_workers(workers: list[tuple[str, Any]], here: dict[str, Any]) -> list[
         try:
             found = ray.get(reference, timeout=_WORKER_SECONDS)
         except GetTimeoutError:
-            lines.append(error("Ray worker", f"{node}: no answer in {_WORKER_SECONDS} s; see that node's Ray logs."))
+            lines.append(error(node, f"no answer in {_WORKER_SECONDS} s; see that node's Ray logs."))
             continue
         except RayError as problem:
             # A task's error carries the probe's own; others (a node that died) are Ray's.
             cause = problem.cause if isinstance(problem, RayTaskError) else problem
-            text = f"{node}: {type(cause).__name__}: {first_line(cause)} verl and verl_cast go on every node."
-            lines.append(error("Ray worker", text))
+            text = f"{type(cause).__name__}: {first_line(cause)} verl and verl_cast go on every node."
+            lines.append(error(node, text))
             continue
         problems = _problems(found) + [
             f"{name} {found[name]} there, {here[name]} here; install one version on every node."
             for name in ("verl", "verl_cast")
             if found["loaded"] and found[name] != here[name]
         ]
-        lines += [error("Ray worker", f"{node}: {problem}") for problem in problems]
+        lines += [error(node, problem) for problem in problems]
         if not problems:
             good.append(node)
     if good:
         nodes = good[0] if len(good) == 1 else f"{len(good)} nodes"
         found = f"verl {here['verl']}, verl_cast {here['verl_cast']}"
-        lines.append(ok("Ray worker", f"registered in a fresh worker on {nodes} ({found})"))
+        lines.append(ok(nodes, f"`cast` is registered in a fresh worker ({found})"))
     return lines
