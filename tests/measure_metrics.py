@@ -39,7 +39,7 @@ def main(rows: int, length: int) -> None:
             elif name == "advantages":
                 result = cast_advantage(rewards, mask, index, old, teacher, config)
             elif name == "metrics":
-                cast_metrics(result, mask, config, entropy=teacher)
+                cast_metrics(result, mask, entropy=teacher)
             else:
                 noise_metrics(teacher, old, result.gap, mask)
             seconds[name].append(time.perf_counter() - started)

@@ -230,8 +230,18 @@ def test_a_context_that_was_measured_worse_is_warned_of(default_run):
     assert advice.warnings_of(default_run) == [fitness.warning(record)]
     assert "0.07" in fitness.warning(record)
     assert advice.warnings_of(changed(default_run, {f"{CAST}.teacher.context": "same"})) == []
+    # the verifier alone sets signs: the policy does not move to the teacher
+    assert advice.warnings_of(changed(default_run, {f"{CAST}.flip": "none"})) == []
     fitness.save(default_run, json.loads(json.dumps(record).replace("-0.", "0.")))  # now measured better
     assert advice.warnings_of(default_run) == []
+
+
+def test_advice_that_fails_keeps_no_run_from_starting(default_run, monkeypatch):
+    def broken(config, method):
+        raise KeyError("nobody thought of this")
+
+    monkeypatch.setattr(advice, "ADVICE", (broken,))
+    assert advice.warnings_of(default_run) == ["broken could not be looked at: KeyError: 'nobody thought of this'"]
 
 
 def test_every_piece_of_advice_is_shown_here():

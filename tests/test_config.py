@@ -196,6 +196,15 @@ def test_a_slow_average_of_the_policy_may_share_its_prompt(compose):
             f"{MCORE}.use_distributed_optimizer",
             "set it to True",
         ),
+        (
+            [
+                *MEGATRON,
+                f"{MCORE}.virtual_pipeline_model_parallel_size=2",
+                "+algorithm.cast.noise_floor_interval=10",
+            ],
+            "algorithm.cast.noise_floor_interval",
+            "virtual pipeline",
+        ),
         ([*MEGATRON, f"{MCORE}.use_megatron_fsdp=True"], f"{MCORE}.use_megatron_fsdp", "set it to False"),
         ([*MEGATRON, f"{MCORE}.dynamic_context_parallel=True"], f"{MCORE}.dynamic_context_parallel", "never tried"),
         (["algorithm.filter_groups.enable=True"], "algorithm.filter_groups.enable", "which CAST trains on"),

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import os
 import subprocess
 import sys
 
@@ -143,6 +144,15 @@ def test_a_cache_that_is_no_directory_is_said_and_ignored(run, caplog, tmp_path,
     assert "ignored" in caplog.text
     with pytest.raises(OSError):
         fitness.save(run(), record())
+
+
+def test_a_user_without_a_home_is_said_and_ignored(run, caplog, monkeypatch):
+    """As in containers that run under any number: it must not keep a training from starting."""
+    monkeypatch.delenv("VERL_CAST_CACHE")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 987654)
+    assert fitness.find(run()) is None
+    assert "Could not determine home directory" in caplog.text
 
 
 def test_looking_for_a_record_is_light():

@@ -25,7 +25,7 @@ def metrics_of(rewards, index, gap, mask, config=None, entropy=None):
     token_rewards[:, 0] = torch.tensor(rewards)
     gap = torch.tensor(gap)
     result = cast_advantage(token_rewards, mask, np.array(index), torch.zeros_like(gap), gap, config)
-    return cast_metrics(result, mask, config, None if entropy is None else torch.tensor(entropy))
+    return cast_metrics(result, mask, None if entropy is None else torch.tensor(entropy))
 
 
 def hand_made(**settings):
@@ -73,10 +73,23 @@ def test_quantiles_dead_zone_and_exact_zeros():
     m = metrics_of([1.0, 0.0], ["a", "a"], gap, [[1] * 5, [1] * 4 + [0]], CastConfig(gap_deadzone=0.1))
     assert m["cast/gap/zero_share"] == pytest.approx(2 / 9)
     assert m["cast/gap/deadzone_share"] == pytest.approx(3 / 9)
-    assert m["cast/gap/positive_share"] == pytest.approx(2 / 9)
-    used = [0.0, 0.0, 0.0, 0.2, 0.4, 0.0, 0.0, -0.2, -0.3]
+    # the gap's own numbers are of the gap as it is, before the dead zone
+    raw = gap[0] + gap[1][:4]
+    assert m["cast/gap/positive_share"] == pytest.approx(4 / 9)
+    assert m["cast/gap/mean"] == pytest.approx(np.mean(raw)) and m["cast/gap/abs_mean"] == pytest.approx(
+        np.mean(np.abs(raw))
+    )
+    assert m["cast/gap/correct_mean"] == pytest.approx(np.mean(gap[0]))
     for share in (5, 25, 50, 75, 95):
-        assert m[f"cast/gap/p{share:02d}"] == pytest.approx(np.quantile(used, share / 100), abs=1e-6)
+        assert m[f"cast/gap/p{share:02d}"] == pytest.approx(np.quantile(raw, share / 100), abs=1e-6)
+
+
+def test_a_share_of_advantages_is_clipped_where_the_clip_changes_them():
+    # B = +1: weights and flips end at 1.2, which is the clip's own bound and is not clipped by it
+    assert metrics_of([1.0, 1.0], ["a"] * 2, [[-9.0, 9.0]] * 2, [[1, 1]] * 2)["cast/advantage/clipped_share"] == 0
+    # one right response of eight has B = 2.47, and every token of it is cut; the others' B = -0.35 never is
+    m = metrics_of([1.0] + [0.0] * 7, ["a"] * 8, [[-9.0, 9.0]] * 8, [[1, 1]] * 8)
+    assert m["cast/advantage/clipped_share"] == pytest.approx(1 / 8)
 
 
 def test_what_differs_between_correct_and_wrong_trajectories():

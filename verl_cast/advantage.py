@@ -5,6 +5,7 @@ No verl, no Ray, no state. Works in the dtype of its inputs; nothing here carrie
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,19 +47,30 @@ class CastAdvantage:
 
     Attributes:
         advantages: (B, T) Â, 0 where the mask is 0.
-        gap: (B, T) g as it was used: 0 inside the dead zone and where the mask is 0.
+        raw_gap: (B, T) g, 0 where the mask is 0.
+        gap: (B, T) g as it was used: 0 also inside the dead zone.
         base: per row, see `BaseAdvantage`.
         flipped: (B, T) bool, tokens whose advantage got the opposite sign of B (section 5).
         weight_clipped: (B, T) bool, tokens whose weight exp(±g) lay outside its bounds (sections 4 and 5).
-        in_deadzone: (B, T) bool, tokens whose gap is 0 because of the dead zone alone.
+        clipped: (B, T) bool, tokens whose advantage the final clip changed (section 6).
     """
 
     advantages: torch.Tensor
+    raw_gap: torch.Tensor
     gap: torch.Tensor
     base: BaseAdvantage
     flipped: torch.Tensor
     weight_clipped: torch.Tensor
-    in_deadzone: torch.Tensor
+    clipped: torch.Tensor
+
+
+class ShapedAdvantage(NamedTuple):
+    """What `shape_advantage` returns, all (B, T); see `CastAdvantage`."""
+
+    advantages: torch.Tensor
+    flipped: torch.Tensor
+    weight_clipped: torch.Tensor
+    clipped: torch.Tensor
 
 
 @torch.no_grad()
@@ -136,16 +148,13 @@ def token_gap(
     return gap
 
 
-def apply_deadzone(gap: torch.Tensor, deadzone: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gap with 0 where |g| <= deadzone (section 7), and where that changed it."""
-    in_deadzone = (gap.abs() <= deadzone) & (gap != 0)
-    return gap.masked_fill(in_deadzone, 0.0), in_deadzone
+def apply_deadzone(gap: torch.Tensor, deadzone: float) -> torch.Tensor:
+    """The gap with 0 where |g| <= deadzone (section 7)."""
+    return gap.masked_fill(gap.abs() <= deadzone, 0.0)
 
 
 @torch.no_grad()
-def shape_advantage(
-    base: torch.Tensor, gap: torch.Tensor, config: CastConfig
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def shape_advantage(base: torch.Tensor, gap: torch.Tensor, config: CastConfig) -> ShapedAdvantage:
     """Weight, flip and clip (sections 4 to 6) of base advantages by gaps.
 
     Every token's advantage is B times a coefficient: max(0, 1 + λ(w − 1)) with the clipped weight w = exp(s·g) of its
@@ -156,7 +165,7 @@ def shape_advantage(
         gap: (B, T).
 
     Returns:
-        (advantages, flipped, weight_clipped), all (B, T); the mask is not applied here.
+        (advantages, flipped, weight_clipped, clipped), all (B, T); the mask is not applied here.
     """
     correct_side = base >= 0
     signed_gap = torch.sign(base) * gap  # > 0: the teacher agrees with the verifier
@@ -180,10 +189,11 @@ def shape_advantage(
     raw_weight = torch.exp(exponent)
     weight = torch.minimum(torch.maximum(raw_weight, lower), upper)
     coefficient = (1 + config.gap_weight * (weight - 1)).clamp_min(0)
-    advantages = base * torch.where(flipped, -coefficient, coefficient)
+    unclipped = base * torch.where(flipped, -coefficient, coefficient)
+    advantages = unclipped
     if config.advantage_clip is not None:
-        advantages = advantages.clamp(-config.advantage_clip, config.advantage_clip)
-    return advantages, flipped, weight != raw_weight
+        advantages = unclipped.clamp(-config.advantage_clip, config.advantage_clip)
+    return ShapedAdvantage(advantages, flipped, weight != raw_weight, advantages != unclipped)
 
 
 @torch.no_grad()
@@ -205,11 +215,11 @@ def cast_advantage(
     counts = (final_row == rows) & response_mask.bool().any(dim=-1)
     scores = token_level_rewards.sum(dim=-1)
     base = base_advantage(scores, index, counts, config, norm_adv_by_std_in_grpo).take(final_row)
-    gap = token_gap(teacher_log_probs, old_log_probs, response_mask)
-    gap, in_deadzone = apply_deadzone(gap, config.gap_deadzone)
-    advantages, flipped, weight_clipped = shape_advantage(base.value.unsqueeze(-1), gap, config)
-    mask = response_mask.bool()
-    return CastAdvantage(advantages * response_mask, gap, base, flipped & mask, weight_clipped & mask, in_deadzone)
+    raw_gap = token_gap(teacher_log_probs, old_log_probs, response_mask)
+    gap = apply_deadzone(raw_gap, config.gap_deadzone)
+    advantages, *where = shape_advantage(base.value.unsqueeze(-1), gap, config)
+    flipped, weight_clipped, clipped = (condition & response_mask.bool() for condition in where)
+    return CastAdvantage(advantages * response_mask, raw_gap, gap, base, flipped, weight_clipped, clipped)
 
 
 def compute_cast_advantage(

@@ -27,8 +27,12 @@ def warnings_of(config: DictConfig) -> list[str]:
     Args:
         config: the composed config of a run that `check_run` accepts, with adv_estimator=cast.
     """
-    method = cast_config(config)
-    found = [advise(config, method) for advise in ADVICE]
+    method, found = cast_config(config), []
+    for advise in ADVICE:
+        try:
+            found.append(advise(config, method))
+        except Exception as problem:  # advice must never keep a run from starting
+            found.append(f"{advise.__name__} could not be looked at: {type(problem).__name__}: {problem}")
     return [sentence for sentence in found if sentence is not None]
 
 
@@ -186,6 +190,8 @@ def context_is_unfit(config: DictConfig, method: CastConfig) -> str | None:
     """What `verl-cast diagnose` measured of this model and context, if it did."""
     from verl_cast import fitness
 
+    if method.flip == "none":
+        return None  # the verifier alone sets signs, so the policy does not move to the teacher
     record = fitness.find(config)
     return None if record is None else fitness.warning(record)
 

@@ -144,6 +144,13 @@ def check_run(config: DictConfig) -> None:
     for key, works, reason in ENGINE_SETTINGS:  # a key of another engine is not in the config, and None
         remedy = f"{reason}; set it to {'null' if works is None else works}."
         refuse_if(f"actor_rollout_ref.actor.{key}", lambda v, works=works: v not in (None, works), remedy)
+    stages = OmegaConf.select(config, "actor_rollout_ref.actor.megatron.virtual_pipeline_model_parallel_size")
+    if method.noise_floor_interval > 0 and strategy == "megatron" and stages not in (None, 1):
+        raise CastConfigError(
+            "algorithm.cast.noise_floor_interval",
+            method.noise_floor_interval,
+            "it is measured in micro-batches of one row, which a virtual pipeline cannot always take; set it to 0.",
+        )
     sync_step = "trainer.v1.separate_async.parameter_sync_step"
     if mode == "separate_async" and strategy == "fsdp2" and OmegaConf.select(config, sync_step) > 1:
         for key in ("param_offload", "offload_policy"):

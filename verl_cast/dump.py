@@ -1,14 +1,16 @@
 """Writes the trajectory dump of a run (`algorithm.cast.dump`); the files' format is `verl_cast.trajectories`.
 
-The trainer calls it, a single process whatever the number of ranks. A dump looks on: what goes wrong in writing it is
+The trainer calls it, a single process whatever the number of ranks. A dump looks on: whatever goes wrong with it is
 said, and training goes on.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
+import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,12 @@ class TrajectoryDump:
 
     def __init__(self, config: DictConfig, cast: CastConfig):
         self._cast = cast
-        self._model = str(config.actor_rollout_ref.model.path)
+        self._about = {
+            "model": str(config.actor_rollout_ref.model.path),
+            "cast": dataclasses.asdict(cast),
+            "temperature": config.actor_rollout_ref.rollout.temperature,
+            "norm_adv_by_std_in_grpo": config.algorithm.get("norm_adv_by_std_in_grpo", True),
+        }
         default = Path(config.trainer.default_local_dir).expanduser() / trajectories.DIRECTORY
         self.directory = default if cast.dump.directory is None else Path(cast.dump.directory).expanduser()
         self._last_step: int | None = None
@@ -56,7 +63,19 @@ class TrajectoryDump:
     def due(self, step: int) -> bool:
         """Whether this step is dumped; of several updates in one step the first is."""
         interval = self._cast.dump.interval
-        return interval > 0 and step % interval == 0 and step != self._last_step
+        due = interval > 0 and step % interval == 0 and step != self._last_step
+        if due:
+            self._last_step = step
+        return due
+
+    @contextlib.contextmanager
+    def looking_on(self, step: int) -> Iterator[None]:
+        """What fails inside is said, and not raised: no dump is worth a run."""
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exc()
+            warnings.warn(f"CAST: the trajectories of step {step} could not be dumped: {error}", stacklevel=3)
 
     def choose(self, keys: Sequence[str], inputs: EstimatorInputs) -> list[int]:
         """Rows of `dump.groups` groups, group by group. verl's uids are random, so their order is a random choice.
@@ -92,7 +111,6 @@ class TrajectoryDump:
             inputs: of the whole batch, after the estimator has filled them.
             context: builds the teacher's prompt.
         """
-        self._last_step = step
         records = []
         for position, row in enumerate(rows):
             values = {name: data[name][position] for name in FIELDS if name in data}
@@ -115,10 +133,7 @@ class TrajectoryDump:
                 "teacher_age": teacher_age,
             }
             records.append(record)
-        try:
-            trajectories.write(self.directory, step, records, self._model, dataclasses.asdict(self._cast))
-        except OSError as error:
-            warnings.warn(f"CAST: the trajectories of step {step} could not be dumped: {error}", stacklevel=2)
+        trajectories.write(self.directory, step, records, **self._about)
 
 
 def _estimator_columns(row: int, length: int, inputs: EstimatorInputs) -> dict[str, Any]:
@@ -149,7 +164,8 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     for end in range(1, len(ids) + 1):
         known = tokenizer.decode(ids[start:done], skip_special_tokens=False)
         text = tokenizer.decode(ids[start:end], skip_special_tokens=False)
-        if text.endswith("\ufffd") and end < len(ids):
+        # Four bytes are the longest character: what is still broken after as many tokens stays so.
+        if text.endswith("\ufffd") and end < len(ids) and end - done < 4:
             texts.append("")
             continue
         texts.append(text[len(known) :])

@@ -98,5 +98,5 @@ def compute_cast_outcome_advantage(
         inputs.final_row,
     )
     inputs.result, inputs.response_mask = result, response_mask
-    inputs.metrics.update(cast_metrics(result, response_mask, inputs.config, inputs.entropy))
+    inputs.metrics.update(cast_metrics(result, response_mask, inputs.entropy))
     return result.advantages, result.advantages

@@ -27,6 +27,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from verl_cast.check import cast_config
+from verl_cast.config import CastConfigError
 from verl_cast.context import load_template
 
 logger = logging.getLogger("verl_cast")
@@ -72,8 +73,9 @@ def find(config: DictConfig, context: str | None = None) -> dict[str, Any] | Non
     Raises:
         CastConfigError: the context's template cannot be read.
     """
-    path = record_path(config, context)
+    path = "its cache"
     try:
+        path = record_path(config, context)
         record = json.loads(path.read_text(encoding="utf-8"))
         version = record["record_version"]
         if version != RECORD_VERSION:
@@ -81,7 +83,9 @@ def find(config: DictConfig, context: str | None = None) -> dict[str, Any] | Non
         warning(record)  # reads every field that is relied on
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except CastConfigError:
+        raise
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, IndexError) as error:  # RuntimeError: no home
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         logger.warning("[verl_cast] the context's measurement in %s is ignored (%s); measure again.", path, reason)
         return None

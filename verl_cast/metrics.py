@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from verl_cast.advantage import ALL_CORRECT, ALL_WRONG, EXCLUDED, MIXED, BaseAdvantage, CastAdvantage
-from verl_cast.config import CastConfig
 
 GAP_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NOISE_QUANTILE = 0.99
@@ -17,7 +16,7 @@ NOISE_QUANTILE = 0.99
 
 @torch.no_grad()
 def cast_metrics(
-    result: CastAdvantage, response_mask: torch.Tensor, config: CastConfig, entropy: torch.Tensor | None = None
+    result: CastAdvantage, response_mask: torch.Tensor, entropy: torch.Tensor | None = None
 ) -> dict[str, float]:
     """Metrics of a batch. Rows that do not count (padding, rejected, empty) and masked tokens enter none of them.
 
@@ -30,7 +29,7 @@ def cast_metrics(
     tokens = response_mask.bool() & counted.unsqueeze(-1)
     return {
         **_group_metrics(result.base, counted),
-        **_token_metrics(result, tokens, config),
+        **_token_metrics(result, tokens),
         **_trajectory_metrics(result, tokens, entropy),
     }
 
@@ -44,7 +43,7 @@ def noise_metrics(
     Args:
         again: (B, T), log π_old of the second pass.
         old_log_probs: (B, T), of the first.
-        gap: (B, T), as the advantage used it.
+        gap: (B, T), as the advantage used it: a gap inside the dead zone is in no doubt.
         response_mask: (B, T).
     """
     tokens = response_mask.bool()
@@ -72,30 +71,27 @@ def _group_metrics(base: BaseAdvantage, counted: torch.Tensor) -> dict[str, floa
     return metrics
 
 
-def _token_metrics(result: CastAdvantage, tokens: torch.Tensor, config: CastConfig) -> dict[str, float]:
+def _token_metrics(result: CastAdvantage, tokens: torch.Tensor) -> dict[str, float]:
     # Selected once, by numpy, which does it several times as fast as torch on a CPU.
     selected = tokens.cpu().numpy()
-    gap, advantages = (values.float().cpu().numpy()[selected] for values in (result.gap, result.advantages))
-    flipped, weight_clipped, in_deadzone = (
-        values.cpu().numpy()[selected] for values in (result.flipped, result.weight_clipped, result.in_deadzone)
-    )
+    tensors = (result.raw_gap, result.gap, result.advantages, result.flipped, result.weight_clipped, result.clipped)
+    gap, used_gap, advantages, flipped, weight_clipped, clipped = (t.cpu().numpy()[selected] for t in tensors)
     per_row = selected.sum(axis=-1)
     base, kind = (np.repeat(values.cpu().numpy(), per_row) for values in (result.base.value, result.base.kind))
     size = np.abs(advantages)
-    clip = np.inf if config.advantage_clip is None else np.float32(config.advantage_clip)
     metrics = {
         "cast/gap/mean": _mean(gap),
         "cast/gap/abs_mean": _mean(np.abs(gap)),
         "cast/gap/positive_share": _share(gap > 0),
-        "cast/gap/zero_share": _share((gap == 0) & ~in_deadzone),
-        "cast/gap/deadzone_share": _share(in_deadzone),
+        "cast/gap/zero_share": _share(gap == 0),
+        "cast/gap/deadzone_share": _share(used_gap != gap),
         "cast/weight/clipped_share": _share(weight_clipped),
         "cast/flip/share": _share(flipped),
         "cast/flip/correct_share": _share(flipped[base > 0]),
         "cast/flip/wrong_share": _share(flipped[base < 0]),
         "cast/advantage/mean": _mean(advantages),
         "cast/advantage/abs_mean": _mean(size),
-        "cast/advantage/clipped_share": _share(size >= clip),
+        "cast/advantage/clipped_share": _share(clipped),
         "cast/advantage/zero_variance_mass": _sum(size[kind != MIXED]) / max(_sum(size), 1e-12),
     }
     if gap.size:
@@ -110,7 +106,7 @@ def _trajectory_metrics(result: CastAdvantage, tokens: torch.Tensor, entropy: to
     rows = tokens.any(dim=-1)
     correct, group, tokens = result.base.correct[rows], result.base.group[rows], tokens[rows]
     length = tokens.sum(dim=-1).double()
-    mean_gap = _row_means(result.gap[rows], tokens, length)
+    mean_gap = _row_means(result.raw_gap[rows], tokens, length)
     values = {"cast/gap": mean_gap, "cast/length": length}
     if entropy is not None:
         values["cast/entropy"] = _row_means(entropy[rows], tokens, length)

@@ -87,7 +87,8 @@ class CastTrainerMixin:
             teacher_field = self._compute_teacher_log_probs(batch, metrics)
         fields = ["old_log_probs", teacher_field, "entropy"]
         interval = self.cast_config.noise_floor_interval
-        measures_noise = interval > 0 and self.global_steps % interval == 0
+        # Not after the first of several updates in a step: the live weights are then no longer those of π_old.
+        measures_noise = interval > 0 and self.global_steps % interval == 0 and self.local_trigger_step == 0
         if measures_noise:
             with marked_timer("cast_noise", self.timing_raw, color="cyan"):
                 self.actor_rollout_wg.compute_log_probs_again(batch)
@@ -120,12 +121,14 @@ class CastTrainerMixin:
             again, old = data["log_probs_again"], inputs.old_log_probs
             metrics.update(noise_metrics(again, old, inputs.result.gap, inputs.response_mask))
         if self._dump.due(self.global_steps):
-            with marked_timer("cast_dump", self.timing_raw, color="cyan"):
+            with marked_timer("cast_dump", self.timing_raw, color="cyan"), self._dump.looking_on(self.global_steps):
                 self._dump_trajectories(batch, inputs, metrics)
         return batch
 
     def _dump_trajectories(self, batch: KVBatchMeta, inputs: EstimatorInputs, metrics: dict) -> None:
         rows = self._dump.choose(batch.keys, inputs)
+        if not rows:
+            raise ValueError("no response of the batch counts")
         data = tq.kv_batch_get(
             keys=[batch.keys[row] for row in rows], partition_id=batch.partition_id, select_fields=list(FIELDS)
         )

@@ -23,9 +23,10 @@ A file `step_00000010.parquet` has one row per trajectory, whole groups only, an
     base_advantage     double          B
     teacher_age        int64 or null   training steps since the teacher's weights were the policy's
 
-The file's metadata hold `verl_cast_dump` (version of this format), `verl_cast` (of the package), `model` (path) and
-`cast` (`algorithm.cast` of the run, JSON). The trainer alone writes, whatever the number of ranks; a file gets its name
-when it is whole. Imports neither verl nor torch: a report can be made anywhere.
+The file's metadata hold `verl_cast_dump` (version of this format), `verl_cast` (of the package) and `run`, as JSON:
+model (path), cast (`algorithm.cast`), temperature (of sampling) and norm_adv_by_std_in_grpo. The trainer alone writes,
+whatever the number of ranks; a file gets its name when it is whole. Imports neither verl nor torch: a report can be
+made anywhere.
 """
 
 import json
@@ -73,19 +74,33 @@ class DumpError(ValueError):
     """A file that is no whole trajectory dump of this version; the message names it."""
 
 
-def write(directory: Path, step: int, rows: Sequence[Mapping[str, Any]], model: str, cast: Mapping[str, Any]) -> Path:
+def write(
+    directory: Path,
+    step: int,
+    rows: Sequence[Mapping[str, Any]],
+    model: str,
+    cast: Mapping[str, Any],
+    temperature: float = 1.0,
+    norm_adv_by_std_in_grpo: bool = True,
+) -> Path:
     """Write the trajectories of one step; a file of the same step (of a run that was resumed) is replaced.
 
     Args:
         rows: one mapping per trajectory with the columns above.
         model: path of the run's model.
         cast: `algorithm.cast` of the run.
+        temperature, norm_adv_by_std_in_grpo: the run's; the defaults are verl's.
     """
+    run = {
+        "model": model,
+        "cast": cast,
+        "temperature": temperature,
+        "norm_adv_by_std_in_grpo": norm_adv_by_std_in_grpo,
+    }
     metadata = {
         "verl_cast_dump": str(DUMP_VERSION),
         "verl_cast": verl_cast.__version__,
-        "model": model,
-        "cast": json.dumps(cast),
+        "run": json.dumps(run),
     }
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA.with_metadata(metadata))
     directory.mkdir(parents=True, exist_ok=True)
@@ -103,7 +118,7 @@ def files(directory: Path) -> dict[int, Path]:
 
 
 def read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The rows of one file, and {"model", "cast", "verl_cast"} of the run that wrote it.
+    """The rows of one file, and what it says of its run: model, cast, temperature, norm_adv_by_std_in_grpo, verl_cast.
 
     Raises:
         DumpError: no Parquet file, a truncated one, one that is no dump, or of another version of the format.
@@ -121,5 +136,4 @@ def read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             f"{path} is a trajectory dump of version {version} (verl_cast {metadata.get('verl_cast')}); this verl_cast "
             f"{verl_cast.__version__} reads version {DUMP_VERSION}. Use the verl_cast that wrote it."
         )
-    about = {"model": metadata["model"], "cast": json.loads(metadata["cast"]), "verl_cast": metadata["verl_cast"]}
-    return table.to_pylist(), about
+    return table.to_pylist(), {**json.loads(metadata["run"]), "verl_cast": metadata["verl_cast"]}
