@@ -111,15 +111,17 @@ CAST=()
 )
 
 # 3. Is the teacher's context fit? The untrained model under the student's prompt, under the worked examples that the quick
-#    start uses and under the paper's plain context. CAST goes where the teacher is, so this is asked first.
+#    start uses and under the paper's plain context. CAST goes where the teacher is, so this is asked first. Blocks of 32
+#    tokens (vLLM's own on a CPU: 128) let its samples share their short prompts.
 if [ "$ADV" = cast ]; then
   FITNESS=$OUT/diagnosis_$(basename "$TEACHER" .jinja)
   export VERL_CAST_CACHE=$OUT/cache # the training looks there, and warns where the teacher was measured worse
   if ! [ "$FITNESS/diagnosis.json" -nt "$TEACHER" ]; then
-    echo "contexts: the untrained model on problems that are not trained on (about a minute)"
+    echo "contexts: the untrained model on problems that are not trained on (one to two minutes)"
     mkdir -p "$FITNESS"
     verl-cast diagnose --problems 24 --samples 4 --contexts plain --no-gaps --seed 1 --out "$FITNESS" \
-      "${DATA[@]}" "${MODEL[@]}" "${ROLLOUT[@]}" "${CAST[@]}" >"$FITNESS/out.txt" 2>"$FITNESS/err.txt" ||
+      "${DATA[@]}" "${MODEL[@]}" "${ROLLOUT[@]}" "${CAST[@]}" \
+      +actor_rollout_ref.rollout.engine_kwargs.vllm.block_size=32 >"$FITNESS/out.txt" 2>"$FITNESS/err.txt" ||
       { tail -5 "$FITNESS/err.txt" >&2; exit 1; }
   fi
   sed -n '/^Contexts/,/^$/p' "$FITNESS/out.txt"

@@ -23,6 +23,7 @@ from verl_cast.config import CastConfig, CastConfigError
 from verl_cast.context import load_template
 from verl_cast.diagnose import command, contexts, direction, gaps, page, privileged, stats, tokens
 from verl_cast.diagnose.rollouts import Rollouts, Trajectory
+from verl_cast.diagnose.sampling import root_cause
 
 ROOT = Path(verl_cast.__file__).parent
 
@@ -228,7 +229,7 @@ def test_the_relation_is_the_metric_of_a_run():
     mask = torch.zeros_like(result.gap)
     for i, t in enumerate(rollouts.trajectories):
         mask[i, : len(t.mask)] = torch.tensor(t.mask)
-    metrics = cast_metrics(result, mask, rollouts.method)
+    metrics = cast_metrics(result, mask)
     relation = direction.relation(rollouts, rollouts.teachers["plain"], seed=0)
     for ours, name in (("correlation", "correctness_corr"), ("correlation_in_group", "correctness_corr_in_group")):
         assert relation[ours]["value"] == pytest.approx(metrics[f"cast/gap/{name}"], abs=1e-5)
@@ -688,6 +689,20 @@ def test_bad_rollouts_get_one_sentence(tmp_path, tiny_run, capsys, make, words):
     assert cli.main(arguments) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("verl-cast diagnose: ") and words in error
+
+
+def test_the_reason_of_a_failed_sampling_is_the_first_exception():
+    log = (
+        "INFO 11-23 00:53:00 [core.py:1] fine\n"
+        "(Worker pid=1) ERROR 11-23 00:53:12 [x.py:1055]     raise ValueError(f'No common block size for {size}.')\n"
+        "(Worker pid=1) ERROR 11-23 00:53:12 [x.py:1055] ValueError: No common block size for 16.\n"
+        "(EngineCore pid=2)     raise RuntimeError(\n"
+        "(EngineCore pid=2) RuntimeError: Worker failed with error\n"
+        "RuntimeError: Engine core initialization failed. See root cause above.\n"
+    )
+    assert root_cause(log) == "ValueError: No common block size for 16."
+    assert root_cause("a\ntorch.OutOfMemoryError: CUDA out of memory\n") == "torch.OutOfMemoryError: CUDA out of memory"
+    assert root_cause("killed\n\n") == "killed" and root_cause("") == "it said nothing"
 
 
 @pytest.mark.slow

@@ -7,11 +7,14 @@ in a file. `python -m verl_cast.diagnose.sampling REQUEST RESULT PROGRESS_FD` is
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from omegaconf import OmegaConf
 
 from verl_cast.cli import UserError
 
@@ -19,7 +22,8 @@ from verl_cast.cli import UserError
 def engine_arguments(setup: Any, longest_prompt: int) -> dict[str, Any]:
     """vLLM's arguments, from the run's own `actor_rollout_ref.rollout`."""
     rollout = setup.rollout
-    engine = {
+    own = OmegaConf.to_container(rollout.engine_kwargs, resolve=True).get("vllm") or {}
+    return {
         "model": setup.model_path,
         "tokenizer": str(setup.config.actor_rollout_ref.model.get("tokenizer_path", None) or setup.model_path),
         "trust_remote_code": setup.trust_remote_code,
@@ -30,8 +34,8 @@ def engine_arguments(setup: Any, longest_prompt: int) -> dict[str, Any]:
         "max_num_seqs": int(rollout.max_num_seqs),
         # A teacher's context may be longer than what the run's own rollouts need.
         "max_model_len": max(int(rollout.max_model_len or 0), longest_prompt + int(rollout.response_length)),
+        **{key: value for key, value in own.items() if value is not None},
     }
-    return engine
 
 
 def sampling_arguments(setup: Any) -> dict[str, Any]:
@@ -61,7 +65,7 @@ def sample(
         per prompt, `samples` times {"ids": token ids, end of sequence included, "truncated": it reached its limit}.
 
     Raises:
-        UserError: vLLM failed; with its last words.
+        UserError: vLLM failed; with the reason that it gave.
     """
     request, result, log = (directory / name for name in ("sampling.request", "sampling.result", "sampling.log"))
     request.write_text(
@@ -81,7 +85,7 @@ def sample(
             command = [sys.executable, "-m", "verl_cast.diagnose.sampling", str(request), str(result), str(progress)]
             done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, pass_fds=(progress,))
         if done.returncode:
-            raise UserError(f"vLLM could not sample: {_last_error(log)} (its log: {log})")
+            raise UserError(f"vLLM could not sample: {root_cause(log.read_text(errors='replace'))} (its log: {log})")
         return json.loads(result.read_text())
     finally:
         os.close(progress)
@@ -89,10 +93,11 @@ def sample(
             scratch.unlink(missing_ok=True)
 
 
-def _last_error(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line.split(":", 1)[0] and "EngineCore" not in line]
-    return (errors or lines or ["it said nothing"])[-1][-300:]
+def root_cause(log: str) -> str:
+    """The first exception of vLLM's log: its later ones, of other processes, only say that something failed."""
+    causes = re.findall(r"^(?:\(.*?\) )?(?:ERROR .*?\] )?((?:\w+\.)*\w*(?:Error|Exception): .+)$", log, re.MULTILINE)
+    lines = [line for line in log.splitlines() if line.strip()] or ["it said nothing"]
+    return (causes or lines[-1:])[0].strip()[:300]
 
 
 def main(request_path: str, result_path: str, progress_fd: str) -> None:
