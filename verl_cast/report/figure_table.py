@@ -50,7 +50,7 @@ SECTIONS = (
             Figure(
                 "gap",
                 "Gap g = log π_teacher − log π_old",
-                "Mean over tokens (line), median (dotted), middle half and 5 to 95 % of the tokens (bands). "
+                "Before the dead zone: mean over tokens (line), median (dotted), middle half and 5 to 95 % (bands). "
                 "Healthy: a mean at or a little below 0 that does not fall, the middle half well inside ±1.",
                 (
                     Line("cast/gap/mean", "mean"),
@@ -67,18 +67,18 @@ SECTIONS = (
             Figure(
                 "noise",
                 "Size of the gap and the engine's noise",
-                "Mean |g| (solid) against the difference of two passes of the same weights: its 99th percentile "
-                "(dashed), where it was measured and is not 0. Healthy: far apart. Where they meet, signs are chance. "
-                "Logarithmic.",
+                "Mean |g| before the dead zone (solid) against the difference of two passes of the same weights: its "
+                "99th percentile (dashed), where it was measured and is not 0. Healthy: far apart. Where they meet, "
+                "the signs of gaps that no dead zone silences are chance. Logarithmic.",
                 (Line("cast/gap/abs_mean", "mean |g|"), Line("cast/noise/p99", "noise, p99")),
                 unit="log",
             ),
             Figure(
                 "gap_signs",
                 "Signs of the gap",
-                "Tokens that the teacher likes more than the policy (solid), and tokens with gap 0, exactly or by "
-                "the dead zone (dashed, dotted). Healthy: the solid line below one half at first, the dashed at 0 "
-                "unless policy and teacher are the same.",
+                "Before the dead zone, tokens that the teacher likes more than the policy (solid) and tokens with gap "
+                "0 (dashed); gaps that the dead zone silences (dotted). Healthy: the solid line below one half at "
+                "first, the dashed at 0 unless policy and teacher are the same.",
                 (
                     Line("cast/gap/positive_share", "g > 0"),
                     Line("cast/gap/zero_share", "g = 0"),
@@ -137,8 +137,8 @@ SECTIONS = (
             Figure(
                 "clips",
                 "Clipped tokens",
-                "Tokens whose weight exp(±g) was cut to its bounds (solid), and whose advantage stands at the final "
-                "clip (dashed). Healthy for the weight, whose bounds are narrow: 30 to 90 %; at 100 % only signs "
+                "Tokens whose weight exp(±g) was cut to its bounds (solid), and whose advantage the final clip really "
+                "changed (dashed). Healthy for the weight, whose bounds are narrow: 30 to 90 %; at 100 % only signs "
                 "are left.",
                 (Line("cast/weight/clipped_share", "weight"), Line("cast/advantage/clipped_share", "advantage")),
                 unit="share",
@@ -291,11 +291,12 @@ SECTIONS = (
             Figure(
                 "memory",
                 "Memory of the actor's accelerator",
-                "verl's peak allocation (solid), and by how much the teacher's pass raised the peak (dashed). "
-                "Healthy: 0, unless the teacher's context is much the longer.",
+                "verl's peak allocation (solid), and the rise of the process's peak by the teacher's pass (dashed): "
+                "what it took beyond all before it, not what it takes. Healthy: 0, unless the teacher's context is "
+                "much the longer.",
                 (
                     Line("actor/perf/max_memory_allocated_gb", "actor"),
-                    Line("cast/teacher/peak_memory_gib", "teacher's pass"),
+                    Line("cast/teacher/peak_memory_gib", "rise by the teacher's pass"),
                 ),
                 unit="GB",
             ),
