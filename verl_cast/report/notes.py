@@ -7,7 +7,8 @@ from verl_cast.report.runs import Run, fifths
 
 OK, LOOK, WARNING = "ok", "look", "warning"
 LEVELS = (WARNING, LOOK, OK)
-FEW_FOR_TREND = 3
+FEW_FOR_TREND = 5
+FEW_FOR_WARNING = 5  # steps: a mean over fewer is no ground for a warning
 
 
 @dataclass(frozen=True)
@@ -22,16 +23,40 @@ class Note:
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean of a metric over some steps, with its standard error (steps taken as independent)."""
+    """Mean of a metric over some steps, with its standard error (steps taken as independent; of one step infinite).
+
+    Attributes:
+        effective: steps of equal weight that would tell as much; `steps` where all weigh the same.
+    """
 
     value: float
     error: float
     steps: int
+    effective: float
+
+    @property
+    def enough(self) -> bool:
+        """Whether it may speak for the run: enough steps, and not one or two that outweigh all others."""
+        return self.steps >= FEW_FOR_WARNING and self.effective >= 0.6 * FEW_FOR_WARNING
+
+    @property
+    def warning(self) -> str:
+        """The level of what would be a warning over enough steps."""
+        return WARNING if self.enough else LOOK
+
+    @property
+    def part(self) -> str:
+        return f"the last {self.steps} steps" if self.steps > 1 else "one step"
+
+
+def third(count: int) -> int:
+    """How many of `count` steps are the last third: of a short run all, as far as a warning needs them."""
+    return max(FEW_FOR_WARNING, count // 3)
 
 
 def last_third(run: Run, name: str) -> Mean | None:
     values = run.values(name)
-    return mean(values[-max(1, len(values) // 3) :]) if values else None
+    return mean(values[-third(len(values)) :]) if values else None
 
 
 def mean(values: list[float], weights: list[float] | None = None) -> Mean:
@@ -40,8 +65,9 @@ def mean(values: list[float], weights: list[float] | None = None) -> Mean:
     total = sum(weights)
     value = sum(v * w for v, w in zip(values, weights, strict=True)) / total
     squares = sum((w * (v - value)) ** 2 for v, w in zip(values, weights, strict=True))
-    correction = len(values) / max(1, len(values) - 1)
-    return Mean(value, math.sqrt(squares * correction) / total, len(values))
+    effective = total**2 / sum(w**2 for w in weights)
+    n = len(values)
+    return Mean(value, math.sqrt(squares * n / (n - 1)) / total if n > 1 else math.inf, n, effective)
 
 
 def ends(run: Run, name: str) -> tuple[float, float] | None:

@@ -6,12 +6,12 @@ README.md's metric table where it has one, and rules of thumb otherwise.
 
 import math
 
-from verl_cast.report.notes import LOOK, OK, WARNING, Mean, Note, ends, last_third, mean
+from verl_cast.report.notes import FEW_FOR_WARNING, LOOK, OK, WARNING, Mean, Note, ends, last_third, mean, third
 from verl_cast.report.runs import Run
 from verl_cast.report.text import percent, signed
 
 
-def _agreement(run: Run) -> list[tuple[Mean, str]]:
+def _agreement(run: Run) -> list[Mean]:
     """In-group correlation of gap and correctness, over the last third and over all steps.
 
     Only mixed groups tell: a step counts as much as it has of them, and one with a single mixed group hardly at all.
@@ -23,23 +23,25 @@ def _agreement(run: Run) -> list[tuple[Mean, str]]:
     steps = [(value, weight) for value, weight in steps if not math.isnan(value) and weight > 0]
     if not steps:
         return []
-    last = steps[-max(1, len(steps) // 3) :]
-    return [
-        (mean(*map(list, zip(*part, strict=True))), text)
-        for part, text in ((last, f"the last {len(last)} steps"), (steps, f"all {len(steps)} steps"))
-    ]
+    return [mean(*map(list, zip(*part, strict=True))) for part in (steps[-third(len(steps)) :], steps)]
 
 
 def teacher_and_verifier(run: Run) -> Note | None:
     found = _agreement(run)
     if not found:
         return None
+    whole = found[-1]
     # Where the end of the run alone does not tell, the whole of it may.
-    corr, part = next(((m, text) for m, text in found if abs(m.value) > 2 * m.error), found[-1])
-    seen = (
-        f"Correlation of a trajectory's mean gap with its correctness, within groups: {signed(corr.value, 2)} "
-        f"± {corr.error:.2f} over {part}."
-    )
+    corr = next((part for part in found if part.enough and abs(part.value) > 2 * part.error), whole)
+    seen = f"Correlation of a trajectory's mean gap with its correctness, within groups: {signed(corr.value, 2)} "
+    if not corr.enough:
+        return Note(
+            LOOK,
+            "Too few steps to compare teacher and verifier",
+            f"{seen}over {corr.steps} step{'s' if corr.steps > 1 else ''} with mixed groups, which may be chance.",
+            f"At least {FEW_FOR_WARNING} steps with mixed groups tell; verl-cast diagnose measures more in less time.",
+        )
+    seen += f"± {corr.error:.2f} over {f'all {corr.steps} steps' if corr.steps == whole.steps else corr.part}."
     if corr.value < -0.05 and corr.value + 2 * corr.error < 0:
         return Note(
             WARNING,
@@ -64,11 +66,11 @@ def flips(run: Run) -> Note | None:
     if share is None:
         return None
     wrong = last_third(run, "cast/flip/wrong_share")
-    seen = f"Flipped over the last third: {percent(share.value)} of the tokens of correct trajectories"
+    seen = f"Flipped over {share.part}: {percent(share.value)} of the tokens of correct trajectories"
     seen += f", {percent(wrong.value)} of those of wrong ones." if wrong else "."
     if share.value > 0.6:
         return Note(
-            WARNING if share.value > 0.8 else LOOK,
+            share.warning if share.value > 0.8 else LOOK,
             "Most tokens of correct responses are flipped",
             seen,
             "The teacher likes most of what is right less than the policy does. Check its context; gap_deadzone "
@@ -78,25 +80,26 @@ def flips(run: Run) -> Note | None:
 
 
 def noise(run: Run) -> Note | None:
-    below, gap, floor = (last_third(run, f"cast/{n}") for n in ("noise/gap_share", "gap/abs_mean", "noise/p99"))
-    if gap is None or floor is None:
+    """Gaps in use within the noise. Those that the dead zone silences already are no reason for a larger one."""
+    within, gap, floor = (last_third(run, f"cast/{n}") for n in ("noise/gap_share", "gap/abs_mean", "noise/p99"))
+    if within is None or gap is None or floor is None:
         return None
     noise_seen = f"the engine's own noise is at most {floor.value:.2g} on 99 % of the tokens."
     if floor.value == 0:
         noise_seen = "two passes of the policy gave the same log-probs on 99 % of the tokens."
-    seen = f"Mean |gap| {gap.value:.3g} nats; {noise_seen}"
-    if below is not None and floor.value > 0:
-        seen += f" {percent(below.value)} of the gaps are no larger than that."
-    share = below.value if below is not None else 0.0
-    if gap.value < 3 * floor.value or share > 0.05:
+    seen = f"Mean |gap| before the dead zone {gap.value:.3g} nats; {noise_seen}"
+    if floor.value > 0:
+        seen += f" {percent(within.value)} of the tokens have a gap in use that is no larger."
+    if within.value > 0.05:
+        # A step measures it on all its tokens: few steps are enough for a warning.
         return Note(
-            WARNING if gap.value < floor.value or share > 0.3 else LOOK,
+            WARNING if within.value > 0.3 else LOOK,
             "Gaps near the engine's noise",
             seen,
             f"There the sign of an advantage is chance: set gap_deadzone to {floor.value:.2g} or more, or compute "
             "log-probs in a higher precision.",
         )
-    return Note(OK, "Gaps stand above the engine's noise", seen)
+    return Note(OK, "The gaps in use stand above the engine's noise", seen)
 
 
 def dead_zone(run: Run) -> Note | None:
@@ -106,7 +109,7 @@ def dead_zone(run: Run) -> Note | None:
     return Note(
         LOOK,
         "The dead zone leaves little of the teacher",
-        f"{percent(share.value)} of the gaps lie within it (last third).",
+        f"It silences the gap on {percent(share.value)} of the tokens over {share.part}.",
         "What is left is GRPO with advantages in one-sided groups: lower gap_deadzone if the teacher is to speak.",
     )
 
@@ -116,12 +119,15 @@ def groups(run: Run) -> Note | None:
     if mixed is None or right is None or wrong is None:
         return None
     seen = (
-        f"Groups over the last third: {percent(mixed.value)} mixed, {percent(right.value)} all correct, "
+        f"Groups over {mixed.part}: {percent(mixed.value)} mixed, {percent(right.value)} all correct, "
         f"{percent(wrong.value)} all wrong."
     )
     if wrong.value > 0.8:
         return Note(
-            WARNING, "The task is too hard", seen, "Almost no response is right: use easier data or more responses."
+            wrong.warning,
+            "The task is too hard",
+            seen,
+            "Almost no response is right: use easier data or more responses.",
         )
     if right.value > 0.8:
         return Note(
@@ -141,7 +147,7 @@ def zero_variance(run: Run) -> Note | None:
     return Note(
         LOOK,
         "The self-teacher alone drives the run",
-        f"{percent(mass.value)} of Σ|Â| over the last third comes from all-correct and all-wrong groups.",
+        f"{percent(mass.value)} of Σ|Â| over {mass.part} comes from all-correct and all-wrong groups.",
         "There the gap alone tells tokens apart: change the data's difficulty, or lower base_correct and base_wrong.",
     )
 
@@ -160,12 +166,21 @@ def gap_growth(run: Run) -> Note | None:
             "The policy moves to where the teacher thinks it less likely. A shorter refresh_interval, or a smaller "
             "learning rate, keeps them together.",
         )
-    return Note(OK, "Policy and teacher", f"{seen} At or below 0, and not falling, is as it should be.")
+    if last > 0.02:
+        return Note(
+            LOOK,
+            "The mean gap is above 0",
+            seen,
+            "Over the policy's own samples it is −KL, so at most 0: look at how the responses are sampled (top_p, "
+            "top_k, temperature), whether they are a policy old, and whether engine and trainer agree.",
+        )
+    return Note(OK, "Policy and teacher", f"{seen} Near or below 0, and not falling fast, is as it should be.")
 
 
 def teacher_cost(run: Run) -> Note | None:
     shares = run.ratio("timing_s/cast_teacher", "timing_s/step")[1]
     against = run.ratio("timing_s/cast_teacher", "timing_s/old_log_prob")[1]
+    shares, against = ([value for value in values if not math.isnan(value)] for values in (shares, against))
     if not shares or not against:
         return None
     share, ratio = sum(shares) / len(shares), sum(against) / len(against)
@@ -185,4 +200,16 @@ def teacher_never_ran(run: Run) -> Note | None:
     values = run.values("cast/teacher/forward")
     if not values or sum(values) > 0:
         return None
-    return Note(WARNING, "The teacher never ran a forward", "cast/teacher/forward is 0 on every step: no gap, no CAST.")
+    seen = f"cast/teacher/forward is 0 on every step so far ({len(values)})"
+    if len(values) < FEW_FOR_WARNING:
+        return Note(
+            LOOK,
+            "The teacher ran no forward yet",
+            f"{seen}: with context=same a step right after a snapshot needs none, its gap is 0.",
+        )
+    return Note(
+        WARNING,
+        "The teacher never ran a forward",
+        f"{seen}: no gap, no CAST.",
+        "With context=same and refresh_interval=1 the teacher is always the policy: change one of them.",
+    )
