@@ -337,7 +337,7 @@ def test_runs_their_names_and_their_dumps(tmp_path):
 
     project = tmp_path / "project"
     write_jsonl(project / "one.jsonl", metrics)
-    write_jsonl(project / "two.jsonl", metrics_of_a_run(2, cast=False))
+    write_jsonl(project / "two.jsonl", metrics_of_a_run(2, seed=1))
     write_dump(project / "checkpoints" / "two" / "cast_trajectories", steps=(2,), num_groups=1, size=2)
     found = runs.find([project])
     assert [(run.name, list(run.dump_files), run.is_cast) for run in found] == [("one", [], True), ("two", [2], True)]
@@ -368,6 +368,50 @@ def test_an_output_that_cannot_be_written_is_said(tmp_path, capsys):
     assert "cannot be written" in capsys.readouterr().err
 
 
+def test_a_dump_belongs_to_a_run_that_logs_cast_metrics(tmp_path):
+    """However near a GRPO twin lies to it."""
+    grpo = tmp_path / "alone" / "run" / "grpo.jsonl"
+    write_jsonl(grpo, metrics_of_a_run(2, cast=False))
+    write_dump(grpo.parent / "cast_trajectories", steps=(1,), num_groups=1, size=2)
+    twin, dumped = runs.find([tmp_path / "alone"])
+    assert (twin.metrics_path, twin.dump_files, twin.kind) == (grpo, {}, "not CAST")
+    assert (dumped.metrics_path, list(dumped.dump_files), dumped.kind) == (None, [1], "CAST")
+    assert len(dumped.remarks) == 1 and "a CAST run whose metrics are not here" in dumped.remarks[0]
+
+    write_jsonl(tmp_path / "alone" / "cast.jsonl", metrics_of_a_run(2))
+    found = runs.find([tmp_path / "alone"])
+    assert {run.kind: list(run.dump_files) for run in found} == {"CAST": [1], "not CAST": []} and len(found) == 2
+
+
+def test_a_run_before_its_first_step_is_called_neither(tmp_path, capsys):
+    write_jsonl(tmp_path / "run" / "metrics.jsonl", {0: {"val-core/a/acc/mean@1": 0.1, "val-aux/num_turns/min": 2}})
+    write_jsonl(tmp_path / "cast" / "metrics.jsonl", metrics_of_a_run(2))
+    assert report(tmp_path / "run", tmp_path / "cast") == 0
+    said = capsys.readouterr().out
+    assert "run: not trained yet, 0 steps" in said and "No training step was logged" in said and "GRPO" not in said
+    before, cast = runs.find([tmp_path / "run", tmp_path / "cast"])
+    assert [note.level for note in reading.notes(before)] == [notes.LOOK]
+    assert reading.comparison([cast, before]) == []
+
+
+def test_a_twin_that_has_only_a_console_log_is_there_and_the_log_of_a_json_run_is_not(tmp_path):
+    metrics = metrics_of_a_run(3)
+    write_jsonl(tmp_path / "cast" / "project" / "experiment.jsonl", metrics)
+    write_console(tmp_path / "cast" / "train.log", metrics)  # the same run: verl's default places
+    write_console(tmp_path / "grpo" / "train.log", metrics_of_a_run(3, cast=False))
+    assert [(run.metrics_path.name, run.kind) for run in runs.find([tmp_path])] == [
+        ("experiment.jsonl", "CAST"),
+        ("train.log", "not CAST"),
+    ]
+
+
+def test_an_integer_too_large_for_a_float_is_a_garbled_line(tmp_path):
+    path = write_jsonl(tmp_path / "metrics.jsonl", metrics_of_a_run(2))
+    path.write_text('{"step": 1, "data": {"critic/score/mean": 1' + 400 * "0" + "}}\n" + path.read_text())
+    read = reader.read(path)
+    assert list(read.steps) == [1, 2] and ["line 1 is not" in remark for remark in read.remarks] == [True]
+
+
 # ---- notes ----
 
 
@@ -389,7 +433,7 @@ def test_a_healthy_run_has_nothing_to_look_at():
         (lambda t, v: v.update({"cast/gap/correctness_corr_in_group": -0.3}), "The teacher prefers what is wrong"),
         (lambda t, v: v.update({"critic/score/mean": 0.8 - 0.5 * t}), "The reward fell"),
         (lambda t, v: v.update({"cast/flip/correct_share": 0.85}), "Most tokens of correct responses are flipped"),
-        (lambda t, v: v.update({"cast/noise/p99": 1.0}), "Gaps near the engine's noise"),
+        (lambda t, v: v.update({"cast/noise/gap_share": 0.5, "cast/noise/p99": 0.1}), "Gaps near the engine's noise"),
         (lambda t, v: v.update({"actor/entropy": 0.6 * (1 - t), "critic/score/mean": 0.3}), "Entropy collapses"),
         (lambda t, v: v.update({"actor/pg_loss": math.nan}), "Values that are no numbers"),
         (lambda t, v: v.update({"cast/group/all_wrong_share": 0.9}), "The task is too hard"),
@@ -405,6 +449,53 @@ def test_what_ruins_a_run_is_a_warning(change, title):
     for step, values in metrics.items():
         change((step - 1) / 29, values)
     assert levels(metrics)[title] == notes.WARNING
+
+
+@pytest.mark.parametrize(("steps", "level"), [(1, notes.LOOK), (4, notes.LOOK), (5, notes.WARNING), (9, notes.WARNING)])
+def test_few_steps_are_no_ground_for_a_warning(steps, level):
+    metrics = metrics_of_a_run(steps)
+    for values in metrics.values():
+        values.update({"cast/gap/correctness_corr_in_group": -0.9, "cast/group/mixed_share": 0.2})
+        values.update({"cast/group/all_wrong_share": 0.85, "cast/flip/correct_share": 0.9})
+        values["cast/teacher/forward"] = 0.0  # as with context=same right after a snapshot
+    found = levels(metrics)
+    few = level == notes.LOOK
+    assert (notes.WARNING in found.values()) != few
+    teacher = "Too few steps to compare teacher and verifier" if few else "The teacher prefers what is wrong"
+    assert found[teacher] == found["The task is too hard"] == level
+    assert found["Most tokens of correct responses are flipped"] == level
+    assert found["The teacher ran no forward yet" if few else "The teacher never ran a forward"] == level
+
+
+def test_steps_that_one_outweighs_are_few():
+    metrics = metrics_of_a_run(6)
+    for step, values in metrics.items():
+        values["cast/gap/correctness_corr_in_group"] = -0.9 if step == 3 else -0.8
+        values["cast/group/mixed_share"] = 0.9 if step == 3 else 0.02
+    assert levels(metrics)["Too few steps to compare teacher and verifier"] == notes.LOOK
+
+
+def test_gaps_that_the_dead_zone_silences_ask_for_no_dead_zone():
+    """Metrics of the gap are of the raw one; gap_share counts what is left of it."""
+    metrics = metrics_of_a_run(12)
+    for values in metrics.values():
+        values.update({"cast/gap/abs_mean": 1e-5, "cast/noise/p99": 1e-4, "cast/noise/gap_share": 0.0})
+    assert levels(metrics)["The gaps in use stand above the engine's noise"] == notes.OK
+
+
+@pytest.mark.parametrize(("last", "title"), [(0.5, "The mean gap is above 0"), (0.0, "Policy and teacher")])
+def test_a_gap_above_zero_is_not_as_it_should_be(last, title):
+    metrics = metrics_of_a_run(12)
+    for step, values in metrics.items():
+        values["cast/gap/mean"] = -0.2 + (last + 0.2) * step / 12
+    assert levels(metrics)[title] == (notes.LOOK if last else notes.OK)
+
+
+def test_a_step_without_a_number_has_no_share_in_the_teachers_cost():
+    metrics = metrics_of_a_run(12)
+    metrics[3]["timing_s/step"] = metrics[4]["timing_s/old_log_prob"] = math.nan
+    cost = next(note for note in reading.notes(a_run(metrics)) if note.title.startswith("The teacher's"))
+    assert "nan" not in cost.seen and re.search(r"takes \d+ % of a step, \d\.\d+ ×", cost.seen)
 
 
 def test_a_step_with_one_mixed_group_does_not_speak_for_the_teacher():
@@ -475,7 +566,7 @@ def test_every_metric_in_a_figure_is_one_that_verl_or_cast_logs():
 
     reward, mask, log_probs = torch.tensor([[1.0], [0.0]]), torch.ones(2, 1), torch.zeros(2, 1)
     result = cast_advantage(reward, mask, np.array(["a", "a"]), log_probs, -0.5 * reward, CastConfig())
-    logged = cast_metrics(result, mask, CastConfig(), entropy=log_probs).keys()
+    logged = cast_metrics(result, mask, entropy=log_probs).keys()
     logged |= noise_metrics(log_probs, log_probs, result.gap, mask).keys()
     named = {line.metric for section in SECTIONS for figure in section.figures for line in figure.lines}
     of_the_advantage = {name for name in named if name.startswith("cast/") and not name.startswith("cast/teacher/")}

@@ -47,9 +47,8 @@ def main(args: argparse.Namespace) -> int:
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error.strerror}); name another file with -o.") from error
     for run in found:
-        kind = "CAST" if run.is_cast else "not CAST"
         dumped = f", trajectories of {len(run.dump_files)} steps" if run.dump_files else ""
-        print(f"{run.name}: {kind}, {run.num_steps} steps{dumped} ({run.metrics_path or 'no metrics'})")
+        print(f"{run.name}: {run.kind}, {run.num_steps} steps{dumped} ({run.metrics_path or 'no metrics'})")
         for remark in run.remarks:
             print(f"  note: {remark}")
         for note in reading.notes(run):

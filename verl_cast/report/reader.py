@@ -88,7 +88,10 @@ def _json_line(line: str) -> tuple[int, dict[str, float]] | None:
     data = {
         n: math.nan if v is None else v for n, v in entry["data"].items() if v is None or isinstance(v, int | float)
     }
-    return entry["step"], {name: _finite(float(value)) for name, value in data.items()}
+    try:
+        return entry["step"], {name: _finite(float(value)) for name, value in data.items()}
+    except OverflowError:  # an integer of hundreds of digits: no logger wrote this line
+        return None
 
 
 def _json_entries(path: Path, remarks: list[str]) -> Iterator[tuple[int, dict[str, float]]]:

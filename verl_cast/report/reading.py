@@ -8,6 +8,7 @@ from verl_cast.report.runs import Run, fifths
 
 RULES = (
     rules_training.not_cast,
+    rules_training.not_trained,
     rules_training.not_finite,
     rules_training.few_steps,
     rules_training.late_start,
@@ -37,7 +38,7 @@ def notes(run: Run) -> list[Note]:
 def comparison(runs: list[Run]) -> list[Note]:
     """What a page with CAST and other runs says about them together: cost and reward, over the steps that both have."""
     cast = [run for run in runs if run.is_cast and run.steps]
-    others = [run for run in runs if not run.is_cast]
+    others = [run for run in runs if run.num_steps and not run.is_cast]
     found = []
     for run in cast:
         for other in others:

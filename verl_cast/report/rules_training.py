@@ -14,13 +14,25 @@ FEW_STEPS = 6  # with fewer, first and last parts of a run are single steps
 
 
 def not_cast(run: Run) -> Note | None:
-    if run.is_cast:
+    if run.is_cast or not run.num_steps:
         return None
     return Note(
         OK,
         "Not a CAST run",
         "No cast/* metric was logged: another estimator (GRPO, ...) trained here. It stands beside the others for "
         "comparison and is in no figure about CAST.",
+    )
+
+
+def not_trained(run: Run) -> Note | None:
+    """A validation before training says nothing of the estimator that is to train."""
+    if run.num_steps or not run.steps:
+        return None
+    return Note(
+        LOOK,
+        "No training step was logged",
+        f"Only a validation, at step {', '.join(map(str, run.steps))}: with CAST or not, nothing here tells.",
+        "The run is at its first step, or ended before it was whole: look at its console log.",
     )
 
 
@@ -44,7 +56,7 @@ def not_finite(run: Run) -> Note | None:
 
 
 def few_steps(run: Run) -> Note | None:
-    if not run.steps or run.num_steps >= FEW_STEPS:
+    if not 0 < run.num_steps < FEW_STEPS:
         return None
     return Note(
         LOOK,

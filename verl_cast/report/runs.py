@@ -1,12 +1,13 @@
 """The runs below the given paths: each with its metrics, its trajectory dumps and a name of its own.
 
-A directory holds as many runs as it has metrics files: verl's JSON lines, or where there are none, console logs. A dump
-belongs to the run whose files lie nearest. Left out: directories in which no run keeps its metrics (checkpoints' own
-contents, Ray's sessions, other loggers' files).
+A directory holds as many runs as it has metrics files: verl's JSON lines, or where it has none, console logs. A dump
+belongs to the CAST run whose metrics lie nearest, and where none logged cast/* it is a run of its own. Left out:
+directories in which no run keeps its metrics (checkpoints' own contents, Ray's sessions, other loggers' files).
 """
 
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,7 @@ SKIPPED_DIRECTORIES = ("ray", "wandb", "swanlog", "tensorboard_log", "mlruns", "
 SKIPPED_PREFIXES = (".", "global_step_", "session_")
 # A file's name that says nothing about the run: the directory names it.
 GENERIC_STEMS = ("metrics", "train", "training", "log", "run", "main", "console", "output", "stdout", "nohup")
+VALIDATION_PREFIXES = ("val-", "val/")  # of all that verl logs at step 0, before training
 
 
 @dataclass
@@ -41,13 +43,24 @@ class Run:
 
     @property
     def is_cast(self) -> bool:
-        """A run trained with CAST says so by its metrics; nothing else makes them."""
-        return bool(self.dump_files) or any(n.startswith("cast/") for values in self.steps.values() for n in values)
+        """A run trained with CAST says so by its metrics; a dump says so only where there are none."""
+        if not self.steps:
+            return bool(self.dump_files)
+        return any(n.startswith("cast/") for values in self.steps.values() for n in values)
+
+    @property
+    def kind(self) -> str:
+        """What the page and the terminal call it."""
+        return "CAST" if self.is_cast else "not CAST" if self.num_steps else "not trained yet"
 
     @property
     def num_steps(self) -> int:
-        """Training steps: those with a training metric (step 0 holds a validation only)."""
-        return sum(any(n.startswith("critic/") for n in values) for values in self.steps.values()) or len(self.steps)
+        """Training steps: those that logged more than a validation (step 0 holds nothing else)."""
+        return len(self.training_steps)
+
+    @property
+    def training_steps(self) -> set[int]:
+        return {s for s, values in self.steps.items() if any(not n.startswith(VALIDATION_PREFIXES) for n in values)}
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps at which a metric was logged, and its values, NaN included."""
@@ -62,7 +75,7 @@ class Run:
         return bool(self.values(name))
 
     def ratio(self, numerator: str, denominator: str) -> tuple[list[int], list[float]]:
-        """numerator / denominator at every step that has both."""
+        """numerator / denominator at every step that has both, NaN (a gap in the curve) where one of them is."""
         found = [
             (step, values[numerator] / values[denominator])
             for step, values in self.steps.items()
@@ -116,27 +129,29 @@ _LOOKED_FOR = (
 
 def _of_directory(root: Path) -> list[tuple[Run, tuple[str, ...]]]:
     json_files, console_files, dumps = _walk(root)
-    files = [path for path in json_files if reader.is_json_metrics(path)] or console_files
-    read = [(path, reader.read(path)) for path in files]
-    read = [(path, metrics) for path, metrics in read if metrics.steps]
-    if not read and not dumps:
+    found = _read(filter(reader.is_json_metrics, json_files))
+    with_json = {run.metrics_path.parent for run in found}
+    logs = _read(path for path in console_files if path.parent not in with_json)
+    found += [log for log in logs if not any(_same(log, run) for run in found)]
+    if not found and not dumps:
         empty = f" ({', '.join(str(p) for p in json_files[:3])} holds no whole line of them)" if json_files else ""
         raise UserError(
             f"{root} holds no metrics{empty}: {_LOOKED_FOR}, in *{', *'.join(reader.JSON_SUFFIXES)} and "
             f"*{', *'.join(reader.CONSOLE_SUFFIXES)}, and for trajectory dumps, {MAX_DEPTH} directories deep."
         )
-    if not read:
-        remark = f"{root} holds trajectory dumps and no metrics: there are no curves ({_LOOKED_FOR})."
-        return [(Run("", {}, None, trajectories.files(dump), [remark]), _parts(dump)) for dump in dumps]
 
-    directories = [path.parent for path, _ in read]
+    directories = [run.metrics_path.parent for run in found]
     runs = []
-    for path, metrics in read:
-        alone = directories.count(path.parent) == 1
-        parts = _parts(root) if len(read) == 1 else _name_parts(path, alone)
-        runs.append((Run("", metrics.steps, path, {}, metrics.remarks), parts))
+    for run in found:
+        alone = directories.count(run.metrics_path.parent) == 1
+        runs.append((run, _parts(root) if len(found) == 1 else _name_parts(run.metrics_path, alone)))
+    cast = [run for run in found if run.is_cast]
     for dump in dumps:
-        run = _nearest([run for run, _ in runs], dump)
+        if not cast:
+            remark = f"{dump} holds trajectories of a CAST run whose metrics are not here: no curves ({_LOOKED_FOR})."
+            runs.append((Run("", {}, None, trajectories.files(dump), [remark]), _parts(dump)))
+            continue
+        run = _nearest(cast, dump)
         if run.dump_files:
             run.remarks.append(
                 f"{dump} is a second trajectory dump beside {next(iter(run.dump_files.values())).parent}."
@@ -144,6 +159,26 @@ def _of_directory(root: Path) -> list[tuple[Run, tuple[str, ...]]]:
         # Of two files of one step the dump that was found first counts.
         run.dump_files = dict(sorted({**trajectories.files(dump), **run.dump_files}.items()))
     return runs
+
+
+def _read(paths: Iterable[Path]) -> list[Run]:
+    """A run, still without name, of every file that holds metrics."""
+    read = ((path, reader.read(path)) for path in paths)
+    return [Run("", metrics.steps, path, {}, metrics.remarks) for path, metrics in read if metrics.steps]
+
+
+def _same(log: Run, run: Run) -> bool:
+    """Whether a console log tells of a run whose JSON lines lie in another directory: equal numbers, seconds included.
+
+    Training steps only: before them a validation may well be that of another run.
+    """
+    pairs = [
+        (value, run.steps[step][name])
+        for step in log.training_steps & run.training_steps
+        for name, value in log.steps[step].items()
+        if name in run.steps[step]
+    ]
+    return bool(pairs) and all(a == b or math.isnan(a) and math.isnan(b) for a, b in pairs)
 
 
 def _walk(root: Path) -> tuple[list[Path], list[Path], list[Path]]:
@@ -167,11 +202,11 @@ def _walk(root: Path) -> tuple[list[Path], list[Path], list[Path]]:
 
 
 def _nearest(runs: list[Run], dump: Path) -> Run:
-    """The run that a dump is of: most common directories, then its experiment's name in the path, then CAST."""
+    """The CAST run that a dump is of: most common directories, then its experiment's name in the path."""
 
-    def nearness(run: Run) -> tuple[int, bool, bool]:
+    def nearness(run: Run) -> tuple[int, bool]:
         common = Path(os.path.commonpath([run.metrics_path.parent.resolve(), dump.resolve()]))
-        return len(common.parts), run.metrics_path.stem in dump.parts, run.is_cast
+        return len(common.parts), run.metrics_path.stem in dump.parts
 
     return max(runs, key=nearness)
 
