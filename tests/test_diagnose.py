@@ -31,6 +31,27 @@ ROOT = Path(verl_cast.__file__).parent
 # ------------------------------------------------------------------------------------------------------- statistics
 
 
+def test_the_accuracy_interval_covers_where_samples_of_a_problem_hang_together():
+    """Half of the problems are nearly always solved, half nearly never: 64 x 4 samples are worth about 64."""
+    rng = np.random.default_rng(0)
+    covered = naive = 0
+    for _ in range(400):
+        chance = rng.choice([0.1, 0.9], size=64)
+        accuracy = rng.binomial(4, chance) / 4
+        low, high = stats.accuracy_interval(accuracy, 4)
+        covered += low <= 0.5 <= high
+        low, high = stats.wilson_interval(4 * accuracy.sum(), 256)
+        naive += low <= 0.5 <= high
+    assert covered / 400 > 0.92 and naive / 400 < 0.85
+
+
+def test_the_accuracy_interval_between_its_ends():
+    independent = np.array([0.25, 0.5, 0.75, 0.5] * 16)
+    assert stats.accuracy_interval(independent, 4) == stats.wilson_interval(128, 256)  # not more trials than samples
+    assert stats.accuracy_interval(np.ones(10), 4) == stats.wilson_interval(10, 10)  # not fewer than problems
+    assert stats.accuracy_interval(np.zeros(1), 4) == stats.wilson_interval(0, 1)
+
+
 @pytest.mark.parametrize(
     "successes, trials, low, high",  # Newcombe 1998, table I, method 3
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
@@ -326,7 +347,7 @@ def test_batches_keep_within_their_bounds(scorer, monkeypatch):
 
 
 def test_a_context_longer_than_the_model_is_refused(scorer):
-    with pytest.raises(UserError, match="600 tokens long, the model allows 512"):
+    with pytest.raises(UserError, match="600 tokens long, max_position_embeddings allows 512"):
         scorer.log_probs([[7] * 590], [[7] * 10], "test")
 
 
@@ -565,8 +586,14 @@ def dump(directory, tiny_run, model=None, steps=(10,), context="plain", seed=0, 
                 }
                 rows.append({**row, **changes})
         cast = {**dataclasses.asdict(CastConfig()), "teacher": {"context": context}}
-        trajectories.write(directory, step, rows, model or str(tiny_run / "model"), cast)
+        trajectories.write(directory, step, rows, model or str(tiny_run / "model"), cast, temperature=0.7)
     return directory
+
+
+def test_the_dump_knows_its_temperature_better(tmp_path, tiny_run, capsys):
+    command = ["diagnose", "--rollouts", str(dump(tmp_path / "dump", tiny_run)), "--out", str(tmp_path / "out")]
+    assert cli.main([*command, "--no-fitness", "actor_rollout_ref.rollout.temperature=1.0"]) == 1
+    assert "temperature=1: the dump's run sampled at 0.7; leave it out" in capsys.readouterr().err
 
 
 TEMPERATURE = "actor_rollout_ref.rollout.temperature=0.7"
@@ -677,7 +704,7 @@ def missing(path, tiny_run):
         (truncated, "no whole Parquet file"),
         (other_version, "version 99"),
         (mixed_models, "/another/model"),
-        (mixed_settings, "different settings of algorithm.cast"),
+        (mixed_settings, "different settings"),
         (missing_model, "/nowhere/model"),
         (empty, "holds no trajectory dump"),
         (missing, "no such file or directory"),
@@ -729,7 +756,8 @@ def test_the_whole_diagnosis_through_vllm(tmp_path, tiny_run, overrides):
     assert [one["context"] for one in measured["teachers"]] == ["plain", str(template)]
     for one in [measured["student"], *measured["teachers"]]:
         assert one["samples"] == 18 and 0 <= one["accuracy"] <= 1 and 1 <= one["length_mean"] <= 12
-        assert one["interval"] == list(stats.wilson_interval(one["right"], 18))
+        by_problem = np.array(one["accuracy_by_problem"])
+        assert one["interval"] == list(stats.accuracy_interval(by_problem, 18 // len(by_problem)))
     assert result["rollouts"]["trajectories"] == 18 and result["rollouts"]["noise_p99"] < 1e-3
     assert [one["context"] for one in result["direction"]] == ["plain", str(template)]
     assert "teacher (shown.jinja)" in done.stdout and len(list((cache / "fitness").glob("*.json"))) == 2

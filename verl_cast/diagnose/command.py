@@ -89,9 +89,8 @@ def main(args: argparse.Namespace) -> int:
     setup = Setup(run_config.compose(args.overrides, args.config_name, args.config_path), args.overrides)
     rollouts, measured = None, None
     if args.rollouts:
-        rollouts, dump_model = rollouts_.read_dump(args.rollouts, args.problems, args.seed)
-        rollouts.norm_by_std = setup.norm_by_std
-        setup.use_model_unless_named(dump_model)
+        rollouts, run = rollouts_.read_dump(args.rollouts, args.problems, args.seed)
+        setup.use_run(run, rollouts.method)
     # Of a dump, the run's own teacher is scored already; its accuracy is measured unless that is left out.
     names = [] if rollouts is not None and args.no_fitness else [setup.method.teacher.context]
     names += [name for entry in args.contexts for name in entry.split(",") if name]

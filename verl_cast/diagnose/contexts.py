@@ -36,7 +36,7 @@ def summarize(name: str, outputs: Sequence[Any], rewards: np.ndarray, threshold:
         "right": int(right.sum()),
         "samples": int(right.size),
         "accuracy": float(right.mean()),
-        "interval": list(stats.wilson_interval(int(right.sum()), int(right.size))),
+        "interval": list(stats.accuracy_interval(right.mean(axis=1), right.shape[1])),
         "length_mean": float(lengths.mean()),
         "length_right": mean(lengths[right]),
         "length_wrong": mean(lengths[~right]),

@@ -16,6 +16,7 @@ from verl_cast.advantage import MIXED, CastAdvantage, cast_advantage
 from verl_cast.cli import UserError
 from verl_cast.config import CastConfig, CastConfigError
 from verl_cast.diagnose import stats, tokens
+from verl_cast.dump import token_texts
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Rollouts:
         about: where they come from, for the reader.
         method: the run's `algorithm.cast`.
         norm_by_std: verl's `algorithm.norm_adv_by_std_in_grpo`.
+        final_row: (N,) the trajectory that is the final output of each one's session; None: every one is its own.
         old: log π_old under the student's prompt.
         teachers: by context, log-probs of the answer-free teachers; the run's own (`method.teacher.context`) first.
         privileged: of the privileged teacher; None where it was not asked.
@@ -61,6 +63,7 @@ class Rollouts:
     trajectories: list[Trajectory]
     method: CastConfig
     norm_by_std: bool = True
+    final_row: np.ndarray | None = None
     special_ids: frozenset[int] = frozenset()
     old: list[np.ndarray] = field(default_factory=list)
     teachers: dict[str, list[np.ndarray]] = field(default_factory=dict)
@@ -107,7 +110,10 @@ class Rollouts:
         mask = padded([t.mask for t in self.trajectories])
         rewards = torch.zeros_like(mask)
         rewards[:, 0] = torch.tensor([t.reward for t in self.trajectories])
-        result = cast_advantage(rewards, mask, self.groups, padded(self.old), padded(teacher), method, self.norm_by_std)
+        final_row = None if self.final_row is None else torch.from_numpy(self.final_row)
+        result = cast_advantage(
+            rewards, mask, self.groups, padded(self.old), padded(teacher), method, self.norm_by_std, final_row
+        )
         return result, result.advantages[mask.bool()].numpy().astype(np.float64)
 
     def classes(self) -> np.ndarray:
@@ -171,8 +177,8 @@ def dump_files(paths: Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def read_dump(paths: Sequence[str], problems: int, seed: int) -> tuple[Rollouts, str]:
-    """Rollouts of a run, and the path of its model.
+def read_dump(paths: Sequence[str], problems: int, seed: int) -> tuple[Rollouts, dict[str, Any]]:
+    """Rollouts of a run, and what the dump says of it (`trajectories.read`).
 
     Args:
         problems: at most this many groups, drawn over all files.
@@ -187,11 +193,12 @@ def read_dump(paths: Sequence[str], problems: int, seed: int) -> tuple[Rollouts,
             file_rows, about = trajectories.read(file)
         except trajectories.DumpError as error:
             raise UserError(str(error)) from error
-        runs.setdefault(json.dumps([about["model"], about["cast"]], sort_keys=True), (file, about))
+        same = {name: value for name, value in about.items() if name != "verl_cast"}
+        runs.setdefault(json.dumps(same, sort_keys=True), (file, about))
         rows.extend(row for row in file_rows if row["kind"] != "excluded" and any(row["response_mask"]))
     if len(runs) > 1:
         (first, one), (second, other) = list(runs.values())[:2]
-        what = "models" if one["model"] != other["model"] else "settings of algorithm.cast"
+        what = "models" if one["model"] != other["model"] else "settings"
         raise UserError(
             f"--rollouts: {first} and {second} are of runs with different {what} "
             f"({one['model']} and {other['model']}); name the files of one run."
@@ -214,6 +221,8 @@ def read_dump(paths: Sequence[str], problems: int, seed: int) -> tuple[Rollouts,
     rollouts = Rollouts(
         about=f"{span} of a run: {len(kept)} of {len(names)} dumped groups",
         method=method,
+        norm_by_std=about["norm_adv_by_std_in_grpo"],
+        final_row=_final_rows([f"{row['step']}/{row['row']}" for row in rows]),
         trajectories=[
             Trajectory(
                 group=f"{row['step']}/{row['group']}",
@@ -230,7 +239,16 @@ def read_dump(paths: Sequence[str], problems: int, seed: int) -> tuple[Rollouts,
         old=[np.array(row["old_log_probs"], dtype=np.float32) for row in rows],
         teachers={method.teacher.context: [np.array(row["teacher_log_probs"], dtype=np.float32) for row in rows]},
     )
-    return rollouts, about["model"]
+    return rollouts, about
+
+
+def _final_rows(keys: Sequence[str]) -> np.ndarray:
+    """For every row the row of its session's final output; keys are `{uid}_{session}_{output}`."""
+    final: dict[str, tuple[int, int]] = {}
+    for row, key in enumerate(keys):
+        session, output = key.rsplit("_", 1)
+        final[session] = max(final.get(session, (-1, -1)), (int(output), row))
+    return np.array([final[key.rsplit("_", 1)[0]][1] for key in keys])
 
 
 def sampled(setup: Any, problems: Sequence[Any], outputs: Sequence[Any], rewards: Sequence[Any]) -> Rollouts:
@@ -252,7 +270,7 @@ def sampled(setup: Any, problems: Sequence[Any], outputs: Sequence[Any], rewards
                     reference=problem.reference,
                     prompt_ids=prompt_ids,
                     response_ids=one["ids"],
-                    texts=tokens.token_texts(setup.tokenizer, one["ids"]),
+                    texts=token_texts(setup.tokenizer, one["ids"]),
                     mask=np.ones(len(one["ids"]), dtype=bool),
                     reward=reward,
                 )

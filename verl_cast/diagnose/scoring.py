@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from verl_cast.cli import UserError
+from verl_cast.context import length_limits
 
 MAX_BATCH_TOKENS = 8192
 MAX_LOGIT_BYTES = 2**29
@@ -64,12 +65,12 @@ class Scorer:
             UserError: a row is longer than the model allows.
         """
         lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and max(lengths, default=0) > limit:
-            raise UserError(
-                f"a context with its response is {max(lengths)} tokens long, the model allows {limit}; use a shorter "
-                "context or data.max_response_length."
-            )
+        for name, limit in length_limits(self.model.config.get_text_config(), None, 1).items():
+            if max(lengths, default=0) > limit:
+                raise UserError(
+                    f"a context with its response is {max(lengths)} tokens long, {name} allows {limit}; use a shorter "
+                    "context or data.max_response_length."
+                )
         result: list[np.ndarray] = [np.zeros(0, np.float32)] * len(lengths)
         with tqdm(total=sum(lengths), desc=label, unit=" tokens", unit_scale=True, leave=False, disable=None) as bar:
             for rows in [[i] for i in range(len(lengths))] if alone else self._batches(prompts, responses):
@@ -120,18 +121,23 @@ class Scorer:
         cache = output.past_key_values
         cache.batch_select_indices(rows)
         ids, mask = self._padded(responses, left=False)
-        logits = [output.logits[rows]]  # predicts the first response token
-        if ids.shape[1] > 1:
-            start = prompt_mask.sum(dim=1)[rows, None]
-            rest = self.model(
-                input_ids=ids[:, :-1],
-                attention_mask=torch.cat([prompt_mask[rows], mask[:, :-1]], dim=1),
-                position_ids=start + torch.arange(ids.shape[1] - 1, device=self.device),
+        width = ids.shape[1]
+        values = [self._gather(output.logits[rows], ids[:, :1])]  # the prompt's last token predicts the first
+        start = prompt_mask.sum(dim=1)[rows, None]
+        vocabulary = output.logits.shape[-1]
+        stride = max(1, MAX_LOGIT_BYTES // (4 * vocabulary * len(responses)))
+        for begin in range(0, width - 1, stride):
+            end = min(begin + stride, width - 1)
+            part = self.model(
+                input_ids=ids[:, begin:end],
+                attention_mask=torch.cat([prompt_mask[rows], mask[:, :end]], dim=1),
+                position_ids=start + torch.arange(begin, end, device=self.device),
                 past_key_values=cache,
                 use_cache=True,
             )
-            logits.append(rest.logits)
-        return [self._gather([part[i] for part in logits], ids[i, : len(r)]) for i, r in enumerate(responses)]
+            values.append(self._gather(part.logits, ids[:, begin + 1 : end + 1]))
+        log_probs = torch.cat(values, dim=1).cpu().numpy()
+        return [log_probs[i, : len(response)] for i, response in enumerate(responses)]
 
     def _padded(self, rows: Sequence[Sequence[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and mask, (rows, longest); at least one column."""
@@ -144,13 +150,11 @@ class Scorer:
             mask[i, place] = 1
         return ids.to(self.device), mask.to(self.device)
 
-    def _gather(self, logits: list[torch.Tensor], ids: torch.Tensor) -> np.ndarray:
-        """log π of the tokens `ids` (T,), from parts of (T or more, vocabulary) logits in their order."""
-        values: list[torch.Tensor] = []
-        done = 0
-        for part in logits:
-            for chunk in part[: len(ids) - done].split(_CHUNK):
-                log_probs = torch.log_softmax(chunk.float() / self.temperature, dim=-1)
-                values.append(log_probs.gather(-1, ids[done : done + len(chunk), None]).squeeze(-1))
-                done += len(chunk)
-        return torch.cat(values).cpu().numpy() if values else np.zeros(0, np.float32)
+    def _gather(self, logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """log π of the tokens `ids` (N, T), from their logits (N, T, vocabulary), float32."""
+        parts = zip(logits.flatten(0, 1).split(_CHUNK), ids.flatten().split(_CHUNK), strict=True)
+        values = [
+            torch.log_softmax(chunk.float() / self.temperature, dim=-1).gather(-1, of_chunk[:, None]).squeeze(-1)
+            for chunk, of_chunk in parts
+        ]
+        return torch.cat(values).view_as(ids)

@@ -63,6 +63,12 @@ class Setup:
                 f"actor_rollout_ref.rollout.temperature={self.temperature:g}: a policy that does not sample has no "
                 "gaps to look at; set the temperature that you train with."
             )
+        adapter = config.actor_rollout_ref.model.get("lora_adapter_path", None)
+        if adapter is not None:
+            raise UserError(
+                f"actor_rollout_ref.model.lora_adapter_path={adapter}: diagnose looks at whole models; merge the "
+                "adapter into its base model and name that."
+            )
         self.chat_template_kwargs = OmegaConf.to_container(
             OmegaConf.create(config.data.get("apply_chat_template_kwargs", None) or {}), resolve=True
         )
@@ -70,11 +76,22 @@ class Setup:
         self.norm_by_std = bool(config.algorithm.get("norm_adv_by_std_in_grpo", True))
         self.trust_remote_code = bool(config.actor_rollout_ref.model.get("trust_remote_code", False))
 
-    def use_model_unless_named(self, path: str) -> None:
-        """Take a dump's own model where the command names none."""
+    def use_run(self, run: Mapping[str, Any], method: CastConfig) -> None:
+        """Take over what a dump says of its run: model (where the command names none), method and temperature.
+
+        Raises:
+            UserError: the command names another temperature, at which the dump's log-probs would mean something else.
+        """
         if MODEL_KEY not in self.named:
-            OmegaConf.update(self.config, MODEL_KEY, path)
-            self.model_path = str(Path(path).expanduser())
+            OmegaConf.update(self.config, MODEL_KEY, run["model"])
+            self.model_path = str(Path(run["model"]).expanduser())
+        key, temperature = "actor_rollout_ref.rollout.temperature", run["temperature"]
+        if key in self.named and self.temperature != temperature:
+            raise UserError(f"{key}={self.temperature:g}: the dump's run sampled at {temperature:g}; leave it out.")
+        OmegaConf.update(self.config, key, temperature)
+        self.temperature = temperature
+        # Sampling under the run's own teacher context is what its gaps are compared with.
+        self.method = method
 
     @functools.cached_property
     def tokenizer(self) -> Any:

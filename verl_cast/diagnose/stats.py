@@ -14,7 +14,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 RESAMPLES = 2000
 
 
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+def wilson_interval(successes: float, trials: float) -> tuple[float, float]:
     """95 % Wilson score interval of a share; (0, 1) without trials."""
     if trials == 0:
         return 0.0, 1.0
@@ -22,6 +22,23 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     centre = (share + square / (2 * trials)) / (1 + square / trials)
     half = Z95 * math.sqrt(share * (1 - share) / trials + square / (4 * trials * trials)) / (1 + square / trials)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def accuracy_interval(by_problem: np.ndarray, samples: int) -> tuple[float, float]:
+    """95 % interval of a mean accuracy: Wilson's, with as many trials as the problems' differences leave independent.
+
+    Samples of one problem succeed or fail together; counted as independent they would make the interval too narrow.
+
+    Args:
+        by_problem: (N,) accuracy of every problem.
+        samples: of every problem.
+    """
+    number, mean = len(by_problem), float(by_problem.mean())
+    variance = float(by_problem.var(ddof=1)) / number if number > 1 else 0.0
+    # Where all problems are equal, nothing says how samples of one hang together: one trial a problem.
+    trials = mean * (1 - mean) / variance if variance > 0 else number
+    trials = min(max(trials, number), number * samples)
+    return wilson_interval(mean * trials, trials)
 
 
 def mean_interval(values: np.ndarray, seed: int, resamples: int = 10_000) -> tuple[float, float]:

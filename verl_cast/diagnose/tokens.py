@@ -1,8 +1,6 @@
 """Classes and places of response tokens, for the tables of gaps."""
 
 import re
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +18,8 @@ def token_class(text: str, is_special: bool) -> str:
     if is_special:
         return "special"
     stripped = text.strip()
+    if not text:
+        return "partial"  # its character stands with the token that completes it
     if not stripped:
         return "whitespace"
     if stripped == "\\" or re.search(r"\\[A-Za-z([]", stripped):
@@ -29,11 +29,6 @@ def token_class(text: str, is_special: bool) -> str:
     if any(character.isdigit() for character in stripped):
         return "number"
     return "partial" if "\N{REPLACEMENT CHARACTER}" in stripped else "punctuation"
-
-
-def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """The text of every token by itself; a piece of a character is U+FFFD."""
-    return [tokenizer.decode([token], skip_special_tokens=False) for token in ids]
 
 
 def fifths(length: int) -> np.ndarray:
