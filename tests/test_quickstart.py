@@ -1,11 +1,14 @@
 """Command one of the README, shortened to two steps: real pretrained model, real training, one screen at the end."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from verl_cast import fitness
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "examples" / "quickstart"))
@@ -33,9 +36,12 @@ def test_the_quick_start_trains_and_shows_one_screen(tmp_path):
         "flipped, right trajectories",
         "self-teacher",
         "checkpoint  " + str(tmp_path / "cast" / "checkpoints" / "global_step_2"),
+        "teacher.jinja, this run's teacher: better than the student",
+        "cast: CAST, 2 steps, trajectories of 2 steps",
         "Next:",
     ):
         assert words in done.stdout
+    assert (tmp_path / "report.html").stat().st_size > 1_000_000
     assert (tmp_path / "cast" / "reward.png").stat().st_size > 10_000
     metrics = watch.read_metrics(tmp_path / "cast" / "metrics.jsonl")
     assert len(metrics) == 2
@@ -44,6 +50,10 @@ def test_the_quick_start_trains_and_shows_one_screen(tmp_path):
     # the loss in use, its clip and the exact rule, as verl's own log shows them
     assert "flip=both gap_weight=1 gap_deadzone=0 base=+1/-1" in log.read_text()
     assert "loss=cast clip=[0.2, 0.28]" in log.read_text()
+    # what was measured of the contexts is found again: no warning for the one in use, one for the paper's, in this model
+    assert "measured worse" not in log.read_text()
+    records = [json.loads(path.read_text()) for path in (tmp_path / "cache" / "fitness").glob("*.json")]
+    assert {Path(r["context"]).name: fitness.verdict(r) for r in records} == {"teacher.jinja": "better", "plain": "worse"}
 
 
 @pytest.mark.parametrize(
