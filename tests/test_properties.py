@@ -200,6 +200,7 @@ class Expected:
 
     advantage: np.ndarray
     unclipped: np.ndarray
+    raw_gap: np.ndarray
     gap: np.ndarray
     base: np.ndarray
     base_error: np.ndarray
@@ -254,7 +255,8 @@ def expect(batch: Batch) -> Expected:
     # 3. gap: the difference of two floats is itself one rounding
     with np.errstate(invalid="ignore", over="ignore"):
         gap = batch.teacher.numpy() - batch.old.numpy()
-    gap = np.where(on, gap, 0).astype(np.float64)
+    raw_gap = np.where(on, gap, 0).astype(np.float64)
+    gap = raw_gap.copy()
     gap[np.abs(gap) <= np.float64(rounded(c.gap_deadzone))] = 0.0
 
     # 4. weight, sign-preserving shaping
@@ -281,6 +283,7 @@ def expect(batch: Batch) -> Expected:
     return Expected(
         np.clip(unclipped, -clip, clip),
         unclipped,
+        raw_gap,
         gap,
         b,
         b_error,
@@ -428,8 +431,8 @@ def test_rows_that_do_not_count_change_nothing(chunk):
         got = more.take(place).result()
         assert same_bits(got.advantages[place < num_rows], result.advantages), batch
         assert (got.advantages[place >= num_rows] == 0).all(), batch
-        assert cast_metrics(got, more.take(place).mask, batch.config) == pytest.approx(
-            cast_metrics(result, batch.mask, batch.config), rel=1e-4, abs=1e-6
+        assert cast_metrics(got, more.take(place).mask) == pytest.approx(
+            cast_metrics(result, batch.mask), rel=1e-4, abs=1e-6
         ), batch
 
 
@@ -476,10 +479,28 @@ def test_order_and_names_of_the_rows_do_not_matter(chunk):
         assert close(got, was, e, order), batch
 
 
+QUANTILES = ("gap/p05", "gap/p25", "gap/p50", "gap/p75", "gap/p95")
+
+
+def by_correctness(e, tokens):
+    """Means over trajectories of either side, and their correlation with being correct where both vary, row by row."""
+    rows = np.flatnonzero(tokens.any(axis=1))
+    mean_gap = np.array([e.raw_gap[row][tokens[row]].mean() for row in rows])
+    length, correct = tokens[rows].sum(axis=1), e.correct[rows]
+    expected = {}
+    for side, members in (("correct", correct), ("wrong", ~correct)):
+        if members.any():
+            expected[f"gap/{side}_mean"] = mean_gap[members].mean()
+            expected[f"length/{side}_mean"] = length[members].mean()
+    if len(rows) > 1 and correct.std() > 0 and mean_gap.std() > 1e-3:
+        expected["gap/correctness_corr"] = np.corrcoef(mean_gap, correct)[0, 1]
+    return expected
+
+
 def test_metrics_are_finite_and_right(chunk):
     """Catches a division by nothing, and a metric over rows, tokens or groups that do not count."""
     for batch, e, result in chunk:
-        m = cast_metrics(result, batch.mask, batch.config)
+        m = cast_metrics(result, batch.mask)
         assert all(isinstance(v, float) and math.isfinite(v) for v in m.values()), f"{batch}: {m}"
         counted = e.kind != ""
         tokens = batch.on & counted[:, None]
@@ -492,7 +513,7 @@ def test_metrics_are_finite_and_right(chunk):
         def share(where, among, tokens=tokens):
             return (where & among & tokens).sum() / max(1, (among & tokens).sum())
 
-        gap, advantage = e.gap[tokens], e.advantage[tokens]
+        gap, used_gap, advantage = e.raw_gap[tokens], e.gap[tokens], e.advantage[tokens]
         mass = np.abs(e.advantage) * tokens
         empty = np.isin(e.kind, LABELS[1:])
         expected = {
@@ -503,6 +524,9 @@ def test_metrics_are_finite_and_right(chunk):
             "gap/abs_mean": np.abs(gap).sum() / total,
             "gap/positive_share": (gap > 0).sum() / total,
             "gap/zero_share": (gap == 0).sum() / total,
+            "gap/deadzone_share": (used_gap != gap).sum() / total,
+            **(dict(zip(QUANTILES, np.quantile(gap, [0.05, 0.25, 0.5, 0.75, 0.95]), strict=True)) if gap.size else {}),
+            **by_correctness(e, tokens),
             "flip/share": share(e.flipped, np.ones_like(tokens)),
             "flip/correct_share": share(e.flipped, B > 0),
             "flip/wrong_share": share(e.flipped, B < 0),
