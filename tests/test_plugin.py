@@ -108,6 +108,24 @@ def test_a_changed_seam_is_loud_and_stops_cast_but_not_grpo():
     assert "refused: algorithm.adv_estimator=cast: CAST is not available" in done.stdout and sentence in done.stdout
 
 
+def test_a_run_begins_with_what_it_is_and_what_to_think_about():
+    done = python(
+        """
+        from verl_cast.run_config import compose
+        from verl.utils.config import validate_config
+        rollout = "actor_rollout_ref.rollout"
+        config = compose([
+            "algorithm.adv_estimator=cast", "trainer.n_gpus_per_node=1", f"{rollout}.name=vllm", f"{rollout}.n=2",
+            f"{rollout}.log_prob_micro_batch_size_per_gpu=1", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1",
+        ])
+        validate_config(config, False, False)
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert "CAST is active: flip=both" in done.stdout
+    assert "[verl_cast] warning: actor_rollout_ref.rollout.n=2: even a problem that" in done.stdout
+
+
 @pytest.mark.parametrize(
     "override, sentence",
     [
