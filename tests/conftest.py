@@ -19,3 +19,13 @@ def compose():
             return hydra_compose("ppo_trainer", overrides=list(overrides))
 
     return compose_
+
+
+@pytest.fixture(scope="session")
+def tiny_directory(tmp_path_factory):
+    """The tiny model, its data and its reward function (tiny.py); to be read only."""
+    import tiny
+
+    directory = tmp_path_factory.mktemp("tiny")
+    tiny.write(directory)
+    return directory

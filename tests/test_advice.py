@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from omegaconf import OmegaConf
+from records import fitness_record
 
 from verl_cast import advice, fitness
 from verl_cast.check import check_run
@@ -216,16 +217,7 @@ def test_a_template_without_the_question_is_named(default_run, tmp_path, shown):
 
 def test_a_context_that_was_measured_worse_is_warned_of(default_run):
     """The record of `verl-cast diagnose`; of another context it says nothing."""
-    record = {
-        "record_version": fitness.RECORD_VERSION,
-        "measured_at": "2026-11-22T00:00:00+00:00",
-        "context": "plain",
-        "problems": 40,
-        "samples": 4,
-        "student": {"accuracy": 0.35, "interval": [0.3, 0.4]},
-        "teacher": {"accuracy": 0.07, "interval": [0.04, 0.1]},
-        "difference": {"value": -0.28, "interval": [-0.34, -0.22]},
-    }
+    record = fitness_record(student=(35, 100), teacher=(7, 100), interval=(-0.34, -0.22), problems=40)
     fitness.save(default_run, record)
     assert advice.warnings_of(default_run) == [fitness.warning(record)]
     assert "0.07" in fitness.warning(record)

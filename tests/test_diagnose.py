@@ -24,6 +24,7 @@ from verl_cast.context import load_template
 from verl_cast.diagnose import command, contexts, direction, gaps, page, privileged, stats, tokens
 from verl_cast.diagnose.rollouts import Rollouts, Trajectory
 from verl_cast.diagnose.sampling import root_cause
+from verl_cast.metrics import centred, correlation
 
 ROOT = Path(verl_cast.__file__).parent
 
@@ -87,12 +88,12 @@ def test_agreement_of_signs_and_what_chance_gives():
 def test_correlation_and_centring():
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=30), rng.normal(size=30)
-    assert stats.correlation(x, y) == pytest.approx(np.corrcoef(x, y)[0, 1])
-    assert stats.correlation(x, np.ones(30)) is None
+    assert correlation(x, y) == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert correlation(x, np.ones(30)) is None
     groups = np.repeat([0, 1, 2], 10)
-    centred = stats.centred(x, groups)
-    assert [centred[groups == g].mean() for g in range(3)] == pytest.approx([0, 0, 0], abs=1e-12)
-    assert centred[:10] == pytest.approx(x[:10] - x[:10].mean())
+    own = centred(x, groups)
+    assert [own[groups == g].mean() for g in range(3)] == pytest.approx([0, 0, 0], abs=1e-12)
+    assert own[:10] == pytest.approx(x[:10] - x[:10].mean())
 
 
 def test_intervals_resample_problems_not_samples():
@@ -269,36 +270,29 @@ def test_a_gap_of_zero_is_said():
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tiny")
-    tiny.write(directory)
-    return directory
-
-
-@pytest.fixture(scope="session")
-def overrides(tiny_run):
+def overrides(tiny_directory):
     """The tiny model's verl command."""
     return [
         "algorithm.adv_estimator=cast",
-        f"data.train_files={tiny_run}/train.parquet",
-        f"data.val_files={tiny_run}/train.parquet",
+        f"data.train_files={tiny_directory}/train.parquet",
+        f"data.val_files={tiny_directory}/train.parquet",
         "data.max_prompt_length=64",
         "data.max_response_length=12",
-        f"actor_rollout_ref.model.path={tiny_run}/model",
+        f"actor_rollout_ref.model.path={tiny_directory}/model",
         "actor_rollout_ref.rollout.name=vllm",
         "actor_rollout_ref.rollout.temperature=0.7",
         "actor_rollout_ref.rollout.dtype=float32",
         "actor_rollout_ref.rollout.tensor_model_parallel_size=1",
         "actor_rollout_ref.rollout.enforce_eager=True",
-        f"reward.custom_reward_function.path={tiny_run}/reward.py",
+        f"reward.custom_reward_function.path={tiny_directory}/reward.py",
     ]
 
 
 @pytest.fixture(scope="session")
-def scorer(tiny_run):
+def scorer(tiny_directory):
     from verl_cast.diagnose.scoring import Scorer
 
-    return Scorer(str(tiny_run / "model"), temperature=0.7, pad_token_id=3)
+    return Scorer(str(tiny_directory / "model"), temperature=0.7, pad_token_id=3)
 
 
 def alone(model, prompt, response, temperature=0.7):
@@ -384,12 +378,12 @@ def test_problems_are_drawn_once_and_by_the_seed(setup):
     assert setup.problems("val", 64, 0)[0].reference == "0"
 
 
-def test_the_verifier_is_the_runs_own(setup, tiny_run):
+def test_the_verifier_is_the_runs_own(setup, tiny_directory):
     from verl_cast.diagnose.setup import Verifier
 
     verifier, problem = Verifier(setup), setup.problems("val", 1, 0)[0]
     namespace = {}
-    exec((tiny_run / "reward.py").read_text(), namespace)
+    exec((tiny_directory / "reward.py").read_text(), namespace)
     texts = ["one", "two", "three", "", "more"]
     ids = [[*setup.tokenizer(text)["input_ids"], setup.tokenizer.eos_token_id] for text in texts]
     expected = [namespace["compute_score"]("", text, "")["score"] for text in texts]
@@ -547,7 +541,7 @@ def test_no_file_of_the_package_is_a_context_with_the_answer(tmp_path):
 # ----------------------------------------------------------------------------------------------------- whole command
 
 
-def dump(directory, tiny_run, model=None, steps=(10,), context="plain", seed=0, **changes):
+def dump(directory, tiny_directory, model=None, steps=(10,), context="plain", seed=0, **changes):
     """A trajectory dump of the tiny model: two groups of four a step, old log-probs its own at temperature 0.7."""
     rng = np.random.default_rng(seed)
     tokenizer, policy = tiny.tokenizer(), tiny.model()
@@ -586,12 +580,12 @@ def dump(directory, tiny_run, model=None, steps=(10,), context="plain", seed=0, 
                 }
                 rows.append({**row, **changes})
         cast = {**dataclasses.asdict(CastConfig()), "teacher": {"context": context}}
-        trajectories.write(directory, step, rows, model or str(tiny_run / "model"), cast, temperature=0.7)
+        trajectories.write(directory, step, rows, model or str(tiny_directory / "model"), cast, temperature=0.7)
     return directory
 
 
-def test_the_dump_knows_its_temperature_better(tmp_path, tiny_run, capsys):
-    command = ["diagnose", "--rollouts", str(dump(tmp_path / "dump", tiny_run)), "--out", str(tmp_path / "out")]
+def test_the_dump_knows_its_temperature_better(tmp_path, tiny_directory, capsys):
+    command = ["diagnose", "--rollouts", str(dump(tmp_path / "dump", tiny_directory)), "--out", str(tmp_path / "out")]
     assert cli.main([*command, "--no-fitness", "actor_rollout_ref.rollout.temperature=1.0"]) == 1
     assert "temperature=1: the dump's run sampled at 0.7; leave it out" in capsys.readouterr().err
 
@@ -599,14 +593,14 @@ def test_the_dump_knows_its_temperature_better(tmp_path, tiny_run, capsys):
 TEMPERATURE = "actor_rollout_ref.rollout.temperature=0.7"
 
 
-def test_rollouts_of_a_dump(tmp_path, tiny_run, capsys):
+def test_rollouts_of_a_dump(tmp_path, tiny_directory, capsys):
     """No vLLM: the dump's own log-probs for the answer-free teacher, a forward for the privileged one."""
     run = tmp_path / "run"
-    dump(run / "checkpoints" / trajectories.DIRECTORY, tiny_run, steps=(10, 20))
+    dump(run / "checkpoints" / trajectories.DIRECTORY, tiny_directory, steps=(10, 20))
     out = tmp_path / "out"
     assert cli.main(["diagnose", "--rollouts", str(run), "--no-fitness", "--out", str(out), TEMPERATURE]) == 0
     result = json.loads((out / "diagnosis.json").read_text())
-    assert result["contexts"] is None and result["settings"]["model"] == str(tiny_run / "model")
+    assert result["contexts"] is None and result["settings"]["model"] == str(tiny_directory / "model")
     counts = result["rollouts"]
     assert (counts["trajectories"], counts["problems"], counts["right"]) == (16, 4, 4)
     assert counts["distance"] < 1e-4 and counts["noise_p99"] < 1e-4  # the scoring model is the dump's policy
@@ -636,8 +630,8 @@ def test_rollouts_of_a_dump(tmp_path, tiny_run, capsys):
     assert "Levers" in printed and "privileged" in printed and max(map(len, printed.splitlines()[:-3])) <= 100
 
 
-def test_a_checkpoint_of_another_policy_is_noticed(tmp_path, tiny_run):
-    dump(tmp_path / "dump", tiny_run)
+def test_a_checkpoint_of_another_policy_is_noticed(tmp_path, tiny_directory):
+    dump(tmp_path / "dump", tiny_directory)
     other = tmp_path / "other"
     tiny.model(seed=1).save_pretrained(other)
     tiny.tokenizer().save_pretrained(other)
@@ -651,22 +645,22 @@ def test_a_checkpoint_of_another_policy_is_noticed(tmp_path, tiny_run):
     assert same["gap"]["all"]["abs_mean"] == 0  # the policy's own log-probs, not the other model's
 
 
-def no_reference(path, tiny_run):
-    dump(path, tiny_run, reference=None)
+def no_reference(path, tiny_directory):
+    dump(path, tiny_directory, reference=None)
 
 
-def excluded(path, tiny_run):
-    dump(path, tiny_run, kind="excluded")
+def excluded(path, tiny_directory):
+    dump(path, tiny_directory, kind="excluded")
 
 
-def truncated(path, tiny_run):
-    dump(path, tiny_run)
+def truncated(path, tiny_directory):
+    dump(path, tiny_directory)
     file = next(path.glob("*.parquet"))
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def other_version(path, tiny_run):
-    dump(path, tiny_run)
+def other_version(path, tiny_directory):
+    dump(path, tiny_directory)
     import pyarrow.parquet as pq
 
     file = next(path.glob("*.parquet"))
@@ -674,25 +668,25 @@ def other_version(path, tiny_run):
     pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"verl_cast_dump": b"99"}), file)
 
 
-def mixed_models(path, tiny_run):
-    dump(path, tiny_run, steps=(10,))
-    dump(path, tiny_run, steps=(20,), model="/another/model")
+def mixed_models(path, tiny_directory):
+    dump(path, tiny_directory, steps=(10,))
+    dump(path, tiny_directory, steps=(20,), model="/another/model")
 
 
-def mixed_settings(path, tiny_run):
-    dump(path, tiny_run, steps=(10,))
-    dump(path, tiny_run, steps=(20,), context="same")
+def mixed_settings(path, tiny_directory):
+    dump(path, tiny_directory, steps=(10,))
+    dump(path, tiny_directory, steps=(20,), context="same")
 
 
-def missing_model(path, tiny_run):
-    dump(path, tiny_run, model="/nowhere/model")
+def missing_model(path, tiny_directory):
+    dump(path, tiny_directory, model="/nowhere/model")
 
 
-def empty(path, tiny_run):
+def empty(path, tiny_directory):
     path.mkdir()
 
 
-def missing(path, tiny_run):
+def missing(path, tiny_directory):
     pass
 
 
@@ -710,8 +704,8 @@ def missing(path, tiny_run):
         (missing, "no such file or directory"),
     ],
 )
-def test_bad_rollouts_get_one_sentence(tmp_path, tiny_run, capsys, make, words):
-    make(tmp_path / "dump", tiny_run)
+def test_bad_rollouts_get_one_sentence(tmp_path, tiny_directory, capsys, make, words):
+    make(tmp_path / "dump", tiny_directory)
     arguments = ["diagnose", "--rollouts", str(tmp_path / "dump"), "--no-fitness", "--out", str(tmp_path / "out")]
     assert cli.main(arguments) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -734,7 +728,7 @@ def test_the_reason_of_a_failed_sampling_is_the_first_exception():
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_whole_diagnosis_through_vllm(tmp_path, tiny_run, overrides):
+def test_the_whole_diagnosis_through_vllm(tmp_path, tiny_directory, overrides):
     """The real command: samples, verifies, scores, and leaves the record that the doctor and a run's start find."""
     template = tmp_path / "shown.jinja"
     template.write_text("2 + 2 = 4\n{{ problem }}\n")

@@ -18,6 +18,7 @@ import pytest
 import tiny
 import torch
 from omegaconf import OmegaConf
+from records import fitness_record
 from transformers import AutoConfig
 from verl_run import command_and_environment
 
@@ -32,13 +33,6 @@ from verl_cast.self_teacher import SelfTeacher
 # What verl and Megatron say when they are imported is not of these tests.
 pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")]
 CAST, ROLLOUT, ACTOR = "algorithm.cast", "actor_rollout_ref.rollout", "actor_rollout_ref.actor"
-
-
-@pytest.fixture(scope="module")
-def tiny_directory(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tiny")
-    tiny.write(directory)
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -562,16 +556,7 @@ def test_what_was_measured_of_the_context_is_shown(good_run):
 
     line, warnings = fitness_line()
     assert "not measured yet" in line.text and "verl-cast diagnose" in line.text
-    record = {
-        "record_version": fitness.RECORD_VERSION,
-        "measured_at": "2026-11-22T00:00:00+00:00",
-        "context": "plain",
-        "problems": 40,
-        "samples": 4,
-        "student": {"accuracy": 0.35, "interval": [0.3, 0.4]},
-        "teacher": {"accuracy": 0.91, "interval": [0.87, 0.95]},
-        "difference": {"value": 0.56, "interval": [0.5, 0.62]},
-    }
+    record = fitness_record(student=(35, 100), teacher=(91, 100), interval=(0.5, 0.62), problems=40)
     fitness.save(good_run, record)
     line, warnings = fitness_line()
     assert line.mark == "ok" and not warnings

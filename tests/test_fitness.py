@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from omegaconf import OmegaConf
+from records import fitness_record
 
 from verl_cast import fitness, run_config
 
@@ -34,29 +35,13 @@ def run(composed, tmp_path, monkeypatch):
     return run_
 
 
-def record(student=(20, 100), teacher=(10, 100), interval=(-0.18, -0.02), problems=25):
-    def side(right, samples):
-        return {"right": right, "samples": samples, "accuracy": right / samples, "interval": [0.1, 0.3]}
-
-    return {
-        "record_version": 1,
-        "measured_at": "2026-11-22T10:00:00+00:00",
-        "context": "plain",
-        "problems": problems,
-        "samples": 4,
-        "student": side(*student),
-        "teacher": side(*teacher),
-        "difference": {"value": teacher[0] / teacher[1] - student[0] / student[1], "interval": list(interval)},
-    }
-
-
 def test_what_is_saved_is_found_by_the_same_run_alone(run, tmp_path):
     config = run()
     assert fitness.find(config) is None
-    path = fitness.save(config, record())
-    assert path.is_relative_to(tmp_path / "cache" / "fitness") and fitness.find(config) == record()
-    assert fitness.find(run("data.val_files=elsewhere.parquet")) == record()  # what it was measured on
-    assert fitness.find(run("actor_rollout_ref.actor.optim.lr=1e-4")) == record()  # does not touch the contexts
+    path = fitness.save(config, fitness_record())
+    assert path.is_relative_to(tmp_path / "cache" / "fitness") and fitness.find(config) == fitness_record()
+    assert fitness.find(run("data.val_files=elsewhere.parquet")) == fitness_record()  # what it was measured on
+    assert fitness.find(run("actor_rollout_ref.actor.optim.lr=1e-4")) == fitness_record()  # does not touch the contexts
     for other in (
         "actor_rollout_ref.model.path=org/other",
         "actor_rollout_ref.rollout.temperature=0.5",
@@ -103,13 +88,13 @@ def test_relative_and_absolute_model_paths_are_one_model(run, tmp_path, monkeypa
     ],
 )
 def test_the_verdict_is_the_intervals(interval, problems, said):
-    measured = record(interval=interval, problems=problems)
+    measured = fitness_record(interval=interval, problems=problems)
     assert fitness.verdict(measured) == said
     assert (fitness.warning(measured) is not None) == (said == "worse")
 
 
 def test_the_warning_has_the_numbers_and_the_levers():
-    sentence = fitness.warning(record())
+    sentence = fitness.warning(fitness_record())
     for words in ("0.10", "0.20", "-0.18 to -0.02", "25 problems", "plain", "2026-11-22", "flip", "gap_deadzone"):
         assert words in sentence
 
@@ -122,9 +107,9 @@ def test_the_warning_has_the_numbers_and_the_levers():
         "null",
         '"text"',
         json.dumps({"record_version": 99}),
-        json.dumps({**record(), "difference": {"value": -0.1, "interval": []}}),
-        json.dumps({**record(), "difference": {"value": -0.1, "interval": ["low", "high"]}}),
-        json.dumps({key: value for key, value in record().items() if key != "teacher"}),
+        json.dumps({**fitness_record(), "difference": {"value": -0.1, "interval": []}}),
+        json.dumps({**fitness_record(), "difference": {"value": -0.1, "interval": ["low", "high"]}}),
+        json.dumps({key: value for key, value in fitness_record().items() if key != "teacher"}),
     ],
 )
 def test_a_damaged_record_is_said_and_ignored(run, caplog, content):
@@ -143,7 +128,7 @@ def test_a_cache_that_is_no_directory_is_said_and_ignored(run, caplog, tmp_path,
         assert fitness.find(run()) is None
     assert "ignored" in caplog.text
     with pytest.raises(OSError):
-        fitness.save(run(), record())
+        fitness.save(run(), fitness_record())
 
 
 def test_a_user_without_a_home_is_said_and_ignored(run, caplog, monkeypatch):

@@ -19,6 +19,13 @@ class UserError(Exception):
     """A sentence for the user: what is wrong, and the remedy."""
 
 
+def first_line(problem: BaseException) -> str:
+    """An exception's message as one row, ending in a full stop."""
+    rows = [row.strip() for row in str(problem).splitlines() if row.strip()]
+    text = rows[0] if rows else type(problem).__name__
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="verl-cast", description="See what CAST does, and what it will do.")

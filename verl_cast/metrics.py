@@ -5,6 +5,8 @@ averaged); none of these names holds such a word, so all are averaged, weighted 
 a batch (the mean length of its correct responses when there are none) is left out, never 0.
 """
 
+import math
+
 import numpy as np
 import torch
 
@@ -106,26 +108,39 @@ def _trajectory_metrics(result: CastAdvantage, tokens: torch.Tensor, entropy: to
     rows = tokens.any(dim=-1)
     correct, group, tokens = result.base.correct[rows], result.base.group[rows], tokens[rows]
     length = tokens.sum(dim=-1).double()
-    mean_gap = _row_means(result.raw_gap[rows], tokens, length)
-    values = {"cast/gap": mean_gap, "cast/length": length}
+    values = {"cast/gap": _row_means(result.raw_gap[rows], tokens, length), "cast/length": length.cpu().numpy()}
     if entropy is not None:
         values["cast/entropy"] = _row_means(entropy[rows], tokens, length)
-    metrics = {}
+    correct, group, metrics = correct.cpu().numpy(), group.cpu().numpy(), {}
     for side, members in (("correct", correct), ("wrong", ~correct)):
         if members.any():
             for name, value in values.items():
                 metrics[f"{name}/{side}_mean"] = float(value[members].mean())
     # Section 11's question, kept in view during training: does the teacher prefer what is right?
-    is_correct = correct.double()
+    mean_gap, is_correct = values["cast/gap"], correct.astype(np.float64)
     pairs = {
         "correctness_corr": (mean_gap, is_correct),
-        "correctness_corr_in_group": (_centred(mean_gap, group), _centred(is_correct, group)),
+        "correctness_corr_in_group": (centred(mean_gap, group), centred(is_correct, group)),
     }
     for name, (x, y) in pairs.items():
-        value = _correlation(x, y)
+        value = correlation(x, y)
         if value is not None:
             metrics[f"cast/gap/{name}"] = value
     return metrics
+
+
+def centred(values: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """The values (N,) less the mean of their group; `group` (N,) as 0, 1, 2, ..."""
+    return values - (np.bincount(group, values) / np.maximum(np.bincount(group), 1))[group]
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> float | None:
+    """Pearson's, of (N,) and (N,); None where one of them does not vary."""
+    if len(x) < 2:
+        return None
+    x, y = x - x.mean(), y - y.mean()
+    scale = math.sqrt(float(x @ x) * float(y @ y))
+    return float(x @ y) / scale if scale > 1e-12 else None
 
 
 def _share(condition: np.ndarray) -> float:
@@ -141,20 +156,6 @@ def _mean(values: np.ndarray) -> float:
     return _sum(values) / max(values.size, 1)
 
 
-def _row_means(values: torch.Tensor, tokens: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-    return torch.where(tokens, values, torch.zeros_like(values)).sum(dim=-1).double() / length
-
-
-def _centred(values: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
-    """Values minus the mean of their group."""
-    size = torch.bincount(group)
-    return values - (torch.bincount(group, weights=values) / size.clamp_min(1))[group]
-
-
-def _correlation(x: torch.Tensor, y: torch.Tensor) -> float | None:
-    """Pearson's, None where one of them does not vary."""
-    if x.numel() < 2:
-        return None
-    x, y = x - x.mean(), y - y.mean()
-    scale = float(x.norm() * y.norm())
-    return float(x @ y) / scale if scale > 1e-12 else None
+def _row_means(values: torch.Tensor, tokens: torch.Tensor, length: torch.Tensor) -> np.ndarray:
+    means = torch.where(tokens, values, torch.zeros_like(values)).sum(dim=-1).double() / length
+    return means.cpu().numpy()

@@ -9,7 +9,6 @@ import functools
 import warnings
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 import transfer_queue as tq
@@ -26,6 +25,7 @@ from verl_cast.dump import FIELDS, TrajectoryDump
 from verl_cast.estimator import EstimatorInputs, estimator_inputs
 from verl_cast.metrics import noise_metrics
 from verl_cast.seams import check_seams
+from verl_cast.trajectories import final_rows
 
 # Of verl's timing_raw: the teacher's pass, and what only looks on.
 _STAGES = ("cast_teacher", "cast_noise", "cast_dump")
@@ -167,20 +167,13 @@ class CastTrainerMixin:
         return "teacher_log_probs"
 
     def _final_rows(self, keys: list[str]) -> torch.Tensor:
-        """For every row the row of its session's final output; keys are `{uid}_{session}_{index}`."""
-        sessions, outputs = zip(*(key.rsplit("_", 1) for key in keys), strict=True)
-        outputs = np.array(outputs, dtype=np.int64)
-        if outputs.any() and self.cast_config.teacher.context != "same":
+        """For every row the row of its session's final output."""
+        if self.cast_config.teacher.context != "same" and any(key.rsplit("_", 1)[1] != "0" for key in keys):
             raise ValueError(
                 "CAST: an agent loop gave several outputs for one session, each with a prompt of its own; only "
                 "algorithm.cast.teacher.context=same can score them."
             )
-        _, session = np.unique(np.array(sessions), return_inverse=True)
-        # Rows ordered by session, then output: the last row of each session is its final output.
-        order = np.lexsort((outputs, session))
-        final_of_session = np.empty(session.max() + 1, dtype=np.int64)
-        final_of_session[session[order]] = order
-        return torch.from_numpy(final_of_session[session])
+        return torch.from_numpy(final_rows(keys))
 
 
 def _check_one_teacher(ranks: list[dict[str, Any]]) -> None:

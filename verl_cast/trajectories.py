@@ -36,6 +36,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -109,6 +110,15 @@ def write(
     pq.write_table(table, scratch, compression="zstd")
     os.replace(scratch, path)
     return path
+
+
+def final_rows(keys: Sequence[str]) -> np.ndarray:
+    """(N,) int64, for every row the row of its session's final output; keys are `{uid}_{session}_{output}`."""
+    final: dict[str, tuple[int, int]] = {}
+    for row, key in enumerate(keys):
+        session, output = key.rsplit("_", 1)
+        final[session] = max(final.get(session, (-1, -1)), (int(output), row))
+    return np.array([final[key.rsplit("_", 1)[0]][1] for key in keys], dtype=np.int64)
 
 
 def files(directory: Path) -> dict[int, Path]:

@@ -13,6 +13,7 @@ import numpy as np
 from verl_cast.config import FLIPS
 from verl_cast.diagnose import stats
 from verl_cast.diagnose.rollouts import Rollouts
+from verl_cast.metrics import centred, correlation
 
 DEADZONE_QUANTILES = (0.5, 0.75, 0.9, 0.99)  # of |g|; 0 always comes first
 ENOUGH = 0.9  # share of tokens with the verifier's sign, on each side, that a recommended dead zone leaves
@@ -24,16 +25,16 @@ def relation(rollouts: Rollouts, teacher: list[np.ndarray], seed: int) -> dict[s
     Positive (AUC above 0.5): the teacher's gaps agree with the verifier. Negative: CAST trains towards what is wrong.
     """
     mean_gap, right, groups = rollouts.mean_gaps(teacher), rollouts.right, rollouts.groups
-    own, truth = stats.centred(mean_gap, groups), stats.centred(right.astype(float), groups)
+    own, truth = centred(mean_gap, groups), centred(right.astype(float), groups)
 
     def with_interval(statistic) -> dict[str, Any]:
         everything = np.arange(len(right))
         return {"value": statistic(everything), "interval": stats.group_interval(groups, statistic, seed)}
 
     return {
-        "correlation": with_interval(lambda rows: stats.correlation(mean_gap[rows], right[rows].astype(float))),
+        "correlation": with_interval(lambda rows: correlation(mean_gap[rows], right[rows].astype(float))),
         # Centred once: a group keeps its own mean, however often it is drawn.
-        "correlation_in_group": with_interval(lambda rows: stats.correlation(own[rows], truth[rows])),
+        "correlation_in_group": with_interval(lambda rows: correlation(own[rows], truth[rows])),
         "auc": with_interval(lambda rows: stats.auc(mean_gap[rows], right[rows])),
         "mean_gap_right": float(mean_gap[right].mean()) if right.any() else None,
         "mean_gap_wrong": float(mean_gap[~right].mean()) if (~right).any() else None,

@@ -222,7 +222,7 @@ def read_dump(paths: Sequence[str], problems: int, seed: int) -> tuple[Rollouts,
         about=f"{span} of a run: {len(kept)} of {len(names)} dumped groups",
         method=method,
         norm_by_std=about["norm_adv_by_std_in_grpo"],
-        final_row=_final_rows([f"{row['step']}/{row['row']}" for row in rows]),
+        final_row=trajectories.final_rows([f"{row['step']}/{row['row']}" for row in rows]),
         trajectories=[
             Trajectory(
                 group=f"{row['step']}/{row['group']}",
@@ -240,15 +240,6 @@ def read_dump(paths: Sequence[str], problems: int, seed: int) -> tuple[Rollouts,
         teachers={method.teacher.context: [np.array(row["teacher_log_probs"], dtype=np.float32) for row in rows]},
     )
     return rollouts, about
-
-
-def _final_rows(keys: Sequence[str]) -> np.ndarray:
-    """For every row the row of its session's final output; keys are `{uid}_{session}_{output}`."""
-    final: dict[str, tuple[int, int]] = {}
-    for row, key in enumerate(keys):
-        session, output = key.rsplit("_", 1)
-        final[session] = max(final.get(session, (-1, -1)), (int(output), row))
-    return np.array([final[key.rsplit("_", 1)[0]][1] for key in keys])
 
 
 def sampled(setup: Any, problems: Sequence[Any], outputs: Sequence[Any], rewards: Sequence[Any]) -> Rollouts:

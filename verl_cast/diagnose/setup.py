@@ -17,7 +17,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from verl_cast.check import cast_config, is_cast_run
-from verl_cast.cli import UserError
+from verl_cast.cli import UserError, first_line
 from verl_cast.config import CastConfig, CastConfigError
 from verl_cast.context import TeacherContext, load_template
 
@@ -105,7 +105,7 @@ class Setup:
         except (OSError, ValueError) as error:  # not a directory, or one without tokenizer
             raise UserError(
                 f"{MODEL_KEY}={path} holds no tokenizer that transformers can load; name a Hugging Face model "
-                f"directory ({_first_line(error)})"
+                f"directory ({first_line(error)})"
             ) from error
         if model.get("custom_chat_template", None) is not None:
             tokenizer.chat_template = model.custom_chat_template
@@ -199,7 +199,7 @@ class Verifier:
         try:
             self._manager = load_reward_manager(setup.config, setup.tokenizer)
         except (FileNotFoundError, AttributeError) as error:
-            raise UserError(f"the reward function cannot be loaded: {_first_line(error)}") from error
+            raise UserError(f"the reward function cannot be loaded: {first_line(error)}") from error
 
     def score(self, problem: Problem, response_ids: Sequence[int]) -> float:
         """The reward of one response."""
@@ -226,7 +226,3 @@ def _user_errors(function, *args):
         if str(error).startswith("CAST: "):
             raise UserError(str(error).removeprefix("CAST: ")) from error
         raise
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") + "."

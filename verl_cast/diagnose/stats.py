@@ -1,4 +1,4 @@
-"""The statistics of the diagnosis, on plain numpy arrays: intervals, AUC, correlation, sign agreement.
+"""The statistics of the diagnosis, on plain numpy arrays: intervals, AUC, sign agreement.
 
 Everything that rests on few problems comes with a 95 % interval. Samples of one problem are not independent, so
 intervals of differences and of relations resample problems, not samples. None: cannot be said from these data.
@@ -90,18 +90,6 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # of equal scores the mean rank
     return float((ranks[positive].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
-
-
-def correlation(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Pearson's; None where one of them does not vary."""
-    x, y = x - x.mean(), y - y.mean()
-    scale = math.sqrt(float(x @ x) * float(y @ y))
-    return float(x @ y) / scale if scale > 1e-12 else None
-
-
-def centred(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """The values less their group's mean; `groups` as 0, 1, 2, ..."""
-    return values - (np.bincount(groups, values) / np.maximum(np.bincount(groups), 1))[groups]
 
 
 def sign_agreement(a: np.ndarray, b: np.ndarray, above: float = 0.0) -> dict[str, float | int | None]:

@@ -18,10 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 
 import verl_cast
 from verl_cast import run_config
-from verl_cast.cli import UserError
+from verl_cast.cli import UserError, first_line
 from verl_cast.doctor import lines as report
 from verl_cast.doctor import registration, versions
-from verl_cast.doctor.lines import Line, Section, cause_of, error, first_line, note
+from verl_cast.doctor.lines import Line, Section, cause_of, error, note
 
 _NO_PLATFORM = "VERL_PLATFORM=cpu comes with the plugin, without which verl fails"
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_cast.cli import first_line
 from verl_cast.config import TeacherConfig
 from verl_cast.context import TeacherContext, length_limits, load_template
-from verl_cast.doctor.lines import Line, error, first_line, note, ok, shortened, warning
+from verl_cast.doctor.lines import Line, error, note, ok, shortened, warning
 
 
 @dataclass(frozen=True)

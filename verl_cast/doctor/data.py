@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import DictConfig
 
-from verl_cast.doctor.lines import Line, cause_of, error, first_line, note, ok, warning
+from verl_cast.cli import first_line
+from verl_cast.doctor.lines import Line, cause_of, error, note, ok, warning
 
 ROWS = 64
 

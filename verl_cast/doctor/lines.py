@@ -89,13 +89,6 @@ def shortened(text: str, head: int = 900, tail: int = 300) -> str:
     return f"{text[:head]}\n[... {len(text) - head - tail} characters ...]\n{text[-tail:]}"
 
 
-def first_line(problem: BaseException) -> str:
-    """An exception's message as one row, ending in a full stop."""
-    rows = [row.strip() for row in str(problem).splitlines() if row.strip()]
-    text = rows[0] if rows else type(problem).__name__
-    return text if text.endswith((".", "!", "?")) else f"{text}."
-
-
 def cause_of(problem: BaseException) -> BaseException:
     """What an exception was raised from, if verl or hydra wrapped it."""
     return problem.__cause__ or problem

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import verl_cast
-from verl_cast.doctor.lines import Line, error, first_line, ok, warning
+from verl_cast.cli import first_line
+from verl_cast.doctor.lines import Line, error, ok, warning
 
 GROUP, NAME, TARGET = "verl.plugins", "cast", "verl_cast.plugin"
 _POLICY = "VERL_USE_EXTERNAL_PLUGINS"

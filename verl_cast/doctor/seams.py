@@ -3,7 +3,8 @@
 import importlib
 import importlib.util
 
-from verl_cast.doctor.lines import Line, error, first_line, note, ok
+from verl_cast.cli import first_line
+from verl_cast.doctor.lines import Line, error, note, ok
 from verl_cast.doctor.versions import on_cpu_platform
 from verl_cast.seams import SEAMS, SeamChanged, parameters_of
 
