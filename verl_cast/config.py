@@ -1,14 +1,15 @@
 """`algorithm.cast`: every key of the method, its default (the evaluated run, method section 9) and what it accepts.
 
 Building a `CastConfig` is the validation: a config object that exists makes sense. What depends on the rest of verl's
-config (rollout.n, the loss, the trainer) is checked in `verl_cast.check`. Imports nothing but the standard library.
+config (rollout.n, the loss, the trainer) is checked in `verl_cast.check`. The configs of the other methods that train
+with a self-teacher (verl_cast/baselines) are built from the same parts. Imports nothing but the standard library.
 """
 
 import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 FLIPS = ("both", "correct", "wrong", "none")
 TEACHER_WEIGHTS = ("snapshot", "ema", "initial", "current")
@@ -21,117 +22,6 @@ class CastConfigError(ValueError):
 
     def __init__(self, key: str, value: Any, remedy: str):
         super().__init__(f"{key}={value!r}: {remedy}")
-
-
-@dataclass(frozen=True)
-class TeacherConfig:
-    """`algorithm.cast.teacher`: the weights and the context of the self-teacher (method section 8)."""
-
-    # snapshot: a copy of the policy's trainable parameters, renewed every `refresh_interval` training steps.
-    # ema: their average over time; every training step it moves to ema_decay · teacher + (1 − ema_decay) · policy.
-    # initial: those that the run started with (under LoRA the base model without the adapter).
-    # current: the policy itself, as it is before the step's update.
-    weights: str = "snapshot"
-    refresh_interval: int = 10
-    ema_decay: float = 0.995
-    # plain: the problem as text without chat template. same: the student's own prompt. Or a Jinja template file.
-    context: str = "plain"
-    # What a resumed run does when its checkpoint holds no teacher (one of a plain GRPO run, say).
-    missing_state: str = "error"
-
-    def __post_init__(self):
-        prefix = "algorithm.cast.teacher"
-        _require_choice(f"{prefix}.weights", self.weights, TEACHER_WEIGHTS)
-        _require_choice(f"{prefix}.missing_state", self.missing_state, MISSING_STATES)
-        _require_whole_number(f"{prefix}.refresh_interval", self.refresh_interval, minimum=1)
-        decay = _number(f"{prefix}.ema_decay", self.ema_decay)
-        if not 0 < decay < 1:
-            raise CastConfigError(
-                f"{prefix}.ema_decay",
-                decay,
-                "must lie between 0 and 1; use weights=current for a teacher without memory, weights=initial for one "
-                "that never moves.",
-            )
-        object.__setattr__(self, "ema_decay", decay)
-        if not isinstance(self.context, str) or not (
-            self.context in ("plain", "same") or self.context.endswith(TEMPLATE_SUFFIXES)
-        ):
-            raise CastConfigError(
-                f"{prefix}.context",
-                self.context,
-                f"must be plain, same, or the path of a Jinja template ending in {', '.join(TEMPLATE_SUFFIXES)}.",
-            )
-
-
-@dataclass(frozen=True)
-class DumpConfig:
-    """`algorithm.cast.dump`: trajectories with all that CAST knows of their tokens (verl_cast/trajectories.py)."""
-
-    interval: int = 0  # training steps between dumps; 0: none
-    groups: int = 4  # of every dump, chosen at random
-    directory: str | None = None  # None: cast_trajectories below trainer.default_local_dir
-
-    def __post_init__(self):
-        prefix = "algorithm.cast.dump"
-        _require_whole_number(f"{prefix}.interval", self.interval, minimum=0)
-        _require_whole_number(f"{prefix}.groups", self.groups, minimum=1)
-        if self.directory is not None and (not isinstance(self.directory, str) or not self.directory):
-            raise CastConfigError(f"{prefix}.directory", self.directory, "must be a path, or null for the default.")
-
-
-@dataclass(frozen=True)
-class CastConfig:
-    """`algorithm.cast`: the advantage of CAST (method sections 2 to 6). The defaults are those of the evaluated run."""
-
-    gap_weight: float = 1.0  # λ
-    positive_clip: tuple[float, float] = (0.8, 1.05)  # (L, U) of the weight where B >= 0
-    negative_clip: tuple[float, float] = (0.95, 1.2)  # (L, U) of the weight where B < 0
-    flip: str = "both"  # in which trajectories tokens of opposite gap sign get the opposite advantage sign
-    advantage_clip: float | None = 1.2  # bound of the final clip; None: no final clip
-    base_correct: float = 1.0  # b of all-correct groups; 0: they get no advantage, as in GRPO
-    base_wrong: float = 1.0  # b of all-wrong groups
-    correct_threshold: float = 0.5  # a response is correct if its reward is greater
-    gap_deadzone: float = 0.0  # a gap with |g| up to this counts as 0
-    # Training steps between measurements of the engine's own noise (one more forward each); 0: never.
-    noise_floor_interval: int = 0
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    dump: DumpConfig = field(default_factory=DumpConfig)
-
-    def __post_init__(self):
-        prefix = "algorithm.cast"
-        for key in ("gap_weight", "base_correct", "base_wrong", "gap_deadzone"):
-            object.__setattr__(self, key, _number(f"{prefix}.{key}", getattr(self, key), minimum=0.0))
-        threshold = _number(f"{prefix}.correct_threshold", self.correct_threshold)
-        object.__setattr__(self, "correct_threshold", threshold)
-        for key in ("positive_clip", "negative_clip"):
-            object.__setattr__(self, key, _weight_bounds(f"{prefix}.{key}", getattr(self, key)))
-        _require_choice(f"{prefix}.flip", self.flip, FLIPS)
-        if self.advantage_clip is not None:
-            clip = _number(f"{prefix}.advantage_clip", self.advantage_clip)
-            if clip <= 0:
-                raise CastConfigError(f"{prefix}.advantage_clip", clip, "must be greater than 0, or null for no clip.")
-            object.__setattr__(self, "advantage_clip", clip)
-        _require_whole_number(f"{prefix}.noise_floor_interval", self.noise_floor_interval, minimum=0)
-        for key, group in _GROUPS.items():
-            if not isinstance(getattr(self, key), group):
-                names = ", ".join(f.name for f in fields(group))
-                raise CastConfigError(f"{prefix}.{key}", getattr(self, key), f"must be a group of keys ({names}).")
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any] | None) -> "CastConfig":
-        """Build from the plain container of `algorithm.cast` (None or empty: all defaults).
-
-        Raises:
-            CastConfigError: for an unknown key, a wrong type or a value out of range, with the key, value and remedy.
-        """
-        values = _known_keys(cls, "algorithm.cast", values)
-        for key, group in _GROUPS.items():
-            if key in values:
-                values[key] = group(**_known_keys(group, f"algorithm.cast.{key}", values[key]))
-        return cls(**values)
-
-
-_GROUPS = {"teacher": TeacherConfig, "dump": DumpConfig}
 
 
 def _known_keys(cls, prefix: str, values: Any) -> dict[str, Any]:
@@ -148,12 +38,12 @@ def _known_keys(cls, prefix: str, values: Any) -> dict[str, Any]:
     return dict(values)
 
 
-def _require_whole_number(key: str, value: Any, minimum: int) -> None:
+def require_whole_number(key: str, value: Any, minimum: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise CastConfigError(key, value, f"must be a whole number, at least {minimum}.")
 
 
-def _number(key: str, value: Any, minimum: float | None = None) -> float:
+def number(key: str, value: Any, minimum: float | None = None) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise CastConfigError(key, value, "must be a finite number.")
     if minimum is not None and value < minimum:
@@ -164,7 +54,7 @@ def _number(key: str, value: Any, minimum: float | None = None) -> float:
 def _weight_bounds(key: str, value: Any) -> tuple[float, float]:
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise CastConfigError(key, value, "must be two numbers [lower, upper], as in [0.8,1.05].")
-    lower, upper = (_number(key, bound, minimum=0.0) for bound in value)
+    lower, upper = (number(key, bound, minimum=0.0) for bound in value)
     if lower > upper:
         raise CastConfigError(key, [lower, upper], f"the bounds are in the wrong order; use [{upper:g},{lower:g}].")
     if upper < 1:
@@ -173,7 +63,142 @@ def _weight_bounds(key: str, value: Any) -> tuple[float, float]:
     return lower, upper
 
 
-def _require_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
+def require_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         hint = " (quote it: YAML reads a bare word like off or no as a truth value)" if isinstance(value, bool) else ""
         raise CastConfigError(key, value, f"must be one of {', '.join(choices)}{hint}.")
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """`algorithm.cast.teacher`: the weights and the context of the self-teacher (method section 8)."""
+
+    KEY: ClassVar[str] = "algorithm.cast.teacher"
+    PRIVILEGED: ClassVar[bool] = False  # whether the context shows what a student never sees (a reference, say)
+
+    # snapshot: a copy of the policy's trainable parameters, renewed every `refresh_interval` training steps.
+    # ema: their average over time; every training step it moves to ema_decay · teacher + (1 − ema_decay) · policy.
+    # initial: those that the run started with (under LoRA the base model without the adapter).
+    # current: the policy itself, as it is before the step's update.
+    weights: str = "snapshot"
+    refresh_interval: int = 10
+    ema_decay: float = 0.995
+    # plain: the problem as text without chat template. same: the student's own prompt. Or a Jinja template file.
+    context: str = "plain"
+    # What a resumed run does when its checkpoint holds no teacher (one of a plain GRPO run, say).
+    missing_state: str = "error"
+
+    def __post_init__(self):
+        prefix = self.KEY
+        require_choice(f"{prefix}.weights", self.weights, TEACHER_WEIGHTS)
+        require_choice(f"{prefix}.missing_state", self.missing_state, MISSING_STATES)
+        require_whole_number(f"{prefix}.refresh_interval", self.refresh_interval, minimum=1)
+        decay = number(f"{prefix}.ema_decay", self.ema_decay)
+        if not 0 < decay < 1:
+            raise CastConfigError(
+                f"{prefix}.ema_decay",
+                decay,
+                "must lie between 0 and 1; use weights=current for a teacher without memory, weights=initial for one "
+                "that never moves.",
+            )
+        object.__setattr__(self, "ema_decay", decay)
+        self._check_context()
+
+    def _check_context(self) -> None:
+        if not isinstance(self.context, str) or not (
+            self.context in ("plain", "same") or self.context.endswith(TEMPLATE_SUFFIXES)
+        ):
+            raise CastConfigError(
+                f"{self.KEY}.context",
+                self.context,
+                f"must be plain, same, or the path of a Jinja template ending in {', '.join(TEMPLATE_SUFFIXES)}.",
+            )
+
+
+@dataclass(frozen=True)
+class DumpConfig:
+    """`algorithm.cast.dump`: trajectories with all that CAST knows of their tokens (verl_cast/trajectories.py)."""
+
+    interval: int = 0  # training steps between dumps; 0: none
+    groups: int = 4  # of every dump, chosen at random
+    directory: str | None = None  # None: cast_trajectories below trainer.default_local_dir
+
+    def __post_init__(self):
+        prefix = "algorithm.cast.dump"
+        require_whole_number(f"{prefix}.interval", self.interval, minimum=0)
+        require_whole_number(f"{prefix}.groups", self.groups, minimum=1)
+        if self.directory is not None and (not isinstance(self.directory, str) or not self.directory):
+            raise CastConfigError(f"{prefix}.directory", self.directory, "must be a path, or null for the default.")
+
+
+class MethodConfig:
+    """What every method with a self-teacher has: a group `algorithm.<NAME>`, the estimator's name, and its parts."""
+
+    NAME: ClassVar[str]
+    GROUPS: ClassVar[dict[str, type]]  # the parts that are groups of keys themselves
+    teacher: TeacherConfig
+    dump: ClassVar[DumpConfig] = DumpConfig()  # none, unless the method has this group
+    noise_floor_interval: ClassVar[int] = 0
+
+    @classmethod
+    def key(cls) -> str:
+        """Where the method's settings stand in verl's config."""
+        return f"algorithm.{cls.NAME}"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any] | None) -> "MethodConfig":
+        """Build from the plain container of `algorithm.<NAME>` (None or empty: all defaults).
+
+        Raises:
+            CastConfigError: for an unknown key, a wrong type or a value out of range, with the key, value and remedy.
+        """
+        values = _known_keys(cls, cls.key(), values)
+        for key, group in cls.GROUPS.items():
+            if key in values:
+                values[key] = group(**_known_keys(group, f"{cls.key()}.{key}", values[key]))
+        return cls(**values)
+
+    def _check_groups(self) -> None:
+        for key, group in self.GROUPS.items():
+            if not isinstance(getattr(self, key), group):
+                names = ", ".join(f.name for f in fields(group))
+                raise CastConfigError(f"{self.key()}.{key}", getattr(self, key), f"must be a group of keys ({names}).")
+
+
+@dataclass(frozen=True)
+class CastConfig(MethodConfig):
+    """`algorithm.cast`: the advantage of CAST (method sections 2 to 6). The defaults are those of the evaluated run."""
+
+    NAME: ClassVar[str] = "cast"
+    GROUPS: ClassVar[dict[str, type]] = {"teacher": TeacherConfig, "dump": DumpConfig}
+
+    gap_weight: float = 1.0  # λ
+    positive_clip: tuple[float, float] = (0.8, 1.05)  # (L, U) of the weight where B >= 0
+    negative_clip: tuple[float, float] = (0.95, 1.2)  # (L, U) of the weight where B < 0
+    flip: str = "both"  # in which trajectories tokens of opposite gap sign get the opposite advantage sign
+    advantage_clip: float | None = 1.2  # bound of the final clip; None: no final clip
+    base_correct: float = 1.0  # b of all-correct groups; 0: they get no advantage, as in GRPO
+    base_wrong: float = 1.0  # b of all-wrong groups
+    correct_threshold: float = 0.5  # a response is correct if its reward is greater
+    gap_deadzone: float = 0.0  # a gap with |g| up to this counts as 0
+    # Training steps between measurements of the engine's own noise (one more forward each); 0: never.
+    noise_floor_interval: int = 0
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    dump: DumpConfig = field(default_factory=DumpConfig)
+
+    def __post_init__(self):
+        prefix = self.key()
+        for key in ("gap_weight", "base_correct", "base_wrong", "gap_deadzone"):
+            object.__setattr__(self, key, number(f"{prefix}.{key}", getattr(self, key), minimum=0.0))
+        threshold = number(f"{prefix}.correct_threshold", self.correct_threshold)
+        object.__setattr__(self, "correct_threshold", threshold)
+        for key in ("positive_clip", "negative_clip"):
+            object.__setattr__(self, key, _weight_bounds(f"{prefix}.{key}", getattr(self, key)))
+        require_choice(f"{prefix}.flip", self.flip, FLIPS)
+        if self.advantage_clip is not None:
+            clip = number(f"{prefix}.advantage_clip", self.advantage_clip)
+            if clip <= 0:
+                raise CastConfigError(f"{prefix}.advantage_clip", clip, "must be greater than 0, or null for no clip.")
+            object.__setattr__(self, "advantage_clip", clip)
+        require_whole_number(f"{prefix}.noise_floor_interval", self.noise_floor_interval, minimum=0)
+        self._check_groups()
