@@ -8,6 +8,7 @@ plugin at DEBUG; here every failure is logged as an error, kept in `problems`, a
 import functools
 import logging
 import os
+from pathlib import Path
 from types import ModuleType
 
 import verl
@@ -95,6 +96,15 @@ def _install_trainer(module: ModuleType) -> None:
     trainer.install(module)
 
 
+@_hook
+def _install_packaged_config(module: ModuleType) -> None:
+    """Wherever hydra composes: `cast_trainer` beside verl's own configs (--config-name, or in a defaults list)."""
+    from omegaconf import OmegaConf
+
+    packaged = OmegaConf.load(Path(__file__).parent / "hydra_config" / "cast_trainer.yaml")
+    module.ConfigStore.instance().store("cast_trainer", packaged, provider="verl_cast")
+
+
 def _register() -> None:
     if not verl.__version__.startswith(f"{SUPPORTED_VERL}."):
         _report(
@@ -106,6 +116,7 @@ def _register() -> None:
         from verl_cast.platform import cpu
 
         cpu.install()
+    wrapt.register_post_import_hook(_install_packaged_config, "hydra.core.config_store")
     wrapt.register_post_import_hook(_install_config_check, "verl.utils.config")
     wrapt.register_post_import_hook(_install_estimator_and_loss, "verl.trainer.ppo.core_algos")
     wrapt.register_post_import_hook(_install_trainer, "verl.trainer.ppo.v1.trainer_base")

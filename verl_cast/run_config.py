@@ -33,6 +33,7 @@ def compose(overrides: list[str], config_name: str = "ppo_trainer", config_path:
         UserError: hydra cannot compose it (an unknown key, a missing file, ...).
     """
     import hydra
+    import verl  # noqa: F401  its plugins bring `cast_trainer`
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
@@ -61,7 +62,10 @@ def _explained(error: Exception, config_name: str) -> str:
     if not isinstance(cause, OmegaConfBaseException) or not cause.full_key:
         return " ".join(str(cause or error).split())
     if cause.full_key == "algorithm.cast":
-        return "CAST's keys are not in verl's config, so each takes a + before it, as in +algorithm.cast.flip=both"
+        return (
+            "CAST's keys are not in verl's config, so each takes a + before it, as in +algorithm.cast.flip=both; "
+            "or use --config-name=cast_trainer, which has them all"
+        )
     keys = list(_keys(OmegaConf.to_container(hydra.compose(config_name)), ""))
     near = difflib.get_close_matches(cause.full_key, keys, n=1, cutoff=0.8)
     hint = f"did you mean {near[0]}?" if near else f"if it is meant to be new, write +{cause.full_key}=..."

@@ -1,0 +1,113 @@
+"""`--config-name=cast_trainer`: verl's own config and every key of this package, wherever verl is imported."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import verl
+import yaml
+from omegaconf import OmegaConf
+
+from verl_cast import run_config
+from verl_cast.baselines.config import BASELINES
+from verl_cast.cli import UserError
+from verl_cast.config import CastConfig
+
+ROOT = Path(__file__).parent.parent
+PACKAGED = ROOT / "verl_cast" / "hydra_config" / "cast_trainer.yaml"
+METHODS = {method.NAME: method for method in (CastConfig, *BASELINES)}
+
+
+def plain(config):
+    return OmegaConf.to_container(config, resolve=False)
+
+
+def verls_command(*arguments: str, directory: Path, **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "verl.trainer.main_ppo", *arguments],
+        cwd=directory,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_packaged_values_are_the_defaults_of_the_classes():
+    algorithm = yaml.safe_load(PACKAGED.read_text())["algorithm"]
+    assert algorithm.pop("adv_estimator") == "cast"
+    assert list(algorithm) == list(METHODS), "a group for every method, and nothing else"
+    for name, method in METHODS.items():
+        defaults = dataclasses.asdict(method())
+        bounds = {key: list(value) for key, value in defaults.items() if isinstance(value, tuple)}
+        assert algorithm[name] == {**defaults, **bounds}, name
+        assert method.from_dict(algorithm[name]) == method()
+
+
+def test_every_packaged_key_has_its_comment():
+    lines = PACKAGED.read_text().splitlines()
+    sections = ("defaults", "algorithm", "teacher", "dump")
+    for before, line in zip(lines, lines[1:], strict=False):
+        key = line.split(":")[0].strip()
+        if ":" in line and not line.strip().startswith("#") and key not in sections:
+            assert before.strip().startswith("#"), f"{key} has no comment above it"
+
+
+@pytest.mark.parametrize("engine", ["dp", "megatron"])
+def test_it_is_verls_config_and_nothing_of_verls_changes(engine):
+    overrides = [f"model_engine={engine}", "actor_rollout_ref.rollout.n=8"]
+    packaged = plain(run_config.compose(overrides, "cast_trainer"))
+    own = plain(run_config.compose([*overrides, "algorithm.adv_estimator=cast"]))
+    for name in METHODS:
+        packaged["algorithm"].pop(name)
+    assert packaged == own
+
+
+def test_a_key_needs_no_plus_and_a_wrong_one_is_named():
+    config = run_config.compose(["algorithm.cast.flip=none", "algorithm.rlsd.gap_weight=0.1"], "cast_trainer")
+    assert config.algorithm.cast.flip == "none" and config.algorithm.rlsd.gap_weight == 0.1
+    with pytest.raises(UserError, match="no key algorithm.cast.flipp; did you mean algorithm.cast.flip?"):
+        run_config.compose(["algorithm.cast.flipp=none"], "cast_trainer")
+
+
+def test_a_config_of_ones_own_begins_with_it(tmp_path):
+    """A file anywhere, by verl's own command; verl's directory is named as hydra wants it named."""
+    (tmp_path / "mine.yaml").write_text(
+        "hydra: {searchpath: ['pkg://verl.trainer.config']}\n"
+        "defaults: [cast_trainer, _self_]\n"
+        "algorithm: {cast: {flip: wrong}}\n"
+    )
+    flags = (f"--config-path={tmp_path}", "--config-name=mine", "--cfg=job")
+    done = verls_command(*flags, "model_engine=megatron", "algorithm.cast.gap_deadzone=0.1", directory=tmp_path)
+    assert done.returncode == 0, done.stderr
+    config = OmegaConf.create(done.stdout)
+    assert config.actor_rollout_ref.actor.strategy == "megatron"
+    assert config.algorithm.cast.flip == "wrong" and config.algorithm.cast.gap_deadzone == 0.1
+    assert config.algorithm.cast.base_correct == 1.0
+
+
+def test_a_built_wheel_brings_it_to_verls_command(tmp_path):
+    """verl's own command with the package out of a wheel: `--cfg job` and `--help` show every key with its default."""
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
+    subprocess.run(build, check=True, capture_output=True, timeout=120)
+    zipfile.ZipFile(next(tmp_path.glob("verl_cast-*.whl"))).extractall(tmp_path / "site")
+    # verl_cast's plugin of the wheel, not of this checkout: what lies on PYTHONPATH comes before an editable install.
+    site = {"PYTHONPATH": str(tmp_path / "site")}
+    where = [sys.executable, "-c", "import verl_cast; print(verl_cast.__file__)"]
+    found = subprocess.run(where, env={**os.environ, **site}, cwd=tmp_path, capture_output=True, text=True).stdout
+    assert found.startswith(str(tmp_path)), found
+
+    job = verls_command("--config-name=cast_trainer", "--cfg=job", directory=tmp_path, **site)
+    assert job.returncode == 0, job.stderr
+    shown = OmegaConf.create(job.stdout)
+    assert shown.algorithm.adv_estimator == "cast"
+    packaged = yaml.safe_load(PACKAGED.read_text())["algorithm"]
+    assert {name: plain(shown.algorithm[name]) for name in METHODS} == {name: packaged[name] for name in METHODS}
+    assert shown.trainer == OmegaConf.load(Path(verl.__file__).parent / "trainer/config/ppo_trainer.yaml").trainer
+
+    help_text = verls_command("--config-name=cast_trainer", "--help", directory=tmp_path, **site).stdout
+    assert "  cast:\n    gap_weight: 1.0" in help_text and "  rlrt:\n    gap_weight: 0.5" in help_text
