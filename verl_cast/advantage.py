@@ -42,7 +42,7 @@ class BaseAdvantage:
 
 
 @dataclass(frozen=True)
-class CastAdvantage:
+class TokenAdvantage:
     """Everything that the estimator knows about a batch; `advantages` is what trains, the rest is for metrics.
 
     Attributes:
@@ -65,7 +65,7 @@ class CastAdvantage:
 
 
 class ShapedAdvantage(NamedTuple):
-    """What `shape_advantage` returns, all (B, T); see `CastAdvantage`."""
+    """What `shape_advantage` returns, all (B, T); see `TokenAdvantage`."""
 
     advantages: torch.Tensor
     flipped: torch.Tensor
@@ -74,17 +74,17 @@ class ShapedAdvantage(NamedTuple):
 
 
 @torch.no_grad()
-def base_advantage(
+def grpo_advantage(
     scores: torch.Tensor,
     index: np.ndarray,
     counts: torch.Tensor,
-    config: CastConfig,
+    correct_threshold: float,
     norm_adv_by_std_in_grpo: bool = True,
 ) -> BaseAdvantage:
-    """Base advantage B of every row (section 2).
+    """verl's GRPO advantage of every row, bit for bit, and the type of its group (section 2).
 
-    Mixed groups get verl's GRPO advantage, bit for bit; all-correct groups +base_correct, all-wrong -base_wrong. The
-    type of a group is decided by correctness (score > correct_threshold), never by its standard deviation.
+    The type is decided by correctness (score > correct_threshold), never by the standard deviation. A group of which
+    one row alone counts has nothing to compare, and gets 0.
 
     Args:
         scores: (B,) reward of every response.
@@ -101,7 +101,7 @@ def base_advantage(
     value = torch.zeros_like(scores)
     kind = torch.full(scores.shape, EXCLUDED, dtype=torch.int64, device=scores.device)
     group = torch.full_like(kind, -1)
-    correct = counts & (scores > config.correct_threshold)
+    correct = counts & (scores > correct_threshold)
     if rows.numel() == 0:
         return BaseAdvantage(value, kind, group, correct)
 
@@ -114,18 +114,35 @@ def base_advantage(
     group_kind[num_correct == 0] = ALL_WRONG
     kind[rows] = group_kind[group[rows]]
 
-    value[kind == ALL_CORRECT] = config.base_correct
-    value[kind == ALL_WRONG] = 0.0 - config.base_wrong  # not -b: b = 0 must give the 0.0 of GRPO, not -0.0
     # Group by group, as verl does: over (groups, size) rows torch runs another kernel, which differs in the last bits.
-    mixed_rows = rows[kind[rows] == MIXED]
-    mixed_rows = mixed_rows[torch.argsort(group[mixed_rows], stable=True)]
-    for members in torch.split(mixed_rows, size[group_kind == MIXED].tolist()):
+    by_group = rows[torch.argsort(group[rows], stable=True)]
+    for members in torch.split(by_group, size.tolist()):
+        if len(members) == 1:
+            continue
         member_scores = scores[members]
         advantage = member_scores - torch.mean(member_scores)
         if norm_adv_by_std_in_grpo:
             advantage = advantage / (torch.std(member_scores) + GRPO_EPSILON)
         value[members] = advantage
     return BaseAdvantage(value, kind, group, correct)
+
+
+@torch.no_grad()
+def base_advantage(
+    scores: torch.Tensor,
+    index: np.ndarray,
+    counts: torch.Tensor,
+    config: CastConfig,
+    norm_adv_by_std_in_grpo: bool = True,
+) -> BaseAdvantage:
+    """Base advantage B of every row (section 2): `grpo_advantage`, but in one-sided groups bounded and of their sign.
+
+    All-correct groups get +base_correct, all-wrong ones -base_wrong. For arguments and errors see `grpo_advantage`.
+    """
+    base = grpo_advantage(scores, index, counts, config.correct_threshold, norm_adv_by_std_in_grpo)
+    base.value[base.kind == ALL_CORRECT] = config.base_correct
+    base.value[base.kind == ALL_WRONG] = 0.0 - config.base_wrong  # not -b: b = 0 must give the 0.0 of GRPO, not -0.0
+    return base
 
 
 @torch.no_grad()
@@ -196,6 +213,17 @@ def shape_advantage(base: torch.Tensor, gap: torch.Tensor, config: CastConfig) -
     return ShapedAdvantage(advantages, flipped, weight != raw_weight, advantages != unclipped)
 
 
+def rows_that_count(response_mask: torch.Tensor, final_row: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B,) bool, the rows that are part of their group, and (B,) the row of the final output of each row's session.
+
+    Only the final output of a session is graded; a row without a token that counts (padding, rejected, empty) is not
+    part of its group.
+    """
+    rows = torch.arange(response_mask.shape[0], device=response_mask.device)
+    final_row = rows if final_row is None else final_row
+    return (final_row == rows) & response_mask.bool().any(dim=-1), final_row
+
+
 @torch.no_grad()
 def cast_advantage(
     token_level_rewards: torch.Tensor,
@@ -206,20 +234,16 @@ def cast_advantage(
     config: CastConfig,
     norm_adv_by_std_in_grpo: bool = True,
     final_row: torch.Tensor | None = None,
-) -> CastAdvantage:
+) -> TokenAdvantage:
     """`compute_cast_advantage` with everything that it knows about the batch; see there for the arguments."""
-    rows = torch.arange(response_mask.shape[0], device=response_mask.device)
-    final_row = rows if final_row is None else final_row
-    # Only the final output of a session is graded; a row without a token that counts (padding, rejected, empty) is not
-    # part of its group.
-    counts = (final_row == rows) & response_mask.bool().any(dim=-1)
+    counts, final_row = rows_that_count(response_mask, final_row)
     scores = token_level_rewards.sum(dim=-1)
     base = base_advantage(scores, index, counts, config, norm_adv_by_std_in_grpo).take(final_row)
     raw_gap = token_gap(teacher_log_probs, old_log_probs, response_mask)
     gap = apply_deadzone(raw_gap, config.gap_deadzone)
     advantages, *where = shape_advantage(base.value.unsqueeze(-1), gap, config)
     flipped, weight_clipped, clipped = (condition & response_mask.bool() for condition in where)
-    return CastAdvantage(advantages * response_mask, raw_gap, gap, base, flipped, weight_clipped, clipped)
+    return TokenAdvantage(advantages * response_mask, raw_gap, gap, base, flipped, weight_clipped, clipped)
 
 
 def compute_cast_advantage(

@@ -135,6 +135,7 @@ class MethodConfig:
     """What every method with a self-teacher has: a group `algorithm.<NAME>`, the estimator's name, and its parts."""
 
     NAME: ClassVar[str]
+    TITLE: ClassVar[str]  # what people call it
     GROUPS: ClassVar[dict[str, type]]  # the parts that are groups of keys themselves
     teacher: TeacherConfig
     dump: ClassVar[DumpConfig] = DumpConfig()  # none, unless the method has this group
@@ -170,6 +171,7 @@ class CastConfig(MethodConfig):
     """`algorithm.cast`: the advantage of CAST (method sections 2 to 6). The defaults are those of the evaluated run."""
 
     NAME: ClassVar[str] = "cast"
+    TITLE: ClassVar[str] = "CAST"
     GROUPS: ClassVar[dict[str, type]] = {"teacher": TeacherConfig, "dump": DumpConfig}
 
     gap_weight: float = 1.0  # λ

@@ -21,9 +21,8 @@ import jinja2.meta
 
 from verl_cast.config import CastConfigError
 
-PLAIN_TEMPLATE = (
-    "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{{}}.\n\n[Student response]\n"
-)
+INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
+RESPONSE_HEADER = "[Student response]"
 TEMPLATE_VARIABLES = ("messages", "problem", "student_prompt", "apply_chat_template")
 _KEY = "algorithm.cast.teacher.context"
 
@@ -122,7 +121,7 @@ class TeacherContext:
         """The text of the teacher's prompt, and whether it already carries the tokenizer's special tokens."""
         messages = [dict(message) for message in messages]
         if self._template is None:
-            return PLAIN_TEMPLATE.format(problem=problem_text(messages)), False
+            return f"{problem_text(messages)}\n\n{INSTRUCTION}\n\n{RESPONSE_HEADER}\n", False
         used_chat_template = False
 
         def apply_chat_template(chat: list[dict]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from verl_cast.advantage import CastAdvantage, cast_advantage
+from verl_cast.advantage import TokenAdvantage, cast_advantage
 from verl_cast.config import CastConfig
 from verl_cast.metrics import cast_metrics
 
@@ -39,7 +39,7 @@ class EstimatorInputs:
     final_row: torch.Tensor
     entropy: torch.Tensor | None = None
     metrics: dict[str, float] = field(default_factory=dict)
-    result: CastAdvantage | None = None
+    result: TokenAdvantage | None = None
     response_mask: torch.Tensor | None = None
 
 

@@ -10,7 +10,7 @@ import math
 import numpy as np
 import torch
 
-from verl_cast.advantage import ALL_CORRECT, ALL_WRONG, EXCLUDED, MIXED, BaseAdvantage, CastAdvantage
+from verl_cast.advantage import ALL_CORRECT, ALL_WRONG, EXCLUDED, MIXED, BaseAdvantage, TokenAdvantage
 
 GAP_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NOISE_QUANTILE = 0.99
@@ -18,7 +18,7 @@ NOISE_QUANTILE = 0.99
 
 @torch.no_grad()
 def cast_metrics(
-    result: CastAdvantage, response_mask: torch.Tensor, entropy: torch.Tensor | None = None
+    result: TokenAdvantage, response_mask: torch.Tensor, entropy: torch.Tensor | None = None
 ) -> dict[str, float]:
     """Metrics of a batch. Rows that do not count (padding, rejected, empty) and masked tokens enter none of them.
 
@@ -73,7 +73,7 @@ def _group_metrics(base: BaseAdvantage, counted: torch.Tensor) -> dict[str, floa
     return metrics
 
 
-def _token_metrics(result: CastAdvantage, tokens: torch.Tensor) -> dict[str, float]:
+def _token_metrics(result: TokenAdvantage, tokens: torch.Tensor) -> dict[str, float]:
     # Selected once, by numpy, which does it several times as fast as torch on a CPU.
     selected = tokens.cpu().numpy()
     tensors = (result.raw_gap, result.gap, result.advantages, result.flipped, result.weight_clipped, result.clipped)
@@ -103,7 +103,7 @@ def _token_metrics(result: CastAdvantage, tokens: torch.Tensor) -> dict[str, flo
     return metrics
 
 
-def _trajectory_metrics(result: CastAdvantage, tokens: torch.Tensor, entropy: torch.Tensor | None) -> dict[str, float]:
+def _trajectory_metrics(result: TokenAdvantage, tokens: torch.Tensor, entropy: torch.Tensor | None) -> dict[str, float]:
     """What differs between correct and wrong trajectories: gap, length, entropy."""
     rows = tokens.any(dim=-1)
     correct, group, tokens = result.base.correct[rows], result.base.group[rows], tokens[rows]

@@ -80,6 +80,7 @@ class OpsdConfig(BaselineConfig):
     """On-policy self-distillation (arXiv 2601.18734), sampled-token form: the gap is the advantage."""
 
     NAME: ClassVar[str] = "opsd"
+    TITLE: ClassVar[str] = "OPSD"
     GROUPS: ClassVar[dict[str, type]] = {"teacher": OpsdTeacherConfig}
     teacher: OpsdTeacherConfig = field(default_factory=OpsdTeacherConfig)
 
@@ -89,6 +90,7 @@ class GrpoOpsdConfig(BaselineConfig):
     """GRPO's advantage plus OPSD's."""
 
     NAME: ClassVar[str] = "grpo_opsd"
+    TITLE: ClassVar[str] = "GRPO+OPSD"
     GROUPS: ClassVar[dict[str, type]] = {"teacher": GrpoOpsdTeacherConfig}
     gap_weight: float = 1.0  # of OPSD's part; the weight in the papers' comparisons is not known here
     teacher: GrpoOpsdTeacherConfig = field(default_factory=GrpoOpsdTeacherConfig)
@@ -103,6 +105,7 @@ class RlsdConfig(BaselineConfig):
     """RLSD (arXiv 2604.03128): the privileged gap scales GRPO's advantage within bounds, less and less."""
 
     NAME: ClassVar[str] = "rlsd"
+    TITLE: ClassVar[str] = "RLSD"
     GROUPS: ClassVar[dict[str, type]] = {"teacher": RlsdTeacherConfig}
     gap_weight: float = 0.5  # λ of the first step
     gap_weight_decay_steps: int = 50  # training steps in which λ falls linearly to 0; 0: it stays
@@ -121,6 +124,7 @@ class RlrtConfig(BaselineConfig):
     """RLRT (arXiv 2605.10781): on correct responses, tokens that the privileged teacher likes less gain weight."""
 
     NAME: ClassVar[str] = "rlrt"
+    TITLE: ClassVar[str] = "RLRT"
     GROUPS: ClassVar[dict[str, type]] = {"teacher": RlrtTeacherConfig}
     gap_weight: float = 0.5  # λ
     weight_clip: float = 1.0

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from verl_cast import trajectories
-from verl_cast.advantage import MIXED, CastAdvantage, cast_advantage
+from verl_cast.advantage import MIXED, TokenAdvantage, cast_advantage
 from verl_cast.cli import UserError
 from verl_cast.config import CastConfig, CastConfigError
 from verl_cast.diagnose import stats, tokens
@@ -98,7 +98,7 @@ class Rollouts:
         sums = np.bincount(self.owner(), self.gaps(teacher), minlength=len(self.trajectories))
         return sums / np.array([t.mask.sum() for t in self.trajectories])
 
-    def advantage(self, teacher: list[np.ndarray], method: CastConfig) -> tuple[CastAdvantage, np.ndarray]:
+    def advantage(self, teacher: list[np.ndarray], method: CastConfig) -> tuple[TokenAdvantage, np.ndarray]:
         """What CAST itself would give every token, and the (M',) advantages of the tokens that count."""
         import torch
 

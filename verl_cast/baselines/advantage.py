@@ -1,0 +1,103 @@
+"""Token advantages of OPSD, GRPO+OPSD, RLSD and RLRT as pure tensor functions (method section 10).
+
+A is GRPO's advantage of the response (0 in groups without variance), Δ = log π_T − log π_old the gap to the privileged
+teacher, detached. Shapes: `B` rows (responses), `T` response tokens, padded to one length.
+
+    OPSD        Δ                                                              (sampled-token form)
+    GRPO+OPSD   A + λ·Δ
+    RLSD        A·[(1 − λ) + λ·clip(exp(sign(A)·Δ), 1 ± ε)],  λ falls linearly to 0
+    RLRT        A·[(1 − λ) + λ·clip(exp(−sign(A)·Δ), 1 ± ε)]  on correct responses, A on wrong ones
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from verl_cast.advantage import (
+    MAX_EXPONENT,
+    BaseAdvantage,
+    TokenAdvantage,
+    grpo_advantage,
+    rows_that_count,
+    token_gap,
+)
+from verl_cast.baselines.config import BaselineConfig, GrpoOpsdConfig, OpsdConfig, RlrtConfig, RlsdConfig
+
+
+def current_gap_weight(config: BaselineConfig, completed_steps: int) -> float:
+    """λ in the step that follows `completed_steps` training steps; 1 for OPSD, which has none."""
+    if isinstance(config, OpsdConfig):
+        return 1.0
+    if isinstance(config, RlsdConfig) and config.gap_weight_decay_steps > 0:
+        return config.gap_weight * max(0.0, 1 - completed_steps / config.gap_weight_decay_steps)
+    return config.gap_weight
+
+
+# What a rule returns: advantages (B, T) before the mask, and where the weight lay outside its bounds (B, T).
+Shaped = tuple[torch.Tensor, torch.Tensor]
+
+
+def _opsd(base: BaseAdvantage, gap: torch.Tensor, config: OpsdConfig, gap_weight: float) -> Shaped:
+    return gap.clone(), torch.zeros_like(gap, dtype=torch.bool)
+
+
+def _grpo_opsd(base: BaseAdvantage, gap: torch.Tensor, config: GrpoOpsdConfig, gap_weight: float) -> Shaped:
+    return base.value.unsqueeze(-1) + gap_weight * gap, torch.zeros_like(gap, dtype=torch.bool)
+
+
+def _rlsd(base: BaseAdvantage, gap: torch.Tensor, config: RlsdConfig, gap_weight: float) -> Shaped:
+    return _reweighted(base.value.unsqueeze(-1), gap, gap_weight, config.weight_clip)
+
+
+def _rlrt(base: BaseAdvantage, gap: torch.Tensor, config: RlrtConfig, gap_weight: float) -> Shaped:
+    advantage, correct = base.value.unsqueeze(-1), base.correct.unsqueeze(-1)
+    reweighted, clipped = _reweighted(advantage, -gap, gap_weight, config.weight_clip)
+    return torch.where(correct, reweighted, advantage.expand_as(gap)), clipped & correct
+
+
+def _reweighted(advantage: torch.Tensor, gap: torch.Tensor, gap_weight: float, clip: float) -> Shaped:
+    raw_weight = torch.exp((torch.sign(advantage) * gap).clamp(-MAX_EXPONENT, MAX_EXPONENT))
+    weight = raw_weight.clamp(1 - clip, 1 + clip)
+    return advantage * ((1 - gap_weight) + gap_weight * weight), weight != raw_weight
+
+
+_RULES: dict[type[BaselineConfig], Callable[..., Shaped]] = {
+    OpsdConfig: _opsd,
+    GrpoOpsdConfig: _grpo_opsd,
+    RlsdConfig: _rlsd,
+    RlrtConfig: _rlrt,
+}
+
+
+@torch.no_grad()
+def baseline_advantage(
+    token_level_rewards: torch.Tensor,
+    response_mask: torch.Tensor,
+    index: np.ndarray,
+    old_log_probs: torch.Tensor,
+    teacher_log_probs: torch.Tensor,
+    config: BaselineConfig,
+    norm_adv_by_std_in_grpo: bool = True,
+    final_row: torch.Tensor | None = None,
+    completed_steps: int = 0,
+) -> TokenAdvantage:
+    """Token advantages of a baseline, and all that is known about the batch.
+
+    Args, errors: as `verl_cast.advantage.compute_cast_advantage`; `completed_steps` is for RLSD's λ.
+
+    Returns:
+        `base` is GRPO's advantage; `flipped` are the tokens whose advantage has the opposite sign of it, which the
+        rules of RLSD and RLRT never give; nothing is clipped but the weight.
+    """
+    counts, final_row = rows_that_count(response_mask, final_row)
+    scores = token_level_rewards.sum(dim=-1)
+    base = grpo_advantage(scores, index, counts, config.correct_threshold, norm_adv_by_std_in_grpo).take(final_row)
+    gap = token_gap(teacher_log_probs, old_log_probs, response_mask)
+    gap_weight = current_gap_weight(config, completed_steps)
+    advantages, weight_clipped = _RULES[type(config)](base, gap, config, gap_weight)
+    mask = response_mask.bool()
+    flipped = mask & (torch.sign(advantages) * torch.sign(base.value.unsqueeze(-1)) < 0)
+    return TokenAdvantage(
+        advantages * response_mask, gap, gap, base, flipped, weight_clipped & mask, torch.zeros_like(mask)
+    )

@@ -1,0 +1,30 @@
+"""Which method with a self-teacher a run trains: CAST, or a baseline that is compared with it. Needs no torch."""
+
+from omegaconf import DictConfig, OmegaConf
+
+from verl_cast.baselines.config import BASELINES
+from verl_cast.config import CastConfig, MethodConfig
+
+ESTIMATOR_KEY = "algorithm.adv_estimator"
+METHODS: dict[str, type[MethodConfig]] = {method.NAME: method for method in (CastConfig, *BASELINES)}
+
+
+def method_class(config: DictConfig) -> type[MethodConfig] | None:
+    """The class of the method's settings; None where the run's estimator is not one of ours."""
+    return METHODS.get(str(OmegaConf.select(config, ESTIMATOR_KEY)))
+
+
+def method_config(config: DictConfig) -> MethodConfig:
+    """The run's settings of its method (`algorithm.<name>`), validated.
+
+    Raises:
+        CastConfigError: names the key, the value and the remedy.
+    """
+    method = method_class(config)
+    values = OmegaConf.select(config, method.key())
+    return method.from_dict(OmegaConf.to_container(values, resolve=True) if OmegaConf.is_config(values) else values)
+
+
+def is_cast_run(config: DictConfig) -> bool:
+    """Whether the run's advantage estimator is `cast`."""
+    return method_class(config) is CastConfig
