@@ -23,8 +23,8 @@ from verl_cast.config import CastConfig, CastConfigError
 from verl_cast.context import load_template
 from verl_cast.diagnose import command, contexts, direction, gaps, page, privileged, stats, tokens
 from verl_cast.diagnose.rollouts import Rollouts, Trajectory
-from verl_cast.diagnose.sampling import root_cause
 from verl_cast.metrics import centred, correlation
+from verl_cast.vllm_process import root_cause
 
 ROOT = Path(verl_cast.__file__).parent
 

@@ -1,4 +1,4 @@
-"""The command `verl-cast`: report, doctor, diagnose. Only the chosen one is imported.
+"""The command `verl-cast`: see COMMANDS. Only the chosen one is imported.
 
 Every command is `add_arguments(parser)` and `main(args) -> int` of its own module. What a user can mend is a UserError
 there and one sentence here; every other exception is a bug, and keeps its traceback.
@@ -12,6 +12,7 @@ COMMANDS = {
     "report": ("verl_cast.report.command", "one self-contained HTML page about one or several runs"),
     "doctor": ("verl_cast.doctor.command", "check this installation and a verl command, without training"),
     "diagnose": ("verl_cast.diagnose.command", "is the teacher's context fit, and how do gaps behave? (analysis only)"),
+    "evaluate": ("verl_cast.evaluate.command", "Avg@k and Pass@k of a model or checkpoint over benchmarks"),
 }
 
 
@@ -28,8 +29,8 @@ def first_line(problem: BaseException) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="verl-cast", description="See what CAST does, and what it will do.")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="{report,doctor,diagnose}")
+    parser = argparse.ArgumentParser(prog="verl-cast", description="Around a run of CAST: before, during and after it.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar=f"{{{','.join(COMMANDS)}}}")
     chosen = next((argument for argument in argv if argument in COMMANDS), None)
     module = None
     for name, (module_name, help_text) in COMMANDS.items():

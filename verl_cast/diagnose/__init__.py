@@ -6,7 +6,7 @@ reference answer, exists here alone and cannot be reached from a training config
     command.py      options, the order of things, files written
     stages.py       sampling, verifying, comparing, scoring: what runs the model
     setup.py        what the verl command says: model, problems, sampling, verifier
-    sampling.py     vLLM, in a process of its own
+    sampling.py     vLLM with the run's own settings (verl_cast.vllm_process runs it)
     rollouts.py     trajectories, sampled or out of a dump
     scoring.py      log-probs by a plain transformers forward
     privileged.py   the context with the answer

@@ -1,22 +1,13 @@
-"""Samples of a model under many prompts, by vLLM in a process of its own.
+"""Samples of a model under many prompts, by vLLM (verl_cast.vllm_process) as the run's own rollouts are sampled."""
 
-A process of its own gives back all of the accelerator's memory before the scoring begins, and keeps vLLM's many lines
-in a file. `python -m verl_cast.diagnose.sampling REQUEST RESULT PROGRESS_FD` is that process.
-"""
-
-import functools
-import json
-import os
-import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from tqdm import tqdm
 
-from verl_cast.cli import UserError
+from verl_cast import vllm_process
 
 
 def engine_arguments(setup: Any, longest_prompt: int) -> dict[str, Any]:
@@ -67,62 +58,13 @@ def sample(
     Raises:
         UserError: vLLM failed; with the reason that it gave.
     """
-    request, result, log = (directory / name for name in ("sampling.request", "sampling.result", "sampling.log"))
-    request.write_text(
-        json.dumps(
-            {
-                "engine": engine_arguments(setup, max(map(len, prompts))),
-                "sampling": sampling_arguments(setup),
-                "prompts": [list(prompt) for prompt in prompts],
-                "samples": samples,
-                "seed": seed,
-            }
-        )
+    finished = vllm_process.sample(
+        {"seed": seed, **engine_arguments(setup, max(map(len, prompts)))},
+        {"n": samples, **sampling_arguments(setup)},
+        prompts,
+        [seed + i * samples for i in range(len(prompts))],
+        directory / "sampling.log",
     )
-    progress = os.dup(sys.stderr.fileno())
-    try:
-        with log.open("wb") as output:
-            command = [sys.executable, "-m", "verl_cast.diagnose.sampling", str(request), str(result), str(progress)]
-            done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, pass_fds=(progress,))
-        if done.returncode:
-            raise UserError(f"vLLM could not sample: {root_cause(log.read_text(errors='replace'))} (its log: {log})")
-        return json.loads(result.read_text())
-    finally:
-        os.close(progress)
-        for scratch in (request, result):
-            scratch.unlink(missing_ok=True)
-
-
-def root_cause(log: str) -> str:
-    """The first exception of vLLM's log: its later ones, of other processes, only say that something failed."""
-    causes = re.findall(r"^(?:\(.*?\) )?(?:ERROR .*?\] )?((?:\w+\.)*\w*(?:Error|Exception): .+)$", log, re.MULTILINE)
-    lines = [line for line in log.splitlines() if line.strip()] or ["it said nothing"]
-    return (causes or lines[-1:])[0].strip()[:300]
-
-
-def main(request_path: str, result_path: str, progress_fd: str) -> None:
-    from tqdm import tqdm
-    from vllm import LLM, SamplingParams
-
-    request = json.loads(Path(request_path).read_text())
-    samples, seed = request["samples"], request["seed"]
-    progress = os.fdopen(int(progress_fd), "w")
-    llm = LLM(**request["engine"], seed=seed)
-    outputs = llm.generate(
-        [{"prompt_token_ids": prompt} for prompt in request["prompts"]],
-        # A seed per prompt: vLLM counts on from it for the prompt's further samples.
-        [
-            SamplingParams(n=samples, seed=seed + i * samples, detokenize=False, **request["sampling"])
-            for i in range(len(request["prompts"]))
-        ],
-        use_tqdm=functools.partial(tqdm, file=progress, leave=False) if progress.isatty() else False,
-    )
-    result = [
-        [{"ids": list(one.token_ids), "truncated": one.finish_reason == "length"} for one in output.outputs]
-        for output in outputs
-    ]
-    Path(result_path).write_text(json.dumps(result))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    progress = tqdm(finished, total=len(prompts), desc="sampling", leave=False, disable=None)
+    by_prompt = {one["prompt"]: one["samples"] for one in progress}
+    return [by_prompt[i] for i in range(len(prompts))]
