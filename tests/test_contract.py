@@ -68,16 +68,18 @@ def test_every_trainer_mode_takes_the_mixin():
     """The three modes of verl 0.9; every hook that the mixin does not override stays the mode's own."""
     from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, get_trainer_cls
 
-    from verl_cast.trainer import CastTrainerMixin, with_cast
+    from verl_cast.methods import METHODS
+    from verl_cast.trainer import SelfTeacherTrainerMixin, with_method
 
     importlib.import_module("verl.trainer.ppo.v1")
     assert {"sync", "colocate_async", "separate_async"} <= set(TRAINER_REGISTRY)
     for mode in TRAINER_REGISTRY:
         trainer_cls = get_trainer_cls(mode)
-        assert not issubclass(trainer_cls, CastTrainerMixin), "verl's registry is as verl left it"
-        mixed = with_cast(trainer_cls)
-        assert not inspect.isabstract(mixed) and mixed is with_cast(trainer_cls)
-        assert mixed.__mro__[1:3] == (CastTrainerMixin, trainer_cls)
+        assert not issubclass(trainer_cls, SelfTeacherTrainerMixin), "verl's registry is as verl left it"
+        for method in METHODS.values():
+            mixed = with_method(trainer_cls, method)
+            assert not inspect.isabstract(mixed) and mixed is with_method(trainer_cls, method)
+            assert mixed.__mro__[1:3] == (SelfTeacherTrainerMixin, trainer_cls)
 
 
 def test_the_worker_mixin_fits_both_worker_classes():

@@ -167,12 +167,12 @@ def test_the_estimator_alone_chooses_the_trainer(estimator):
     from verl.trainer.ppo.v1.trainer_base import PPOTrainer
     from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-    from verl_cast.trainer import CastTrainerMixin
+    from verl_cast.trainer import SelfTeacherTrainerMixin
 
     config = OmegaConf.create({"algorithm": {"adv_estimator": estimator}})
     trainer = PPOTrainer.__new__(PPOTrainerSync, config=config)
     assert isinstance(trainer, PPOTrainerSync)
-    assert isinstance(trainer, CastTrainerMixin) == (estimator == "cast")
+    assert isinstance(trainer, SelfTeacherTrainerMixin) == (estimator == "cast")
     assert (type(trainer) is PPOTrainerSync) == (estimator != "cast")
 
 
@@ -181,13 +181,13 @@ def test_final_rows_of_sessions():
     from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
     from verl_cast import CastConfig
-    from verl_cast.trainer import with_cast
+    from verl_cast.trainer import with_method
 
-    trainer = object.__new__(with_cast(PPOTrainerSync))
-    trainer.cast_config = CastConfig.from_dict({"teacher": {"context": "same"}})
+    trainer = object.__new__(with_method(PPOTrainerSync, CastConfig))
+    trainer.method = CastConfig.from_dict({"teacher": {"context": "same"}})
     keys = ["u_1_0_2", "u_1_1_0", "u_1_0_0", "v_0_10", "v_0_9", "u_1_0_1"]
     assert trainer._final_rows(keys).tolist() == [0, 1, 0, 3, 3, 0]
     assert trainer._final_rows(["a_0_0", "a_1_0"]).tolist() == [0, 1]
-    trainer.cast_config = CastConfig()
+    trainer.method = CastConfig()
     with pytest.raises(ValueError, match="several outputs"):
         trainer._final_rows(keys)

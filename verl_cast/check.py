@@ -1,18 +1,19 @@
-"""Checks of a whole run's config, before anything is spent: what CAST needs from the rest of verl's settings.
+"""Checks of a whole run's config, before anything is spent: what CAST or a baseline needs from verl's other settings.
 
 `check_run` runs in the driver before Ray starts and again in the trainer. `apply_method_defaults` sets, in the driver
 only, what the method fixes outside `algorithm.cast` and the user has not set.
 """
 
+import dataclasses
 import os
 
 from omegaconf import DictConfig, OmegaConf
 
 import verl_cast
-from verl_cast.config import CastConfig, CastConfigError
+from verl_cast.config import CastConfig, CastConfigError, MethodConfig
 from verl_cast.context import load_template
+from verl_cast.methods import ESTIMATOR_KEY, METHODS, is_cast_run, method_class, method_config
 
-ESTIMATOR_KEY = "algorithm.adv_estimator"
 LOSS_KEY = "actor_rollout_ref.actor.policy_loss.loss_mode"
 # verl's losses that replace token advantages by one number per response, or take no old log-probs at all.
 LOSSES_WITHOUT_TOKEN_SIGNS = ("geo_mean", "bypass_mode")
@@ -48,27 +49,23 @@ METHOD_DEFAULTS = (
 )
 
 
-def is_cast_run(config: DictConfig) -> bool:
-    """Whether the run's advantage estimator is `cast`."""
-    return str(OmegaConf.select(config, ESTIMATOR_KEY)) == "cast"
-
-
 def cast_config(config: DictConfig) -> CastConfig:
-    """`algorithm.cast` of a run, validated."""
-    values = OmegaConf.select(config, "algorithm.cast")
-    return CastConfig.from_dict(OmegaConf.to_container(values, resolve=True) if OmegaConf.is_config(values) else values)
+    """`algorithm.cast` of a CAST run, validated."""
+    return method_config(config)
 
 
 def apply_method_defaults(config: DictConfig, overrides: list[str]) -> list[str]:
-    """Set what the method fixes where the run has verl's stock value and its command line does not name the key.
+    """Set what CAST fixes where the run has verl's stock value and its command line does not name the key.
 
     Args:
         config: the composed config, changed in place.
         overrides: the command line's overrides, `key=value`.
 
     Returns:
-        A sentence for every value that was set.
+        A sentence for every value that was set; none in a run with another estimator.
     """
+    if not is_cast_run(config):
+        return []
     named = {override.split("=", 1)[0].lstrip("+~") for override in overrides}
     changes = []
     for key, stock, value in METHOD_DEFAULTS:
@@ -79,17 +76,26 @@ def apply_method_defaults(config: DictConfig, overrides: list[str]) -> list[str]
 
 
 def check_run(config: DictConfig) -> None:
-    """Refuse a run that could not train CAST as it says.
+    """Refuse a run that could not train its method as it says.
 
     Raises:
         CastConfigError: names the key, the value and the remedy.
     """
-    loss_mode = OmegaConf.select(config, LOSS_KEY)
-    if not is_cast_run(config):
-        _check_not_half_cast(config, loss_mode)
+    _check_nothing_else_is_asked_for(config)
+    if method_class(config) is None:
         return
+    method = method_config(config)
+    if isinstance(method, CastConfig):
+        _check_cast(config, method)
+    else:
+        from verl_cast.baselines.references import check_references
 
-    method = cast_config(config)
+        check_references(config, method)
+    _check_self_teacher(config, method)
+
+
+def _check_cast(config: DictConfig, method: CastConfig) -> None:
+    """What CAST alone asks for."""
     load_template(method.teacher.context)
     teacher = method.teacher
     always_policy = teacher.weights == "current" or (teacher.weights == "snapshot" and teacher.refresh_interval == 1)
@@ -100,19 +106,39 @@ def check_run(config: DictConfig) -> None:
             "with weights that are the policy's at every step the gap is 0 on every token, and nothing is taught; use "
             "weights=snapshot with refresh_interval above 1, weights=ema, or another context.",
         )
+    if OmegaConf.select(config, "algorithm.filter_groups.enable") and (method.base_correct or method.base_wrong):
+        raise CastConfigError(
+            "algorithm.filter_groups.enable",
+            True,
+            "it removes the all-correct and all-wrong groups, which CAST trains on; set it to False (mixed groups only "
+            "are +algorithm.cast.base_correct=0 +algorithm.cast.base_wrong=0).",
+        )
+    strategy = OmegaConf.select(config, "actor_rollout_ref.actor.strategy")
+    stages = OmegaConf.select(config, "actor_rollout_ref.actor.megatron.virtual_pipeline_model_parallel_size")
+    if method.noise_floor_interval > 0 and strategy == "megatron" and stages not in (None, 1):
+        raise CastConfigError(
+            "algorithm.cast.noise_floor_interval",
+            method.noise_floor_interval,
+            "it is measured in micro-batches of one row, which a virtual pipeline cannot always take; set it to 0.",
+        )
+
+
+def _check_self_teacher(config: DictConfig, method: MethodConfig) -> None:
+    """What every method with a self-teacher asks of the run."""
+    title = method.TITLE
 
     def refuse_if(key: str, condition, remedy: str) -> None:
         value = OmegaConf.select(config, key)
         if condition(value):
             raise CastConfigError(key, value, remedy)
 
-    refuse_if("trainer.use_v1", lambda v: not v, "CAST needs verl's V1 trainer; set trainer.use_v1=True.")
+    refuse_if("trainer.use_v1", lambda v: not v, f"{title} needs verl's V1 trainer; set trainer.use_v1=True.")
     refuse_if(
         "actor_rollout_ref.rollout.n",
         lambda v: v < 2,
-        "CAST compares the responses of a group; set actor_rollout_ref.rollout.n to 2 or more (the paper uses 8).",
+        f"{title} compares the responses of a group; set actor_rollout_ref.rollout.n to 2 or more (the paper uses 8).",
     )
-    refuse_if("critic.enable", bool, "CAST has no critic; leave critic.enable unset.")
+    refuse_if("critic.enable", bool, f"{title} has no critic; leave critic.enable unset.")
     refuse_if(
         "algorithm.use_kl_in_reward",
         bool,
@@ -126,7 +152,8 @@ def check_run(config: DictConfig) -> None:
     refuse_if(
         LOSS_KEY,
         lambda v: v in LOSSES_WITHOUT_TOKEN_SIGNS,
-        "this loss drops the signs of token advantages, which are what CAST trains with; use loss_mode=cast.",
+        f"this loss drops the signs of token advantages, which are what {title} trains with; use loss_mode="
+        f"{'cast' if method.NAME == 'cast' else 'vanilla'}.",
     )
     refuse_if(
         "actor_rollout_ref.actor.strategy",
@@ -135,22 +162,9 @@ def check_run(config: DictConfig) -> None:
     )
     strategy = OmegaConf.select(config, "actor_rollout_ref.actor.strategy")
     mode = OmegaConf.select(config, "trainer.v1.trainer_mode")
-    refuse_if(
-        "algorithm.filter_groups.enable",
-        lambda v: v and (method.base_correct > 0 or method.base_wrong > 0),
-        "it removes the all-correct and all-wrong groups, which CAST trains on; set it to False (mixed groups only are "
-        "+algorithm.cast.base_correct=0 +algorithm.cast.base_wrong=0).",
-    )
     for key, works, reason in ENGINE_SETTINGS:  # a key of another engine is not in the config, and None
         remedy = f"{reason}; set it to {'null' if works is None else works}."
         refuse_if(f"actor_rollout_ref.actor.{key}", lambda v, works=works: v not in (None, works), remedy)
-    stages = OmegaConf.select(config, "actor_rollout_ref.actor.megatron.virtual_pipeline_model_parallel_size")
-    if method.noise_floor_interval > 0 and strategy == "megatron" and stages not in (None, 1):
-        raise CastConfigError(
-            "algorithm.cast.noise_floor_interval",
-            method.noise_floor_interval,
-            "it is measured in micro-batches of one row, which a virtual pipeline cannot always take; set it to 0.",
-        )
     sync_step = "trainer.v1.separate_async.parameter_sync_step"
     if mode == "separate_async" and strategy == "fsdp2" and OmegaConf.select(config, sync_step) > 1:
         for key in ("param_offload", "offload_policy"):
@@ -160,36 +174,67 @@ def check_run(config: DictConfig) -> None:
                 f"with {sync_step} above 1 verl's copy of the old policy is an alias of offloaded parameters, "
                 "which loses updates; set it to False, or the step to 1.",
             )
-    refuse_if("distillation.enabled", bool, "CAST is its own teacher; leave verl's distillation off.")
+    refuse_if("distillation.enabled", bool, f"{title} is its own teacher; leave verl's distillation off.")
     if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
         from verl_cast.platform import cpu_config
 
         cpu_config.check_config(config)
 
 
-def _check_not_half_cast(config: DictConfig, loss_mode: str | None) -> None:
-    """With another estimator no part of CAST may be asked for: such a run would say CAST and train something else."""
+def _check_nothing_else_is_asked_for(config: DictConfig) -> None:
+    """No part of a method that the estimator does not train may be asked for: the run would say one and train another.
+
+    The packaged config (`cast_trainer`) holds every method's group; one that is whole, with all defaults, asks for
+    nothing.
+    """
     estimator = OmegaConf.select(config, ESTIMATOR_KEY)
-    remedy = f"set {ESTIMATOR_KEY}=cast, or leave out this key: {ESTIMATOR_KEY} is {estimator}."
-    if loss_mode == "cast":
-        raise CastConfigError(LOSS_KEY, loss_mode, remedy)
-    values = OmegaConf.select(config, "algorithm.cast")
-    if values is not None:
-        raise CastConfigError("algorithm.cast", OmegaConf.to_container(OmegaConf.create(values)), remedy)
+    loss_mode = OmegaConf.select(config, LOSS_KEY)
+    if loss_mode == "cast" and not is_cast_run(config):
+        raise CastConfigError(
+            LOSS_KEY,
+            loss_mode,
+            f"set {ESTIMATOR_KEY}=cast, or leave out this key: {ESTIMATOR_KEY} is {estimator}.",
+        )
+    for name, method in METHODS.items():
+        values = OmegaConf.select(config, method.key())
+        if name == estimator or values is None:
+            continue
+        values = OmegaConf.to_container(OmegaConf.create(values))
+        if values != packaged_defaults(method):
+            raise CastConfigError(
+                method.key(),
+                values,
+                f"set {ESTIMATOR_KEY}={name}, or leave out this key: {ESTIMATOR_KEY} is {estimator}.",
+            )
+
+
+def packaged_defaults(method: type[MethodConfig]) -> dict:
+    """A method's group with all defaults, as the packaged config has it."""
+    return OmegaConf.to_container(OmegaConf.create(dataclasses.asdict(method())))
 
 
 def summary(config: DictConfig) -> str:
-    """One line for the log: which CAST this run trains."""
-    method, actor = cast_config(config), config.actor_rollout_ref.actor
+    """One line for the log: which method with which settings this run trains."""
+    method, actor = method_config(config), config.actor_rollout_ref.actor
     teacher = method.teacher
-    chosen = [key for key, _, value in METHOD_DEFAULTS if OmegaConf.select(config, key) != value]
-    note = f" | not the method's own: {', '.join(chosen)}" if chosen else ""
     memory = {"snapshot": f"/{teacher.refresh_interval}", "ema": f"/{teacher.ema_decay:g}"}
     weights = teacher.weights + memory.get(teacher.weights, "")
+    note = ""
+    if isinstance(method, CastConfig):
+        chosen = [key for key, _, value in METHOD_DEFAULTS if OmegaConf.select(config, key) != value]
+        note = f" | not the method's own: {', '.join(chosen)}" if chosen else ""
+        active = (
+            f"CAST is active: flip={method.flip} gap_weight={method.gap_weight:g} "
+            f"gap_deadzone={method.gap_deadzone:g} base=+{method.base_correct:g}/-{method.base_wrong:g} "
+            f"advantage_clip={method.advantage_clip}"
+        )
+    else:
+        keys = [f.name for f in dataclasses.fields(method) if f.name not in method.GROUPS]
+        settings = " ".join(f"{key}={getattr(method, key):g}" for key in keys)
+        active = f"{method.TITLE} (a baseline, not CAST) is active: {settings}"
+        weights += f" PRIVILEGED (reads {'a peer' if teacher.context == 'peer' else teacher.reference_key})"
     return (
-        f"[verl_cast {verl_cast.__version__}] CAST is active: flip={method.flip} gap_weight={method.gap_weight:g} "
-        f"gap_deadzone={method.gap_deadzone:g} base=+{method.base_correct:g}/-{method.base_wrong:g} "
-        f"advantage_clip={method.advantage_clip} | teacher weights={weights} context={teacher.context} | "
+        f"[verl_cast {verl_cast.__version__}] {active} | teacher weights={weights} context={teacher.context} | "
         f"loss={actor.policy_loss.loss_mode} clip=[{actor.clip_ratio_low}, {actor.clip_ratio_high}] "
         f"{actor.loss_agg_mode} | {config.actor_rollout_ref.rollout.n} responses per prompt{note}"
     )

@@ -89,6 +89,8 @@ class TeacherContext:
         chat_template_kwargs: what verl passes to the chat template (`data.apply_chat_template_kwargs`).
     """
 
+    reads_field: str | None = None  # of a row, beside its prompt and messages: nothing
+
     def __init__(
         self,
         context: str,

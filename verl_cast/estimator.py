@@ -1,13 +1,14 @@
-"""The advantage estimator `cast` in verl's registry.
+"""The advantage estimators `cast`, `opsd`, `grpo_opsd`, `rlsd` and `rlrt` in verl's registry.
 
 verl hands a registered estimator rewards, mask, groups and config, but no log-probabilities (verl issue #7473). The
 trainer lays the rest out with `estimator_inputs` around verl's own advantage stage; called without it, by a trainer
-that is not ours, the estimator stops the run rather than train something else under the name of CAST.
+that is not ours, an estimator stops the run rather than train something else under its name.
 """
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +16,10 @@ import numpy as np
 import torch
 
 from verl_cast.advantage import TokenAdvantage, cast_advantage
-from verl_cast.config import CastConfig
+from verl_cast.baselines.advantage import baseline_advantage, current_gap_weight
+from verl_cast.baselines.config import BASELINES, BaselineConfig
+from verl_cast.config import CastConfig, MethodConfig
 from verl_cast.metrics import cast_metrics
-
-ESTIMATOR_NAME = "cast"
 
 
 @dataclass
@@ -26,18 +27,20 @@ class EstimatorInputs:
     """What the estimator needs beyond verl's arguments; row order is the batch's.
 
     Attributes:
-        config: `algorithm.cast`.
+        config: `algorithm.cast`, or the group of a baseline.
         old_log_probs, teacher_log_probs: (B, T), padded like the batch.
         final_row: (B,) int64, the row of the final output of each row's session.
         entropy: (B, T) of the policy, padded likewise; for the metrics alone.
+        completed_steps: training steps before this one, for a weight that changes with them.
         metrics, result, response_mask: filled by the estimator; the mask is the one that it was given.
     """
 
-    config: CastConfig
+    config: MethodConfig
     old_log_probs: torch.Tensor
     teacher_log_probs: torch.Tensor
     final_row: torch.Tensor
     entropy: torch.Tensor | None = None
+    completed_steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     result: TokenAdvantage | None = None
     response_mask: torch.Tensor | None = None
@@ -63,7 +66,7 @@ def compute_cast_outcome_advantage(
     config: Any = None,
     **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The estimator with verl's signature; see `verl_cast.advantage.compute_cast_advantage` for the method.
+    """`cast` with verl's signature; see `verl_cast.advantage.compute_cast_advantage` for the method.
 
     Args:
         token_level_rewards, response_mask: (B, T).
@@ -73,20 +76,7 @@ def compute_cast_outcome_advantage(
     Raises:
         RuntimeError: no teacher log-probs were laid out for this batch.
     """
-    inputs = _inputs.get()
-    if inputs is None:
-        raise RuntimeError(
-            "CAST: algorithm.adv_estimator=cast, but the trainer in this process computed no teacher log-probs (it is "
-            "not verl's V1 trainer with verl_cast active). Stopping: without them the run would be GRPO. Start "
-            "verl.trainer.main_ppo with trainer.use_v1=True, install verl_cast on every node, and leave "
-            "VERL_USE_EXTERNAL_PLUGINS unset."
-        )
-    if inputs.teacher_log_probs.shape != response_mask.shape or inputs.old_log_probs.shape != response_mask.shape:
-        raise RuntimeError(
-            f"CAST: log-probs are for another batch: teacher {tuple(inputs.teacher_log_probs.shape)}, old "
-            f"{tuple(inputs.old_log_probs.shape)}, response_mask {tuple(response_mask.shape)}."
-        )
-    norm_by_std = True if config is None else config.get("norm_adv_by_std_in_grpo", True)
+    inputs = _inputs_of(CastConfig, response_mask)
     result = cast_advantage(
         token_level_rewards,
         response_mask,
@@ -94,9 +84,69 @@ def compute_cast_outcome_advantage(
         inputs.old_log_probs,
         inputs.teacher_log_probs,
         inputs.config,
-        norm_by_std,
+        _norm_by_std(config),
         inputs.final_row,
     )
+    return _finish(inputs, result, response_mask)
+
+
+def _compute_baseline_outcome_advantage(
+    token_level_rewards: torch.Tensor,
+    response_mask: torch.Tensor,
+    index: np.ndarray,
+    config: Any = None,
+    *,
+    method: type[BaselineConfig],
+    **_: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A baseline with verl's signature: as `compute_cast_outcome_advantage`, with a rule of baselines/advantage.py."""
+    inputs = _inputs_of(method, response_mask)
+    result = baseline_advantage(
+        token_level_rewards,
+        response_mask,
+        index,
+        inputs.old_log_probs,
+        inputs.teacher_log_probs,
+        inputs.config,
+        _norm_by_std(config),
+        inputs.final_row,
+        inputs.completed_steps,
+    )
+    inputs.metrics["cast/gap_weight"] = current_gap_weight(inputs.config, inputs.completed_steps)
+    return _finish(inputs, result, response_mask)
+
+
+# By the estimator's name, for verl's registry.
+ESTIMATORS: dict[str, Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {
+    CastConfig.NAME: compute_cast_outcome_advantage,
+    **{method.NAME: functools.partial(_compute_baseline_outcome_advantage, method=method) for method in BASELINES},
+}
+
+
+def _inputs_of(method: type[MethodConfig], response_mask: torch.Tensor) -> EstimatorInputs:
+    inputs = _inputs.get()
+    if inputs is None or not isinstance(inputs.config, method):
+        raise RuntimeError(
+            f"CAST: algorithm.adv_estimator={method.NAME}, but the trainer in this process computed no teacher "
+            "log-probs (it is not verl's V1 trainer with verl_cast active). Stopping: without them the run would be "
+            "GRPO. Start verl.trainer.main_ppo with trainer.use_v1=True, install verl_cast on every node, and leave "
+            "VERL_USE_EXTERNAL_PLUGINS unset."
+        )
+    if inputs.teacher_log_probs.shape != response_mask.shape or inputs.old_log_probs.shape != response_mask.shape:
+        raise RuntimeError(
+            f"CAST: log-probs are for another batch: teacher {tuple(inputs.teacher_log_probs.shape)}, old "
+            f"{tuple(inputs.old_log_probs.shape)}, response_mask {tuple(response_mask.shape)}."
+        )
+    return inputs
+
+
+def _norm_by_std(config: Any) -> bool:
+    return True if config is None else config.get("norm_adv_by_std_in_grpo", True)
+
+
+def _finish(
+    inputs: EstimatorInputs, result: TokenAdvantage, response_mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     inputs.result, inputs.response_mask = result, response_mask
     inputs.metrics.update(cast_metrics(result, response_mask, inputs.entropy))
     return result.advantages, result.advantages

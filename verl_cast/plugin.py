@@ -52,17 +52,20 @@ def _install_config_check(module: ModuleType) -> None:
     @functools.wraps(stock)
     def validate_config(config, *args, **kwargs):
         from verl_cast.advice import warnings_of
-        from verl_cast.check import apply_method_defaults, check_run, is_cast_run, summary
+        from verl_cast.check import apply_method_defaults, check_run, summary
+        from verl_cast.methods import is_cast_run, method_class
 
-        if is_cast_run(config):
+        method = method_class(config)
+        if method is not None:
             if problems:
-                raise RuntimeError(f"algorithm.adv_estimator=cast: {problems[0]}")
+                raise RuntimeError(f"algorithm.adv_estimator={method.NAME}: {problems[0]}")
             for change in apply_method_defaults(config, _command_line_overrides()):
                 print(f"[verl_cast] {change}")
         check_run(config)
         result = stock(config, *args, **kwargs)
-        if is_cast_run(config):
+        if method is not None:
             print(summary(config))
+        if is_cast_run(config):
             for warning in warnings_of(config):
                 print(f"[verl_cast] warning: {warning}")
         return result
@@ -78,18 +81,19 @@ def _command_line_overrides() -> list[str]:
 
 @_hook
 def _install_estimator_and_loss(module: ModuleType) -> None:
-    """Wherever advantages or losses are computed: `cast` in verl's two registries."""
+    """Wherever advantages or losses are computed: our estimators and the loss `cast` in verl's two registries."""
     check_seams(module.__name__)
-    from verl_cast.estimator import ESTIMATOR_NAME, compute_cast_outcome_advantage
+    from verl_cast.estimator import ESTIMATORS
     from verl_cast.policy_loss import compute_policy_loss_cast
 
-    module.register_adv_est(ESTIMATOR_NAME)(compute_cast_outcome_advantage)
+    for name, estimator in ESTIMATORS.items():
+        module.register_adv_est(name)(estimator)
     module.register_policy_loss("cast")(compute_policy_loss_cast)
 
 
 @_hook
 def _install_trainer(module: ModuleType) -> None:
-    """Trainer process: verl's V1 trainers with CAST mixed in, where the run asks for it."""
+    """Trainer process: verl's V1 trainers with a self-teacher mixed in, where the run asks for one."""
     check_seams(module.__name__)
     from verl_cast import trainer
 

@@ -2,7 +2,8 @@
 
 It changes three stages of verl's step and nothing else: the actor workers carry a self-teacher, the teacher's pass
 runs just before the advantages, and the advantage stage sees its log-probs. What was asked for to look at (noise floor,
-trajectory dump) is measured there too. Trainers of runs with another estimator are verl's own classes.
+trajectory dump) is measured there too. The method is CAST or one of the baselines, whose privileged teachers are shown
+more of a row than its prompt. Trainers of runs with another estimator are verl's own classes.
 """
 
 import functools
@@ -19,10 +20,12 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.debug import marked_timer
 
 import verl_cast
-from verl_cast.check import cast_config, check_run, is_cast_run, summary
+from verl_cast.check import check_run, summary
+from verl_cast.config import MethodConfig
 from verl_cast.context import TeacherContext, load_template
 from verl_cast.dump import FIELDS, TrajectoryDump
 from verl_cast.estimator import EstimatorInputs, estimator_inputs
+from verl_cast.methods import method_class, method_config
 from verl_cast.metrics import noise_metrics
 from verl_cast.seams import check_seams
 from verl_cast.trajectories import final_rows
@@ -32,14 +35,14 @@ _STAGES = ("cast_teacher", "cast_noise", "cast_dump")
 _ACTOR_ROLES = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef)
 
 
-class CastTrainerMixin:
+class SelfTeacherTrainerMixin:
     """Goes before a subclass of verl's PPOTrainer."""
 
     def __init__(self, config: DictConfig):
         check_run(config)  # again: not every entry point passes through verl's main
         check_seams("verl.trainer.ppo.v1.trainer_base", "verl.workers.engine_workers", "verl.workers.utils.padding")
-        self.cast_config = cast_config(config)
-        self._dump = TrajectoryDump(config, self.cast_config)
+        self.method = method_config(config)
+        self._dump = TrajectoryDump(config, self.method)
         super().__init__(config)
         print(summary(config), flush=True)
 
@@ -59,13 +62,14 @@ class CastTrainerMixin:
                 "CAST: the actor workers do not run verl_cast's worker class, so there is no self-teacher. Stopping: "
                 "without it the run would be GRPO."
             )
-        context = self.cast_config.teacher.context
-        template = load_template(context)
+        teacher = self.method.teacher
+        template = None if teacher.PRIVILEGED else load_template(teacher.context)
         kwargs = self.config.data.get("apply_chat_template_kwargs", None) or {}
         kwargs = OmegaConf.to_container(OmegaConf.create(kwargs), resolve=True)
-        self._teacher_context = TeacherContext(context, template, self.tokenizer, kwargs)
+        if not teacher.PRIVILEGED:
+            self._teacher_context = TeacherContext(teacher.context, template, self.tokenizer, kwargs)  # for the dump
         ranks = self.actor_rollout_wg.init_self_teacher(
-            config=self.cast_config,
+            config=self.method,
             template=template,
             chat_template_kwargs=kwargs,
             completed_steps=self.global_steps,
@@ -82,11 +86,18 @@ class CastTrainerMixin:
         return batch
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        own_metrics: dict[str, float] = {}
+        batch = self._compute_token_advantage(batch, own_metrics)
+        # Named after the method, so that no baseline's number says CAST.
+        metrics.update({name.replace("cast/", f"{self.method.NAME}/", 1): own_metrics[name] for name in own_metrics})
+        return batch
+
+    def _compute_token_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         final_row = self._final_rows(batch.keys)
         with marked_timer("cast_teacher", self.timing_raw, color="cyan"):
             teacher_field = self._compute_teacher_log_probs(batch, metrics)
         fields = ["old_log_probs", teacher_field, "entropy"]
-        interval = self.cast_config.noise_floor_interval
+        interval = self.method.noise_floor_interval
         # Not after the first of several updates in a step: the live weights are then no longer those of π_old.
         measures_noise = interval > 0 and self.global_steps % interval == 0 and self.local_trigger_step == 0
         if measures_noise:
@@ -107,14 +118,19 @@ class CastTrainerMixin:
                 stacklevel=2,
             )
         inputs = EstimatorInputs(
-            self.cast_config, data["old_log_probs"], data[teacher_field], final_row, entropy=data["entropy"]
+            self.method,
+            data["old_log_probs"],
+            data[teacher_field],
+            final_row,
+            entropy=data["entropy"],
+            completed_steps=self.global_steps - 1,
         )
         with estimator_inputs(inputs):
             batch = super()._compute_advantage(batch, metrics)
         if not inputs.metrics:
             raise RuntimeError(
-                "CAST: verl's advantage stage did not call the estimator `cast`. Stopping: the run would be another "
-                "method's."
+                f"CAST: verl's advantage stage did not call the estimator `{self.method.NAME}`. Stopping: the run "
+                "would be another method's."
             )
         metrics.update(inputs.metrics)
         if measures_noise:
@@ -153,10 +169,12 @@ class CastTrainerMixin:
             metrics["cast/teacher/age"] = float(status[0]["age"])
         # The same weights on the same tokens: the gap is 0 by construction, and a forward would only add kernel noise
         # that the flip turns into signs (method section 7).
-        gap_is_zero = status[0]["is_policy"] and self.cast_config.teacher.context == "same"
+        gap_is_zero = status[0]["is_policy"] and self.method.teacher.context == "same"
         metrics["cast/teacher/forward"] = 0.0 if gap_is_zero else 1.0
         if gap_is_zero:
             return "old_log_probs"
+        if self.method.teacher.PRIVILEGED:
+            batch = self._show_privileged(batch)
         batch.extra_info["temperature"] = self.config.actor_rollout_ref.rollout.temperature
         output = self.actor_rollout_wg.compute_teacher_log_probs(batch)
         if len(output) != len(batch):
@@ -166,9 +184,33 @@ class CastTrainerMixin:
         metrics["cast/teacher/peak_memory_gib"] = max(rank["peak"] for rank in memory) / 2**30
         return "teacher_log_probs"
 
+    def _show_privileged(self, batch: KVBatchMeta) -> KVBatchMeta:
+        """Lay out, for every row, what a privileged teacher is shown: the field PRIVILEGED_FIELD in TransferQueue."""
+        from verl_cast.baselines.privileged import PRIVILEGED_FIELD
+        from verl_cast.baselines.references import peers, references
+
+        teacher = self.method.teacher
+        if teacher.context == "peer":
+            names = ["uid", "responses", "response_mask", "rm_scores"]
+            data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=names)
+            masks = data["response_mask"].unbind()
+            written = [ids[mask.bool()] for ids, mask in zip(data["responses"].unbind(), masks, strict=True)]
+            scores = [float(row.sum()) for row in data["rm_scores"].unbind()]
+            threshold = self.method.correct_threshold
+            correct = [len(ids) > 0 and score > threshold for ids, score in zip(written, scores, strict=True)]
+            texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+            shown = peers([str(uid) for uid in tu.get(data, "uid")], batch.keys, correct, texts)
+        else:
+            column = teacher.reference_key.split(".")[0]
+            data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[column])
+            shown = references({column: list(tu.get(data, column))}, teacher.reference_key, batch.keys)
+        return tq.kv_batch_put(
+            keys=batch.keys, partition_id=batch.partition_id, fields=tu.get_tensordict({PRIVILEGED_FIELD: shown})
+        )
+
     def _final_rows(self, keys: list[str]) -> torch.Tensor:
         """For every row the row of its session's final output."""
-        if self.cast_config.teacher.context != "same" and any(key.rsplit("_", 1)[1] != "0" for key in keys):
+        if self.method.teacher.context != "same" and any(key.rsplit("_", 1)[1] != "0" for key in keys):
             raise ValueError(
                 "CAST: an agent loop gave several outputs for one session, each with a prompt of its own; only "
                 "algorithm.cast.teacher.context=same can score them."
@@ -197,24 +239,26 @@ def _check_one_teacher(ranks: list[dict[str, Any]]) -> None:
 
 
 @functools.cache
-def with_cast(trainer_cls: type) -> type:
-    """A V1 trainer class with CAST mixed in."""
-    return type(f"Cast{trainer_cls.__name__}", (CastTrainerMixin, trainer_cls), {})
+def with_method(trainer_cls: type, method: type[MethodConfig]) -> type:
+    """A V1 trainer class with a self-teacher, named after its method."""
+    title = "".join(part.capitalize() for part in method.NAME.split("_"))
+    return type(f"{title}{trainer_cls.__name__}", (SelfTeacherTrainerMixin, trainer_cls), {})
 
 
 def install(trainer_base: Any) -> None:
-    """Let verl build the CAST variant of a trainer class, in every mode, where the run's estimator is `cast`.
+    """Let verl build the variant of a trainer class with a self-teacher, in every mode, where the estimator is ours.
 
     verl's registry maps a mode to a class and refuses a second one, and a new mode name would change the replay buffer.
     So the choice is made where an instance is made: `PPOTrainer(config)` gives an instance of the class itself, or of
-    its CAST variant.
+    its variant.
     """
     ppo_trainer = trainer_base.PPOTrainer
 
     def __new__(cls, *args: Any, **kwargs: Any):
         config = kwargs.get("config", args[0] if args else None)
-        if config is not None and is_cast_run(config) and not issubclass(cls, CastTrainerMixin):
-            cls = with_cast(cls)
+        method = None if config is None else method_class(config)
+        if method is not None and not issubclass(cls, SelfTeacherTrainerMixin):
+            cls = with_method(cls, method)
         return object.__new__(cls)
 
     ppo_trainer.__new__ = staticmethod(__new__)

@@ -21,7 +21,7 @@ from verl.utils.profiler import DistProfiler
 from verl.workers.utils.padding import response_from_nested
 
 import verl_cast
-from verl_cast.config import CastConfig
+from verl_cast.config import MethodConfig
 from verl_cast.context import TeacherContext, length_limits, rope_settings
 from verl_cast.self_teacher import SelfTeacher
 
@@ -40,7 +40,7 @@ class SelfTeacherWorkerMixin:
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_self_teacher(
-        self, config: CastConfig, template: str | None, chat_template_kwargs: dict[str, Any], completed_steps: int
+        self, config: MethodConfig, template: str | None, chat_template_kwargs: dict[str, Any], completed_steps: int
     ) -> dict[str, Any]:
         """Build the teacher, after the model and its checkpoint are loaded; restores a saved teacher.
 
@@ -49,9 +49,16 @@ class SelfTeacherWorkerMixin:
             when the copy was taken, "restored": whether it is a saved one}.
         """
         engine, model_config = self.actor.engine, self.actor.model_config
-        self.teacher_context = TeacherContext(
-            config.teacher.context, template, model_config.tokenizer, chat_template_kwargs
-        )
+        if config.teacher.PRIVILEGED:
+            from verl_cast.baselines.privileged import PrivilegedContext
+
+            self.teacher_context = PrivilegedContext(
+                config.teacher.context, model_config.tokenizer, chat_template_kwargs
+            )
+        else:
+            self.teacher_context = TeacherContext(
+                config.teacher.context, template, model_config.tokenizer, chat_template_kwargs
+            )
         has_mrope = any("mrope_section" in rope for rope in rope_settings(model_config.hf_config.get_text_config()))
         if not self.teacher_context.is_same and model_config.processor is not None and has_mrope:
             raise ValueError(_ONLY_SAME.format(reason="the model has multi-dimensional positions (vision-language)"))
@@ -148,12 +155,16 @@ class SelfTeacherWorkerMixin:
             raise ValueError(_ONLY_SAME.format(reason="the rows have multi-dimensional positions (images)"))
         prompts = data["prompts"].unbind()
         responses = data["responses"].unbind()
+        # Beside the messages: a privileged teacher reads what the trainer laid out, the others the student's prompt.
+        field = self.teacher_context.reads_field
+        beside = [tuple(prompt.tolist()) for prompt in prompts] if field is None else list(tu.get(data, field))
         ids_of_prompt: dict[tuple, torch.Tensor] = {}  # the rows of a group share one prompt
         teacher_prompts, input_ids, position_ids = [], [], []
-        for prompt, response, messages in zip(prompts, responses, list(tu.get(data, "raw_prompt")), strict=True):
-            key = tuple(prompt.tolist())
+        rows = zip(prompts, responses, list(tu.get(data, "raw_prompt")), beside, strict=True)
+        for prompt, response, messages, shown in rows:
+            key = (tuple(prompt.tolist()), shown)
             if key not in ids_of_prompt:
-                ids_of_prompt[key] = prompt.new_tensor(self.teacher_context.prompt_ids(messages, key))
+                ids_of_prompt[key] = prompt.new_tensor(self.teacher_context.prompt_ids(messages, shown))
             teacher_prompts.append(ids_of_prompt[key])
             input_ids.append(torch.cat([ids_of_prompt[key], response]))
             position_ids.append(torch.arange(len(input_ids[-1]), dtype=prompt.dtype))

@@ -16,6 +16,9 @@ from typing import Any
 
 from verl_cast.context import INSTRUCTION, RESPONSE_HEADER, problem_text
 
+# Where the trainer lays out for the actor workers what the teacher is shown, in TransferQueue.
+PRIVILEGED_FIELD = "shown_to_teacher"
+
 _REFERENCE_NOTE = (
     "{message}\n\nFor your eyes only, the reference answer to this problem:\n{reference}\n\n"
     "Work towards it step by step as if you did not know it, in the form that the problem asks for."
@@ -47,6 +50,7 @@ class PrivilegedContext:
     """
 
     is_same = False
+    reads_field: str | None = PRIVILEGED_FIELD
 
     def __init__(self, context: str, tokenizer: Any, chat_template_kwargs: Mapping[str, Any]):
         self.name = context
