@@ -1,6 +1,6 @@
 r"""Where a response states its final answer: the extraction rules of the evaluated run.
 
-`final_answer` is the training rule. Thinking blocks are dropped (an unclosed <think> with all that follows). Then counts
+`final_answer` is the training rule. Thinking blocks are dropped, an unclosed <think> with all that follows. Then counts
 
 1. the last <answer>...</answer>;
 2. else the last line `Answer: ...` or `Final answer: ...` (the value may stand on the next line);

@@ -13,9 +13,11 @@ Raised is only what concerns the installation: processes that cannot start. Left
 the answer is (`answers`).
 """
 
+import math
 import multiprocessing
 import os
 import re
+import signal
 import threading
 from functools import lru_cache
 
@@ -52,12 +54,20 @@ def is_equal(answer: str, reference: str, timeout: float) -> bool | None:
         return False
     if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(reference):
         return int(answer) == int(reference)
-    task = _running_pool().schedule(compare, args=[answer, reference], timeout=timeout)
+    task = _running_pool().schedule(_compare_alone, args=[answer, reference, timeout], timeout=timeout)
     try:
         return task.result(timeout=timeout + MAX_QUEUE_SECONDS)
     except Exception:  # time-out, killed process, or whatever sympy raised over this text: the caller reports it
         task.cancel()
         return None
+
+
+def _compare_alone(answer: str, reference: str, timeout: float) -> bool:
+    # Should the caller die meanwhile, nobody is left to keep the time: then the kernel ends this process.
+    signal.alarm(math.ceil(timeout) + 2)
+    equal = compare(answer, reference)
+    signal.alarm(0)
+    return equal
 
 
 def compare(answer: str, reference: str) -> bool:
