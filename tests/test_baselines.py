@@ -1,0 +1,326 @@
+"""The baselines: their rules against an independent reference, their laws, and what their teachers may read."""
+
+import copy
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import reference_baselines
+import tiny
+import torch
+from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, get_adv_estimator_fn
+
+from verl_cast import CastConfigError
+from verl_cast.baselines.advantage import baseline_advantage, current_gap_weight
+from verl_cast.baselines.config import BASELINES, GrpoOpsdConfig, OpsdConfig, RlrtConfig, RlsdConfig
+from verl_cast.baselines.privileged import PrivilegedContext, reference_messages
+from verl_cast.baselines.references import check_references, peers, references
+from verl_cast.check import apply_method_defaults, check_run, packaged_defaults, summary
+from verl_cast.context import TeacherContext
+from verl_cast.methods import METHODS, method_config
+
+NAMES = [method.NAME for method in BASELINES]
+MESSAGES = [{"role": "user", "content": "What is 1 + 1?"}]
+
+
+def batch(seed: int, dtype=torch.float64, graded=False):
+    """Twelve rows of three groups: mixed, all correct, all wrong; masks with holes, gaps of all sizes, some zero."""
+    rng = np.random.default_rng(seed)
+    rewards = np.array([1, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 0], dtype=np.float64)
+    if graded:
+        rewards = rewards * 0.4 + rng.uniform(0, 0.5, 12)
+    T = 9
+    token_level_rewards = np.zeros((12, T))
+    token_level_rewards[:, -1] = rewards
+    mask = (rng.random((12, T)) < 0.8).astype(np.float64)
+    mask[:, 0] = 1
+    old = rng.normal(-1, 0.5, (12, T))
+    gap = rng.normal(0, 1, (12, T)) * rng.choice([0, 0.01, 0.3, 3, 30], (12, T))
+    index = np.repeat(["a", "b", "c"], 4).astype(object)
+    order = rng.permutation(12)
+    tensors = (torch.tensor(x[order], dtype=dtype) for x in (token_level_rewards, mask, old, old + gap))
+    token_level_rewards, mask, old, teacher = tensors
+    return token_level_rewards, mask, index[order], old, teacher
+
+
+def grpo(rewards, mask, index):
+    return compute_grpo_outcome_advantage(rewards, mask, index)[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("graded", [False, True])
+def test_every_rule_equals_the_reference(name, graded):
+    method, rule = METHODS[name], getattr(reference_baselines, name)
+    for seed in range(20):
+        rewards, mask, index, old, teacher = batch(seed, graded=graded)
+        step = 3 * seed
+        kwargs = {"step": step} if name == "rlsd" else {}
+        result = baseline_advantage(rewards, mask, index, old, teacher, method(), completed_steps=step)
+        A = grpo(rewards, torch.ones_like(mask), index)[:, 0]
+        for i in range(len(mask)):
+            correct = bool(rewards[i].sum() > 0.5)
+            for t in range(mask.shape[1]):
+                gap = float(teacher[i, t] - old[i, t])
+                expected = rule(float(A[i]), gap, correct, **kwargs) if mask[i, t] else 0.0
+                assert float(result.advantages[i, t]) == pytest.approx(expected, rel=1e-12, abs=1e-14), (seed, i, t)
+
+
+@pytest.mark.parametrize("config", [GrpoOpsdConfig(gap_weight=0), RlsdConfig(gap_weight=0), RlrtConfig(gap_weight=0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("graded", [False, True])
+def test_without_the_gap_it_is_verls_grpo_bit_for_bit(config, dtype, graded):
+    for seed in range(10):
+        rewards, mask, index, old, teacher = batch(seed, dtype, graded)
+        advantages = baseline_advantage(rewards, mask, index, old, teacher, config).advantages
+        assert torch.equal(advantages, grpo(rewards, mask, index))
+
+
+def test_rlsd_is_grpo_bit_for_bit_when_its_weight_has_decayed():
+    weights = [current_gap_weight(RlsdConfig(), step) for step in (0, 25, 50, 51, 1000)]
+    assert weights == [0.5, 0.25, 0.0, 0.0, 0.0]
+    assert current_gap_weight(RlsdConfig(gap_weight_decay_steps=0), 1000) == 0.5
+    rewards, mask, index, old, teacher = batch(0, torch.float32)
+    late = baseline_advantage(rewards, mask, index, old, teacher, RlsdConfig(), completed_steps=50)
+    assert torch.equal(late.advantages, grpo(rewards, mask, index))
+
+
+def test_rlsd_and_rlrt_keep_the_verifiers_sign_and_give_one_sided_groups_nothing():
+    for seed in range(10):
+        rewards, mask, index, old, teacher = batch(seed)
+        for config, bound in ((RlsdConfig(), 0.5 * 0.2), (RlrtConfig(), 0.5 * 1.0)):
+            result = baseline_advantage(rewards, mask, index, old, teacher, config)
+            A = grpo(rewards, mask, index)
+            assert not result.flipped.any() and bool((result.advantages * A >= 0).all())
+            assert bool(((result.advantages - A).abs() <= bound * A.abs() + 1e-12).all())
+            assert not result.advantages[index != "a"].any()
+
+
+def test_rlrt_leaves_wrong_responses_alone_and_rewards_what_the_teacher_would_not_have_said():
+    rewards, mask, index, old, teacher = batch(1)
+    result = baseline_advantage(rewards, mask, index, old, teacher, RlrtConfig())
+    A, correct = grpo(rewards, mask, index), rewards.sum(-1) > 0.5
+    assert torch.equal(result.advantages[~correct], A[~correct])
+    mixed = torch.tensor(index == "a") & correct
+    more = (result.advantages > A)[mixed]
+    less = (result.advantages < A)[mixed]
+    disliked, liked = (teacher < old)[mixed] & mask.bool()[mixed], (teacher > old)[mixed] & mask.bool()[mixed]
+    assert more.any() and less.any() and torch.equal(more, disliked) and torch.equal(less, liked)
+
+
+def test_opsd_looks_at_no_reward():
+    rewards, mask, index, old, teacher = batch(2)
+    one = baseline_advantage(rewards, mask, index, old, teacher, OpsdConfig()).advantages
+    other = baseline_advantage(1 - rewards, mask, index, old, teacher, OpsdConfig()).advantages
+    assert torch.equal(one, other) and torch.equal(one, (teacher - old) * mask)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_and_masked_tokens_count_nowhere(name):
+    rewards, mask, index, old, teacher = batch(3)
+    config = METHODS[name]()
+    alone = baseline_advantage(rewards, mask, index, old, teacher, config).advantages
+    nan = torch.full((2, mask.shape[1]), float("nan"), dtype=mask.dtype)
+    padded = baseline_advantage(
+        torch.cat([rewards, torch.zeros_like(nan)]),
+        torch.cat([mask, torch.zeros_like(nan)]),
+        np.append(index, ["a", "pad"]),
+        torch.cat([old, nan]),
+        torch.cat([teacher, nan]),
+        config,
+    ).advantages
+    assert torch.equal(padded[:-2], alone) and not padded[-2:].any()
+    broken = teacher.masked_fill(~mask.bool(), float("nan"))
+    assert torch.equal(baseline_advantage(rewards, mask, index, old, broken, config).advantages, alone)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        baseline_advantage(rewards, mask, index, old, teacher.masked_fill(mask.bool(), float("nan")), config)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_estimator_stops_a_trainer_that_computed_no_teacher_log_probs(name):
+    from verl_cast import CastConfig
+    from verl_cast.estimator import EstimatorInputs, estimator_inputs
+
+    rewards, mask, index, old, teacher = batch(0)
+    estimator = get_adv_estimator_fn(name)
+    call = {"token_level_rewards": rewards, "response_mask": mask, "index": index, "config": {}}
+    with pytest.raises(RuntimeError, match=f"adv_estimator={name}.*would be GRPO"):
+        estimator(**call)
+    inputs = EstimatorInputs(CastConfig(), old, teacher, torch.arange(12))
+    with estimator_inputs(inputs), pytest.raises(RuntimeError, match=f"adv_estimator={name}"):
+        estimator(**call)  # laid out for another method
+    inputs = EstimatorInputs(METHODS[name](), old, teacher, torch.arange(12), completed_steps=7)
+    with estimator_inputs(inputs):
+        advantages, returns = estimator(**call)
+    expected = baseline_advantage(rewards, mask, index, old, teacher, METHODS[name](), completed_steps=7)
+    assert torch.equal(advantages, expected.advantages) and torch.equal(returns, advantages)
+    assert inputs.metrics["cast/gap_weight"] == current_gap_weight(METHODS[name](), 7)
+
+
+# ------------------------------------------------------------------------------------------------ what a teacher reads
+
+
+@pytest.mark.parametrize("context", ["reference", "reference_chat", "peer"])
+def test_a_privileged_context_shows_what_the_student_never_sees(context):
+    tokenizer, before = tiny.tokenizer(), copy.deepcopy(MESSAGES)
+    text = tokenizer.decode(PrivilegedContext(context, tokenizer, {}).prompt_ids(MESSAGES, "{SECRET}"))
+    assert "What is 1 + 1?" in text and "{SECRET}" in text and before == MESSAGES
+    assert text.startswith("<|im_start|>") == (context == "reference_chat")
+    if context != "reference_chat":
+        assert text.endswith("\n\n[Student response]\n")
+
+
+def test_without_a_peer_the_teacher_reads_casts_plain_context():
+    tokenizer = tiny.tokenizer()
+    plain = TeacherContext("plain", None, tokenizer).prompt_ids(MESSAGES, [5])
+    assert PrivilegedContext("peer", tokenizer, {}).prompt_ids(MESSAGES, "") == plain
+
+
+def test_a_prompt_without_text_is_refused():
+    for bad in ([{"role": "system", "content": "x"}], [{"role": "user", "content": [{"type": "image"}]}]):
+        with pytest.raises(ValueError, match="no user message"):
+            reference_messages(bad, "2")
+
+
+def test_a_peer_is_a_correct_response_of_the_same_group_and_another_one_where_there_is_one():
+    uids = ["a", "a", "a", "b", "b", "c", "c"]
+    keys = [f"{uid}_{i}_0" for uid, i in zip(uids, (0, 1, 2, 0, 1, 0, 1), strict=True)]
+    correct = [True, False, True, False, True, False, False]
+    texts = ["a0", "a1", "a2", "b0", "b1", "c0", "c1"]
+    shown = peers(uids, keys, correct, texts)
+    assert shown == ["a2", "a0", "a0", "b1", "b1", "", ""]
+    order = np.random.default_rng(0).permutation(7)
+    permuted = peers(*([values[i] for i in order] for values in (uids, keys, correct, texts)))
+    assert permuted == [shown[i] for i in order], "the order of the batch must not matter"
+
+
+def test_references_of_rows():
+    rows = {"reward_model": [{"ground_truth": "4"}, {"ground_truth": ["1", "2"]}, {"ground_truth": 7}]}
+    assert references(rows, "reward_model.ground_truth", ["x", "y", "z"]) == ["4", "1\n2", "7"]
+    for bad in ({"ground_truth": ""}, {"ground_truth": None}, {}, None):
+        with pytest.raises(ValueError, match="row y has no reference at reward_model.ground_truth"):
+            references({"reward_model": [{"ground_truth": "4"}, bad]}, "reward_model.ground_truth", ["x", "y"])
+
+
+def test_a_cast_run_never_loads_a_privileged_context():
+    code = (
+        "import sys, verl, verl.trainer.ppo.core_algos, verl.trainer.ppo.v1.trainer_base\n"
+        "import verl_cast.trainer, verl_cast.worker, verl_cast.check, verl_cast.estimator\n"
+        "print([name for name in sys.modules if name.endswith('.privileged')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+# -------------------------------------------------------------------------------------------------- config and refusals
+
+
+@pytest.mark.parametrize(
+    "name, values, key, says",
+    [
+        ("rlsd", {"gap_wieght": 1}, "algorithm.rlsd.gap_wieght", "did you mean algorithm.rlsd.gap_weight?"),
+        ("rlsd", {"weight_clip": 1.5}, "algorithm.rlsd.weight_clip", "at most 1"),
+        ("rlsd", {"gap_weight": -1}, "algorithm.rlsd.gap_weight", "at least 0"),
+        ("rlsd", {"gap_weight_decay_steps": 0.5}, "algorithm.rlsd.gap_weight_decay_steps", "whole number"),
+        ("rlsd", {"teacher": {"context": "plain"}}, "algorithm.rlsd.teacher.context", "one of reference"),
+        ("rlsd", {"teacher": {"context": "peer"}}, "algorithm.rlsd.teacher.context", "one of reference"),
+        ("opsd", {"gap_weight": 1}, "algorithm.opsd.gap_weight", "unknown key"),
+        ("opsd", {"teacher": {"weights": "old"}}, "algorithm.opsd.teacher.weights", "one of snapshot"),
+        ("grpo_opsd", {"teacher": {"reference_key": ""}}, "algorithm.grpo_opsd.teacher.reference_key", "column"),
+        ("grpo_opsd", {"gap_weight": "x"}, "algorithm.grpo_opsd.gap_weight", "finite number"),
+        ("rlrt", {"weight_clip": 1.01}, "algorithm.rlrt.weight_clip", "at most 1"),
+        ("rlrt", {"correct_threshold": None}, "algorithm.rlrt.correct_threshold", "finite number"),
+        ("rlrt", {"dump": {}}, "algorithm.rlrt.dump", "unknown key"),
+    ],
+)
+def test_bad_settings_are_named(name, values, key, says):
+    with pytest.raises(CastConfigError) as caught:
+        METHODS[name].from_dict(values)
+    assert key in str(caught.value) and says in str(caught.value)
+
+
+def run(compose, name, *overrides):
+    return compose(f"algorithm.adv_estimator={name}", "actor_rollout_ref.rollout.n=8", *overrides)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_baseline_runs_under_its_own_name_and_changes_nothing_else_of_the_config(compose, name):
+    config = run(compose, name)
+    before = copy.deepcopy(config)
+    assert apply_method_defaults(config, []) == []
+    check_run(config)
+    assert config == before
+    line = summary(config)
+    assert f"{METHODS[name].TITLE} (a baseline, not CAST) is active" in line and "CAST is active" not in line
+    assert "PRIVILEGED" in line
+    with pytest.raises(CastConfigError, match="loss_mode"):
+        check_run(run(compose, name, "actor_rollout_ref.actor.policy_loss.loss_mode=cast"))
+    with pytest.raises(CastConfigError, match="trainer.use_v1"):
+        check_run(run(compose, name, "trainer.use_v1=False"))
+
+
+@pytest.mark.parametrize("name", ["cast", "grpo", *NAMES])
+def test_what_another_method_is_asked_for_is_refused(compose, name):
+    """A run must not name a setting of one method and train another; a whole default group asks for nothing."""
+    for other, method in METHODS.items():
+        group = f"+algorithm.{other}={packaged_defaults(method)}".replace("None", "null").replace("'", "")
+        check_run(run(compose, name, group))
+        if other == name:
+            continue
+        for setting in ("correct_threshold=0.4", "correct_threshold=0.5", "teacher.weights=ema"):
+            with pytest.raises(CastConfigError, match=f"algorithm.adv_estimator={other}"):
+                check_run(run(compose, name, f"+algorithm.{other}.{setting}"))
+        with pytest.raises(CastConfigError, match=f"algorithm.{other}="):
+            check_run(run(compose, name, group, f"algorithm.{other}.teacher.weights=ema"))
+
+
+def write(path, **columns):
+    pd.DataFrame(columns).to_parquet(path)
+    return f"data.train_files={path}"
+
+
+@pytest.mark.parametrize("name", ["opsd", "grpo_opsd", "rlsd", "rlrt"])
+def test_data_without_references_are_refused_before_anything_is_spent(compose, tmp_path, name):
+    prompt = [MESSAGES, MESSAGES]
+    good = write(tmp_path / "good.parquet", prompt=prompt, reward_model=[{"ground_truth": "2"}] * 2)
+    cases = {
+        "no column 'reward_model' (it has prompt)": write(tmp_path / "none.parquet", prompt=prompt),
+        "no key 'ground_truth' in 'reward_model' (it has style)": write(
+            tmp_path / "key.parquet", prompt=prompt, reward_model=[{"style": "rule"}] * 2
+        ),
+        "1 of 2 rows": write(
+            tmp_path / "rows.parquet", prompt=prompt, reward_model=[{"ground_truth": "2"}, {"ground_truth": " "}]
+        ),
+    }
+    check_run(run(compose, name, good))
+    for says, data in cases.items():
+        config = run(compose, name, data)
+        if name == "rlrt":
+            check_run(config)  # its teacher reads another response of the group
+            continue
+        with pytest.raises(CastConfigError) as caught:
+            check_run(config)
+        assert f"algorithm.{name}.teacher.reference_key" in str(caught.value) and says in str(caught.value)
+    solution = write(tmp_path / "solution.parquet", prompt=prompt, extra_info=[{"solution": "1 + 1 = 2"}] * 2)
+    if name != "rlrt":
+        check_run(run(compose, name, solution, f"+algorithm.{name}.teacher.reference_key=extra_info.solution"))
+        both = f"data.train_files=[{tmp_path / 'good.parquet'},{tmp_path / 'none.parquet'}]"
+        with pytest.raises(CastConfigError, match="none.parquet"):
+            check_run(run(compose, name, both))
+    else:
+        config = run(compose, name, solution, "+algorithm.rlrt.teacher.context=reference")
+        with pytest.raises(CastConfigError, match="reference_key"):
+            check_references(config, method_config(config))
+
+
+def test_defaults_are_those_of_the_papers():
+    """Method section 10, as far as it says them."""
+    assert (RlsdConfig().gap_weight, RlsdConfig().gap_weight_decay_steps, RlsdConfig().weight_clip) == (0.5, 50, 0.2)
+    assert (RlsdConfig().teacher.weights, RlsdConfig().teacher.refresh_interval) == ("snapshot", 10)
+    assert (RlrtConfig().gap_weight, RlrtConfig().weight_clip) == (0.5, 1.0)
+    assert (RlrtConfig().teacher.weights, RlrtConfig().teacher.context) == ("current", "peer")
+    assert OpsdConfig().teacher.weights == "initial"
+    assert all(dataclasses.is_dataclass(method) and method().teacher.PRIVILEGED for method in BASELINES)
