@@ -394,6 +394,21 @@ def test_a_run_before_its_first_step_is_called_neither(tmp_path, capsys):
     assert reading.comparison([cast, before]) == []
 
 
+def test_a_baseline_is_called_by_its_name_and_drawn_where_casts_numbers_stand():
+    cast = runs.Run("cast", metrics_of_a_run(), None)
+    baseline = runs.Run(
+        "rlsd",
+        {step: {n.replace("cast/", "rlsd/"): v for n, v in values.items()} for step, values in cast.steps.items()},
+        None,
+    )
+    assert (cast.kind, baseline.kind) == ("CAST", "RLSD, not CAST") and not baseline.is_cast
+    assert baseline.series("cast/gap/mean") == cast.series("cast/gap/mean") and cast.has("cast/gap/mean")
+    titles = {run.name: [note.title for note in reading.notes(run)] for run in (cast, baseline)}
+    assert "Not a CAST run: RLSD" in titles["rlsd"] and "Not a CAST run: RLSD" not in titles["cast"]
+    of_cast = set(titles["cast"]) - set(titles["rlsd"])
+    assert of_cast, "what is healthy for CAST is said of CAST alone"
+
+
 def test_a_twin_that_has_only_a_console_log_is_there_and_the_log_of_a_json_run_is_not(tmp_path):
     metrics = metrics_of_a_run(3)
     write_jsonl(tmp_path / "cast" / "project" / "experiment.jsonl", metrics)

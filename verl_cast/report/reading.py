@@ -30,8 +30,10 @@ RULES = (
 
 
 def notes(run: Run) -> list[Note]:
-    """All that the rules see in a run, the most pressing first."""
-    found = [note for rule in RULES if (note := rule(run)) is not None]
+    """All that the rules see in a run, the most pressing first. Those about CAST are about no baseline."""
+    baseline = run.method is not None and not run.is_cast
+    rules = [rule for rule in RULES if not (baseline and rule.__module__ == rules_cast.__name__)]
+    found = [note for rule in rules if (note := rule(run)) is not None]
     return sorted(found, key=lambda note: LEVELS.index(note.level))
 
 

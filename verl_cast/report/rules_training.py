@@ -6,6 +6,7 @@ the sentence that they decide; they are rules of thumb, and a note says what was
 
 import math
 
+from verl_cast.methods import METHODS
 from verl_cast.report.notes import LOOK, OK, WARNING, Note, ends, last_third, reward_change
 from verl_cast.report.runs import Run
 from verl_cast.report.text import percent
@@ -16,6 +17,13 @@ FEW_STEPS = 6  # with fewer, first and last parts of a run are single steps
 def not_cast(run: Run) -> Note | None:
     if run.is_cast or not run.num_steps:
         return None
+    if run.method:
+        return Note(
+            OK,
+            f"Not a CAST run: {METHODS[run.method].TITLE}",
+            "A baseline trained here, with a privileged teacher: its gaps are to that teacher. In the figures its "
+            f"{run.method}/* metrics stand where CAST's cast/* do.",
+        )
     return Note(
         OK,
         "Not a CAST run",

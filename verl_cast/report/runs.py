@@ -5,6 +5,7 @@ belongs to the CAST run whose metrics lie nearest, and where none logged cast/* 
 directories in which no run keeps its metrics (checkpoints' own contents, Ray's sessions, other loggers' files).
 """
 
+import functools
 import math
 import os
 from collections.abc import Iterable
@@ -13,6 +14,8 @@ from pathlib import Path
 
 from verl_cast import trajectories
 from verl_cast.cli import UserError
+from verl_cast.config import CastConfig
+from verl_cast.methods import METHODS
 from verl_cast.report import reader
 
 MAX_DEPTH = 5
@@ -41,17 +44,25 @@ class Run:
     dump_files: dict[int, Path] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
 
+    @functools.cached_property
+    def method(self) -> str | None:
+        """The method with a self-teacher that the metrics are named after (`cast`, `rlsd`, ...); None without one."""
+        prefixes = {name.split("/", 1)[0] for values in self.steps.values() for name in values}
+        return next((name for name in METHODS if name in prefixes), None)
+
     @property
     def is_cast(self) -> bool:
         """A run trained with CAST says so by its metrics; a dump says so only where there are none."""
-        if not self.steps:
-            return bool(self.dump_files)
-        return any(n.startswith("cast/") for values in self.steps.values() for n in values)
+        return self.method == CastConfig.NAME if self.steps else bool(self.dump_files)
 
     @property
     def kind(self) -> str:
         """What the page and the terminal call it."""
-        return "CAST" if self.is_cast else "not CAST" if self.num_steps else "not trained yet"
+        if self.is_cast:
+            return CastConfig.TITLE
+        if self.method:
+            return f"{METHODS[self.method].TITLE}, not CAST"
+        return "not CAST" if self.num_steps else "not trained yet"
 
     @property
     def num_steps(self) -> int:
@@ -63,7 +74,9 @@ class Run:
         return {s for s, values in self.steps.items() if any(not n.startswith(VALIDATION_PREFIXES) for n in values)}
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
-        """Steps at which a metric was logged, and its values, NaN included."""
+        """Steps at which a metric was logged, and its values, NaN included; a baseline's own stand in for `cast/*`."""
+        if self.method:
+            name = name.replace("cast/", f"{self.method}/", 1)
         found = [(step, values[name]) for step, values in self.steps.items() if name in values]
         return [step for step, _ in found], [value for _, value in found]
 
