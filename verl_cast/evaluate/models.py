@@ -113,6 +113,9 @@ def load(source: Source, directory: Path, trust_remote_code: bool = False) -> Lo
 def _merged(source: Source, directory: Path, trust_remote_code: bool) -> Path:
     """`directory`/model, out of these very shards."""
     merged, partial, made_from = directory / "model", directory / "model.partial", "made_from.json"
+    config = source.path / ("huggingface" if source.kind == "fsdp" else "model/huggingface")
+    if not (config / "config.json").exists():  # verl saves none beside shards of Megatron
+        config = _base(source)
     identity = json.dumps(source.identity(), indent=1)
     if (merged / made_from).exists() and (merged / made_from).read_text() == identity:
         return merged
@@ -120,13 +123,24 @@ def _merged(source: Source, directory: Path, trust_remote_code: bool) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     log = directory / "merge.log"
-    command = [sys.executable, "-m", "verl_cast.evaluate.merge", source.kind, str(source.path), str(partial)]
+    command = [
+        sys.executable,
+        "-m",
+        "verl_cast.evaluate.merge",
+        source.kind,
+        str(source.path),
+        str(config),
+        str(partial),
+    ]
     with log.open("wb") as output:
         command += ["--trust-remote-code"] if trust_remote_code else []
         done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
     if done.returncode:
         reason = root_cause(log.read_text(errors="replace"))
-        raise UserError(f"{source.path}: verl's model merger failed: {reason} (its log: {log})")
+        raise UserError(
+            f"{source.path}: verl's model merger failed: {reason} (its log: {log})."
+            + (" For Megatron's shards it needs CUDA and TransformerEngine." if source.kind == "megatron" else "")
+        )
     (partial / made_from).write_text(identity)
     shutil.rmtree(merged, ignore_errors=True)
     os.replace(partial, merged)
@@ -134,12 +148,12 @@ def _merged(source: Source, directory: Path, trust_remote_code: bool) -> Path:
 
 
 def _base(source: Source) -> Path:
-    """The directory of an adapter's base model."""
+    """The directory of the base model of an adapter, or of shards without config."""
     config = source.path / ADAPTER_CONFIG
     named = json.loads(config.read_text()).get("base_model_name_or_path") if config.exists() else None
     name = source.base or named
     if not name:
-        raise UserError(f"{source.path} holds an adapter alone; name its base model with --base-model.")
+        raise UserError(f"{source.path} holds no whole model; name its base model with --base-model.")
     base = find(str(name))
     if base.kind != "hugging_face":
         raise UserError(f"--base-model {name}: must be a Hugging Face model, and is a checkpoint or an adapter.")
