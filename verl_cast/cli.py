@@ -12,6 +12,7 @@ COMMANDS = {
     "report": ("verl_cast.report.command", "one self-contained HTML page about one or several runs"),
     "doctor": ("verl_cast.doctor.command", "check this installation and a verl command, without training"),
     "diagnose": ("verl_cast.diagnose.command", "is the teacher's context fit, and how do gaps behave? (analysis only)"),
+    "data": ("verl_cast.data.command", "DAPO-Math-17K and the paper's benchmarks as Parquet files in verl's format"),
     "evaluate": ("verl_cast.evaluate.command", "Avg@k and Pass@k of a model or checkpoint over benchmarks"),
 }
 
