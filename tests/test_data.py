@@ -1,4 +1,4 @@
-"""`verl-cast data`: sources in their own formats, as small local files, through the real `datasets`, in verl's format."""
+"""`verl-cast data`: sources in their own formats, as small local files, by the real `datasets`, in verl's format."""
 
 import csv
 import json

@@ -1,9 +1,9 @@
 r"""A source's rows in verl's format, each problem once.
 
 A row is data_source, prompt (chat messages), ability, reward_model {style, ground_truth}, extra_info {index, split,
-problem}. The prompt is `raw`, DAPO's own words around the problem ("... Answer: $Answer ..."), with which the evaluated
-run trains, or `boxed`, the problem and the \boxed{} instruction, with which it evaluates. Problems are the same if their
-text is, without DAPO's words and without space; the first one counts.
+problem}. The prompt is `raw`, DAPO's own words around the problem ("... Answer: $Answer ..."), as the evaluated run
+trains, or `boxed`, the problem and the \boxed{} instruction, as it evaluates. Problems are the same if their text is,
+without DAPO's words and without space; the first one counts.
 """
 
 from collections.abc import Iterator
