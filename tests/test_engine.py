@@ -41,7 +41,9 @@ def directory(tmp_path_factory):
     return path
 
 
-def run_ranks(directory: Path, engine: str, world_size: int, *arguments: str) -> list[str]:
+def run_ranks(
+    directory: Path, engine: str, world_size: int, *arguments: str, script: str = "engine_laws.py"
+) -> list[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -52,7 +54,7 @@ def run_ranks(directory: Path, engine: str, world_size: int, *arguments: str) ->
             environment = {"VERL_PLATFORM": "cpu", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             ranks.append(
                 subprocess.Popen(
-                    [sys.executable, str(TESTS / "engine_laws.py"), str(directory), engine, *arguments],
+                    [sys.executable, str(TESTS / script), str(directory), engine, *arguments],
                     env={**os.environ, **environment, "RANK": str(rank), "WORLD_SIZE": str(world_size)},
                     stdout=log.open("w"),
                     stderr=subprocess.STDOUT,

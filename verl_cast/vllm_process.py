@@ -9,8 +9,10 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -65,13 +67,14 @@ def sample(
         )
         os.close(result_in_child)
         try:
-            with contextlib.suppress(BrokenPipeError), process.stdin:  # it died early; its log says of what
-                process.stdin.write(json.dumps(request).encode())
+            with contextlib.suppress(BrokenPipeError):  # it died early; its log says of what
+                process.stdin.write(json.dumps(request).encode() + b"\n")
+                process.stdin.flush()
             for line in lines:
                 yield json.loads(line)
-            process.wait()
         finally:
-            process.terminate()  # nothing where it has ended
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()  # which ends it, where it has not ended by itself
             process.wait()
     if process.returncode:
         raise UserError(f"vLLM could not sample: {root_cause(log.read_text(errors='replace'))} (its log: {log})")
@@ -86,12 +89,19 @@ def root_cause(log: str) -> str:
     return (causes or lines[-1:])[0].strip()[:300]
 
 
+def _end_with_the_parent() -> None:
+    """Interrupt this process, and by that vLLM's own, when nobody reads its samples any more, by SIGKILL even."""
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def main(result_fd: str) -> None:
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
     from vllm.sampling_params import RequestOutputKind
 
-    request = json.load(sys.stdin)
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     result = os.fdopen(int(result_fd), "w", buffering=1)
     arguments, lora = request["engine"], None
     if request["adapter"] is not None:

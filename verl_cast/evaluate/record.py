@@ -76,14 +76,14 @@ class Record:
         path = self._file(benchmark)
         if not path.exists():
             return {}
-        rows = path.read_text(encoding="utf-8").split("\n")
+        rows = path.read_bytes().split(b"\n")
         by_problem: dict[int, list[dict[str, Any]]] = {}
         for row in rows[:-1]:  # behind the last line feed stands nothing, or a torn line
             line = json.loads(row)
             by_problem.setdefault(line["problem"], []).append(line)
         whole = {problem: lines for problem, lines in by_problem.items() if len(lines) == self.samples}
         kept = "".join(_row(line) for lines in whole.values() for line in lines)
-        if kept != "\n".join(rows):
+        if kept.encode() != b"\n".join(rows):
             _write(path, kept)
         return whole
 
