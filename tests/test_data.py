@@ -144,6 +144,27 @@ def test_a_directory_gives_the_split_that_is_asked_for(tmp_path):
     assert rows_of(tmp_path / "math500.parquet")[0]["extra_info"]["problem"] == MATH500["problem"]
 
 
+def test_the_hubs_commit_is_in_the_manifest(tmp_path):
+    # No hub here, but what `datasets` keeps of one: the same classes read it, and know its commit by the directory.
+    from pathlib import Path
+
+    import datasets
+    from datasets.packaged_modules.json.json import Json
+
+    commit = "0123456789" * 4
+    source, cache = write(tmp_path / "a.jsonl", [BENCHMARKS["aime26"][1]]), Path(datasets.config.HF_DATASETS_CACHE)
+    builder = Json(cache_dir=str(cache), dataset_name="aime_2026", hash=commit, data_files={"train": [str(source)]})
+    builder.download_and_prepare()
+    kept = cache / "MathArena___aime_2026" / "default" / "0.0.0" / commit
+    kept.parent.mkdir(parents=True)
+    Path(builder.cache_dir).rename(kept)
+
+    assert prepare(tmp_path, "--only=aime26") == 0
+    assert rows_of(tmp_path / "aime26.parquet")[0]["reward_model"]["ground_truth"] == "277"
+    entry = json.loads((tmp_path / "manifest.json").read_text())["files"]["aime26.parquet"]
+    assert (entry["commit"], entry["made_from"]["source"]) == (commit, "MathArena/aime_2026")
+
+
 def test_a_second_call_keeps_what_is_up_to_date_and_the_bytes_are_the_same(tmp_path, capsys):
     aime, dapo = write(tmp_path / "a.jsonl", [BENCHMARKS["aime25"][1]]), write(tmp_path / "d.parquet", DAPO)
     arguments = ["--only=aime25,dapo", f"--source=aime25={aime}", f"--source=dapo={dapo}"]

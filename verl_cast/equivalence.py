@@ -9,6 +9,10 @@ How an answer is read: text with $...$, \(...\), \[...\] or \boxed{...} in it as
 dollars (given bare, math-verify reads `3\pi` as 3, `1,2` as 1.2 and `\sqrt{2}` as nothing). Plain prose ("the total is
 42") gets a second reading as it stands, in which the last number counts.
 
+The processes start afresh (spawn), with sympy and without torch or verl, about 80 MB each; as always with spawn they
+import the main module, so a script that judges needs its `if __name__ == "__main__"`. A pool belongs to one process:
+verl's 8 reward workers (`reward.num_workers`) make 16 of these.
+
 Raised is only what concerns the installation: processes that cannot start. Left out: any cache, and the choice of what
 the answer is (`answers`).
 """
