@@ -317,6 +317,17 @@ def test_nothing_is_left_behind(tmp_path, end):
     assert not alive_in_group(program.pid)
 
 
+def test_a_broken_math_verify_is_an_error_and_no_verdict(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "math_verify.py").write_text(
+        "raise ImportError('no antlr here')"
+    )  # the program's directory comes first
+    run = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1
+    assert "RuntimeError: verifier: its math-verify processes do not work here" in run.stderr
+    assert "no antlr here" in run.stderr
+
+
 def test_a_forked_child_makes_its_own_pool():
     score("1/2", "0.5")
     pid = os.fork()

@@ -69,9 +69,10 @@ def is_equal(answer: str, reference: str, timeout: float) -> bool | None:
 def _compare_alone(answer: str, reference: str, timeout: float) -> bool:
     # Should the caller die meanwhile, nobody is left to keep the time: then the kernel ends this process.
     signal.alarm(math.ceil(timeout) + 2)
-    equal = compare(answer, reference)
-    signal.alarm(0)
-    return equal
+    try:
+        return compare(answer, reference)
+    finally:
+        signal.alarm(0)
 
 
 def compare(answer: str, reference: str) -> bool:
