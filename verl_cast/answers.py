@@ -86,6 +86,8 @@ def _answer_lines(text: str) -> list[tuple[int, int, str]]:
 
 def _boxes(text: str) -> list[tuple[int, int, str]]:
     r"""(start, end, inner text) of every closed \boxed{...} that does not lie inside another one."""
+    if "\\boxed{" not in text:
+        return []
     closed, opened = [], []
     for match in _BRACE.finditer(text):
         if match[0] != "}":
