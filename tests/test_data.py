@@ -135,13 +135,22 @@ def test_a_benchmark_in_its_own_format(tmp_path, capsys, name):
     assert f"it usually has {SOURCES[name].num_problems} problems" in capsys.readouterr().out
 
 
-def test_a_directory_gives_the_split_that_is_asked_for(tmp_path):
+def test_a_directory_gives_the_split_that_is_asked_for(tmp_path, capsys):
     directory = tmp_path / "MATH-500"
     directory.mkdir()
     write(directory / "test.jsonl", [MATH500])
     write(directory / "train.jsonl", [MATH500 | {"problem": "not this one"}])
     assert prepare(tmp_path, "--only=math500", f"--source=math500={directory}") == 0
     assert rows_of(tmp_path / "math500.parquet")[0]["extra_info"]["problem"] == MATH500["problem"]
+
+    (directory / ".cache").mkdir()
+    (directory / ".cache" / "downloaded").write_text("today")
+    assert prepare(tmp_path, "--only=math500", f"--source=math500={directory}") == 0
+    assert "up to date" in capsys.readouterr().out
+
+    write(directory / "test.jsonl", [MATH500 | {"answer": "7"}])
+    assert prepare(tmp_path, "--only=math500", f"--source=math500={directory}") == 0
+    assert rows_of(tmp_path / "math500.parquet")[0]["reward_model"]["ground_truth"] == "7"
 
 
 def test_the_hubs_commit_is_in_the_manifest(tmp_path):

@@ -42,7 +42,9 @@ def local_origin(path: Path, source: Source) -> Origin:
         UserError: it does not exist, or is of no known format.
     """
     if path.is_dir():
-        return Origin(str(path), source.split, sha256=_hash(sorted(file for file in path.rglob("*") if file.is_file())))
+        # Hidden files are the downloader's own notes, with dates in them.
+        files = [file for file in path.rglob("*") if file.is_file() and "/." not in f"/{file.relative_to(path)}"]
+        return Origin(str(path), source.split, sha256=_hash(sorted(files)))
     if not path.is_file():
         raise UserError(f"--source {source.name}={path}: no such file or directory.")
     if path.suffix not in BUILDERS:
