@@ -86,7 +86,7 @@ def run_on_cpu(
 
 
 def slurm(directory: Path) -> tuple[subprocess.CompletedProcess, list[str]]:
-    """The job script for two nodes with stand-ins for srun, ray and python, and the commands that it gave to the first two.
+    """The job script for two nodes, with stand-ins for srun, ray and python; and what it gave srun and ray to do.
 
     No Ray is started: a head would be found by every other run on this machine. The script itself prints its command.
     """

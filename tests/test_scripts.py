@@ -4,6 +4,7 @@ from CAST's in what it says alone, holds the evaluated run's values, and really 
 import concurrent.futures
 import functools
 import itertools
+import os
 import re
 import shutil
 import subprocess
@@ -178,6 +179,23 @@ def test_shellcheck_finds_nothing():
     command = ["shellcheck", "-x", "-P", "SCRIPTDIR", *names]
     done = subprocess.run(command, cwd=scripts.EXAMPLES, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_the_main_table_trains_evaluates_and_joins():
+    """The commands of the loop, from a dry run: one training and one evaluation a method, of that training's end."""
+    environment = {**os.environ, "DRY_RUN": "1", "METHODS": "grpo cast", "OUT_DIR": "/out", "BENCHMARKS": "aime24"}
+    command = ["bash", scripts.EXAMPLES / "run_main_table.sh", "trainer.total_training_steps=200"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    base, *lines, table = done.stdout.splitlines()
+    assert base.startswith("+ verl-cast evaluate Qwen/Qwen3-4B --data ")
+    rows = ["/out/evaluation/Qwen3-4B"]
+    for method, train, evaluate in zip(("grpo", "cast"), lines[::2], lines[1::2], strict=True):
+        name = f"qwen3_4b_fsdp_lora_{method}"
+        rows.append(f"/out/evaluation/{name}")
+        assert train.startswith(f"+ env METHOD={method} bash ") and train.endswith(" trainer.total_training_steps=200")
+        assert evaluate.startswith(f"+ verl-cast evaluate /out/{name}/checkpoints/global_step_200 --data ")
+        assert evaluate.endswith(f"/aime24.parquet --name {name} --out {rows[-1]}")
+    assert table == f"+ verl-cast evaluate --table {' '.join(rows)}"
 
 
 # Every script once, and with them every method. Where a method needs right responses, rewards are a coin's.

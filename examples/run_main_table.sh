@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# The paper's main table: trains every method with one of the scripts here, evaluates each and the untrained model (16
+# samples of every problem), and joins the rows.
+#
+#   bash examples/run_main_table.sh                                    all methods with run_qwen3_4b_fsdp.sh
+#   METHODS="grpo cast" bash examples/run_main_table.sh                some of them
+#   SCRIPT=run_qwen3_8b_megatron.sh bash examples/run_main_table.sh    another model or engine
+#   DRY_RUN=1 bash examples/run_main_table.sh                          print the commands, start nothing
+#
+# Needs `verl-cast data`. Arguments go to every training, and the toggles of paper.sh work here too. A loop that was
+# stopped can be started again: finished trainings and samples are not made twice.
+set -euo pipefail
+
+SCRIPT=$(dirname "${BASH_SOURCE[0]}")/${SCRIPT:-run_qwen3_4b_fsdp.sh}
+METHODS=${METHODS:-grpo opsd grpo_opsd rlsd rlrt cast}
+BENCHMARKS=${BENCHMARKS:-aime24 aime25 aime26 math500 hmmt25}
+read -ra EVALUATE <<<"${EVALUATE:-}" # more options of `verl-cast evaluate`, as in "--tensor-parallel-size 2"
+DRY_RUN=${DRY_RUN:-0}
+unset EXPERIMENT # each method has its own
+
+arguments=("$@")
+value() { # METHOD KEY: what the script would train with
+  METHOD=$1 DRY_RUN=1 bash "$SCRIPT" "${arguments[@]}" | sed -n "s/^$2=//p" | tail -n 1
+}
+
+step() {
+  echo "+ $*"
+  [ "$DRY_RUN" = 1 ] || "$@"
+}
+
+data=$(dirname "$(value grpo data.val_files)")
+files=()
+for benchmark in $BENCHMARKS; do
+  files+=("$data/$benchmark.parquet")
+  # Better here than after days of training.
+  [ "$DRY_RUN" = 1 ] || [ -f "${files[-1]}" ] || { echo "${files[-1]} is missing; see verl-cast data" >&2; exit 1; }
+done
+
+runs=$(dirname "$(dirname "$(value grpo trainer.default_local_dir)")")
+rows=()
+evaluate() { # NAME MODEL
+  rows+=("$runs/evaluation/$1")
+  step verl-cast evaluate "$2" --data "${files[@]}" --name "$1" --out "$runs/evaluation/$1" "${EVALUATE[@]}"
+}
+
+model=$(value grpo actor_rollout_ref.model.path)
+evaluate "$(basename "$model")" "$model"
+for method in $METHODS; do
+  checkpoint=$(value "$method" trainer.default_local_dir)/global_step_$(value "$method" trainer.total_training_steps)
+  [ -d "$checkpoint" ] || step env METHOD="$method" bash "$SCRIPT" "${arguments[@]}"
+  evaluate "$(value "$method" trainer.experiment_name)" "$checkpoint"
+done
+
+step verl-cast evaluate --table "${rows[@]}"
