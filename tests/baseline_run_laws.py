@@ -14,8 +14,12 @@ NOTE = (
 )
 
 
-def check(run, name: str) -> None:
-    """Step 1 of a finished run (verl_run.Run, with run_tools): advantages, teacher log-probs, names of metrics."""
+def check(run, name: str, temperature: float = 1.0) -> None:
+    """Step 1 of a finished run (verl_run.Run, with run_tools): advantages, teacher log-probs, names of metrics.
+
+    Args:
+        temperature: of the run's sampling.
+    """
     metrics = run.metrics[0]
     assert metrics[f"{name}/teacher/forward"] == 1 and f"{name}/gap_weight" in metrics
     assert not [key for key in metrics if key.startswith("cast/")], "no number of a baseline says CAST"
@@ -28,7 +32,7 @@ def check(run, name: str) -> None:
         group = [j for j, prompt in enumerate(prompts) if prompt == prompts[i]]
         scores = {j: float(rows[j]["rm_scores"].sum()) for j in group}
         _check_advantages(name, row, scores, i)
-        peers_used += _check_teacher(name, row, prompts[i], [rows[j] for j in group if scores[j] > 0.5])
+        peers_used += _check_teacher(name, row, prompts[i], [rows[j] for j in group if scores[j] > 0.5], temperature)
     assert peers_used or name != "rlrt", "no group had a correct response: nothing was shown"
 
 
@@ -43,7 +47,7 @@ def _check_advantages(name: str, row: dict, scores: dict[int, float], i: int) ->
         assert float(row["advantages"][t]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
-def _check_teacher(name: str, row: dict, prompt: str, correct_rows: list[dict]) -> bool:
+def _check_teacher(name: str, row: dict, prompt: str, correct_rows: list[dict], temperature: float) -> bool:
     """Log-probs of the untrained model, which is every teacher's in step 1, after the context that the method fixes."""
     problem = re.search(r"What is (\d+) \+ (\d+)\?", prompt)
     answer = str(int(problem[1]) + int(problem[2]))
@@ -59,14 +63,14 @@ def _check_teacher(name: str, row: dict, prompt: str, correct_rows: list[dict]) 
         shown = [tokenizer.decode(other["responses"], skip_special_tokens=True) for other in others]
         contexts = [f"{plain}[Correct rollout]\n{text}\n\n[Student response]\n" for text in shown if text]
         contexts = contexts or [f"{plain}[Student response]\n"]
-    log_probs = [_log_probs(context, row["responses"]) for context in contexts]
+    log_probs = [_log_probs(context, row["responses"], temperature) for context in contexts]
     distances = [float((one - row["teacher_log_probs"]).abs().max()) for one in log_probs]
     assert min(distances) < 1e-4, (name, distances)
     return "[Correct rollout]" in contexts[0]
 
 
 @torch.no_grad()
-def _log_probs(context: str, response: torch.Tensor) -> torch.Tensor:
+def _log_probs(context: str, response: torch.Tensor, temperature: float) -> torch.Tensor:
     prompt = tiny.tokenizer()(context)["input_ids"]
     logits = tiny.model()(torch.tensor([[*prompt, *response.tolist()]])).logits[0, len(prompt) - 1 : -1]
-    return torch.log_softmax(logits, dim=-1).gather(-1, response[:, None])[:, 0]
+    return torch.log_softmax(logits / temperature, dim=-1).gather(-1, response[:, None])[:, 0]
