@@ -120,7 +120,7 @@ def test_more_problems_of_the_same_file_are_no_other_evaluation(tmp_path):
     [
         ({**SETTINGS, "temperature": 1.0}, bench(), ["temperature", "0.7", "1.0", "--overwrite"]),
         ({**SETTINGS, "model": {"path": "/n", "files": {}}}, bench(), ["model", "/m", "/n"]),
-        ({**SETTINGS, "model": {"path": "/m", "files": {"x": [1, 2]}}}, bench(), ["model", "other files"]),
+        ({**SETTINGS, "model": {"path": "/m", "files": {"x": [1, 2]}}}, bench(), ["model", "/m", "other files"]),
         (SETTINGS, bench(sha256="2" * 64), ["the file of a", "111111", "222222"]),
     ],
 )

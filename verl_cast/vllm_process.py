@@ -98,12 +98,16 @@ def _end_with_the_parent() -> None:
 def main(result_fd: str) -> None:
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
+    from vllm.platforms import current_platform
     from vllm.sampling_params import RequestOutputKind
 
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     result = os.fdopen(int(result_fd), "w", buffering=1)
     arguments, lora = request["engine"], None
+    if current_platform.is_cpu():
+        # With a prompt in pieces vLLM sets a seeded generator back, which torch's for the CPU cannot do.
+        arguments = {"enable_chunked_prefill": False, **arguments}
     if request["adapter"] is not None:
         rank = json.loads((Path(request["adapter"]) / "adapter_config.json").read_text())["r"]
         largest = next(allowed for allowed in LORA_RANKS if allowed >= rank)

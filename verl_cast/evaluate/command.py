@@ -183,6 +183,8 @@ def _sample_and_verify(args, extra_engine, loadable, todo, record: Record, score
     from verl.utils import hf_tokenizer
 
     tokenizer = hf_tokenizer(str(loadable.tokenizer), trust_remote_code=args.trust_remote_code)
+    if tokenizer.chat_template is None:
+        raise UserError(f"{loadable.tokenizer}: its tokenizer has no chat template to show the problems in.")
     prompts = [
         tokenizer.apply_chat_template(
             benchmark.problems[i].messages,
@@ -209,7 +211,9 @@ def _sample_and_verify(args, extra_engine, loadable, todo, record: Record, score
     finished = vllm_process.sample(
         engine, _sampling(args), prompts, seeds, record.directory / "vllm.log", loadable.adapter
     )
-    with tqdm(total=len(todo), desc="problems", unit="problem", disable=None) as bar:
+    # In a batch job's log a line now and then, instead of a bar.
+    interval = 0.1 if sys.stderr.isatty() else 30
+    with tqdm(total=len(todo), desc="problems", unit="problem", mininterval=interval, maxinterval=interval) as bar:
         for one in finished:
             benchmark, i = todo[one["prompt"]]
             seconds = round(one["seconds"] / args.samples, 4)

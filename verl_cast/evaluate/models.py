@@ -25,6 +25,7 @@ from verl_cast.vllm_process import root_cause
 
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = ("*.safetensors", "*.bin")
+_NOT_THE_MODEL = ("optim_", "extra_state_", "cast_self_teacher_")
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ class Source:
     base: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What tells this model from another: path, base model, and the sizes and times of all files of weights."""
-        files = [file for file in sorted(self.path.rglob("*")) if file.is_file() and "optim" not in file.name]
+        """What tells this model from another: path, base model, and the sizes and times of its files."""
+        # Beside a checkpoint's model lie other parts of a run's state, which may come and go.
+        files = [f for f in sorted(self.path.rglob("*")) if f.is_file() and not f.name.startswith(_NOT_THE_MODEL)]
         return {
             "path": str(self.path),
             "kind": self.kind,

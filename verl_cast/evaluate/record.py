@@ -109,7 +109,7 @@ def _compare(directory: Path, there: Mapping[str, Any], wanted: Mapping[str, Any
     if changed:
         name, old, new = changed[0]
         if name == "model":  # all its files are too much for a sentence
-            old, new = ("other files", "these") if old["path"] == new["path"] else (old["path"], new["path"])
+            old, new = old["path"], new["path"] if new["path"] != old["path"] else "other files there"
         raise UserError(
             f"--out {directory}: it holds an evaluation with {name} = {old}, and this is one with {new}; name another "
             "directory, or start it anew with --overwrite."
