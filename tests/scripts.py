@@ -10,6 +10,20 @@ import verl_run
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RUNS = sorted(path.name for path in EXAMPLES.glob("run_qwen3_*.sh"))
 
+METHODS = ("cast", "grpo", "opsd", "grpo_opsd", "rlsd", "rlrt")
+CAST = "algorithm.cast"
+# What each ablation changes in the composed config (method section 9), and nothing else.
+ABLATIONS = {
+    "mixed_only": {f"{CAST}.base_correct": 0, f"{CAST}.base_wrong": 0},
+    "no_flip": {f"{CAST}.flip": "none"},
+    "flip_correct": {f"{CAST}.flip": "correct"},
+    "flip_wrong": {f"{CAST}.flip": "wrong"},
+    "symmetric_clip": {f"{CAST}.positive_clip": [0.8, 1.2], f"{CAST}.negative_clip": [0.8, 1.2]},
+    "half_base": {f"{CAST}.base_correct": 0.5, f"{CAST}.base_wrong": 0.5},
+    "initial_teacher": {f"{CAST}.teacher.weights": "initial"},
+    "same_prompt": {f"{CAST}.teacher.context": "same"},
+    "ema_teacher": {f"{CAST}.teacher.weights": "ema"},
+}
 # Of verl_run's settings for a CPU, those that the scripts decide themselves, or take as toggles.
 _OF_THE_SCRIPT = (
     "model_engine",

@@ -14,23 +14,10 @@ import pytest
 import scripts
 import tiny
 from omegaconf import DictConfig, OmegaConf
+from scripts import ABLATIONS, METHODS
 
 from verl_cast import run_config
 
-METHODS = ("cast", "grpo", "opsd", "grpo_opsd", "rlsd", "rlrt")
-CAST = "algorithm.cast"
-# What each ablation changes in the composed config (method section 9), and nothing else.
-ABLATIONS = {
-    "mixed_only": {f"{CAST}.base_correct": 0, f"{CAST}.base_wrong": 0},
-    "no_flip": {f"{CAST}.flip": "none"},
-    "flip_correct": {f"{CAST}.flip": "correct"},
-    "flip_wrong": {f"{CAST}.flip": "wrong"},
-    "symmetric_clip": {f"{CAST}.positive_clip": [0.8, 1.2], f"{CAST}.negative_clip": [0.8, 1.2]},
-    "half_base": {f"{CAST}.base_correct": 0.5, f"{CAST}.base_wrong": 0.5},
-    "initial_teacher": {f"{CAST}.teacher.weights": "initial"},
-    "same_prompt": {f"{CAST}.teacher.context": "same"},
-    "ema_teacher": {f"{CAST}.teacher.weights": "ema"},
-}
 # Which run it is: its name and where its files lie.
 IDENTITY = (
     "trainer.experiment_name",
