@@ -109,7 +109,7 @@ def slurm(directory: Path) -> tuple[subprocess.CompletedProcess, list[str]]:
     for name, body in (
         ("srun", f'echo "srun $*" >> {calls}'),
         ("ray", f'echo "ray $*" >> {calls}'),
-        ("python", "echo 2"),  # the nodes that are alive
+        ("python", f"wc -l < {calls}"),  # the nodes that are alive: one a call
     ):
         (programs / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (programs / name).chmod(0o755)
