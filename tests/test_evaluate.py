@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -267,6 +268,13 @@ def test_what_is_no_model_is_named(tmp_path, tiny_directory):
     source = models.find(str(tmp_path), str(base))
     assert models.load(source, tmp_path) == models.Loadable(base, base, tmp_path)
     assert models.load(models.find(str(base)), tmp_path) == models.Loadable(base, base)
+
+
+def test_what_verls_merger_wrote_of_a_lora_run_keeps_its_adapter(tmp_path, tiny_directory):
+    shutil.copytree(tiny_directory / "model", tmp_path / "merged")
+    (tmp_path / "merged" / "lora_adapter").mkdir()
+    loadable = models.load(models.find(str(tmp_path / "merged")), tmp_path)
+    assert loadable.adapter == tmp_path / "merged" / "lora_adapter" and loadable.model == tmp_path / "merged"
 
 
 def test_a_broken_checkpoint_ends_with_the_mergers_reason(tmp_path, tiny_directory):

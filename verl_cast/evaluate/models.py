@@ -100,16 +100,14 @@ def load(source: Source, directory: Path, trust_remote_code: bool = False) -> Lo
     Raises:
         UserError: verl's merger failed; with the reason that it gave. Or an adapter without base model.
     """
-    if source.kind == "hugging_face":
-        return Loadable(source.path, source.path)
     if source.kind == "adapter":
         base = _base(source)
         return Loadable(base, base, source.path)
-    merged = _merged(source, directory, trust_remote_code)
-    adapter = merged / "lora_adapter"
+    model = source.path if source.kind == "hugging_face" else _merged(source, directory, trust_remote_code)
+    adapter = model / "lora_adapter"  # verl's merger puts it there, called by us or by the user
     if not adapter.is_dir():
-        return Loadable(merged, merged)
-    return Loadable(merged if _has_weights(merged) else _base(source), merged, adapter)
+        return Loadable(model, model)
+    return Loadable(model if _has_weights(model) else _base(source), model, adapter)
 
 
 def _merged(source: Source, directory: Path, trust_remote_code: bool) -> Path:
@@ -125,17 +123,10 @@ def _merged(source: Source, directory: Path, trust_remote_code: bool) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     log = directory / "merge.log"
-    command = [
-        sys.executable,
-        "-m",
-        "verl_cast.evaluate.merge",
-        source.kind,
-        str(source.path),
-        str(config),
-        str(partial),
-    ]
+    arguments = [source.kind, str(source.path), str(config), str(partial)]
+    arguments += ["--trust-remote-code"] if trust_remote_code else []
     with log.open("wb") as output:
-        command += ["--trust-remote-code"] if trust_remote_code else []
+        command = [sys.executable, "-m", "verl_cast.evaluate.merge", *arguments]
         done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
     if done.returncode:
         reason = root_cause(log.read_text(errors="replace"))
