@@ -282,7 +282,9 @@ if __name__ == "__main__":
     result = compute_score("math", "so 1/2", "0.5", tail_fraction=0)
     modules = sorted({"torch", "verl", "transformers", "math_verify"} & set(sys.modules))
     print(result["score"], modules, flush=True)
-    if len(sys.argv) > 1:
+    if "idle" in sys.argv:
+        sys.stdin.read()
+    if "hangs" in sys.argv:
         compute_score("math", r"\\boxed{9^{9^{9^{9}}}}", "3", timeout=2)
 """
 
@@ -299,12 +301,13 @@ def alive_in_group(group):
     return [row for row in rows if row[0] == str(group) and not (row[1] == "1" and row[2].startswith("Z"))]
 
 
-@pytest.mark.parametrize("end", ["exit", "killed while it compares"])
+@pytest.mark.parametrize("end", ["exit", "killed while idle", "killed while it hangs"])
 def test_nothing_is_left_behind(tmp_path, end):
     (tmp_path / "program.py").write_text(PROGRAM)
-    command = [sys.executable, "program.py", *(["hang"] if end != "exit" else [])]
+    command = [sys.executable, "program.py", end.split()[-1]]
     # The group's processes: whatever the program starts, and starts in turn, unless it leaves the group.
-    program = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    program = subprocess.Popen(command, cwd=tmp_path, **pipes, text=True, start_new_session=True)
     assert program.stdout.readline() == "1.0 []\n"  # nothing heavy in the calling process
     if end != "exit":
         time.sleep(0.5)
