@@ -5,7 +5,6 @@ one optimizer step and saves to TARGET; rank 0 also saves the unsharded paramete
 checkpoint, to TARGET/expected.pt.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -21,7 +20,6 @@ def main(directory: Path, engine: str, target: Path, overrides: list[str]) -> No
     if this.rank == 0:
         torch.save(parameters, target / "expected.pt")
     torch.distributed.barrier()
-    os._exit(0)
 
 
 if __name__ == "__main__":
