@@ -1,5 +1,5 @@
-# What all run_*.sh share; they source it. Which method and ablation, and the values of the run that was evaluated as CAST
-# (Qwen3-4B, 300 steps; the README says where they come from). What verl cannot do is said at its place.
+# What all run_*.sh share; they source it. Which method and ablation, and the values of the run that was evaluated as
+# CAST (Qwen3-4B, 300 steps; the README says where they come from). What verl cannot do is said at its place.
 # shellcheck shell=bash disable=SC2034
 #
 # Toggles, all from the environment, with their defaults:
@@ -21,8 +21,8 @@ refuse() {
 }
 
 # 1. The method. cast_trainer, the packaged config, has a group of settings for each, all at their defaults; ABLATION
-#    changes those of CAST. The teachers of opsd, grpo_opsd and rlsd read the reference answer (of DAPO-Math-17K: the final
-#    answer, as there are no solutions), rlrt's a correct response of the same group; CAST's reads neither.
+#    changes those of CAST. The teachers of opsd, grpo_opsd and rlsd read the reference answer (of DAPO-Math-17K: the
+#    final answer, as there are no solutions), rlrt's a correct response of the same group; CAST's reads neither.
 case $METHOD in
   cast | grpo | opsd | grpo_opsd | rlsd | rlrt) ;;
   *) refuse "METHOD=$METHOD is unknown; use cast, grpo, opsd, grpo_opsd, rlsd or rlrt." ;;
@@ -87,8 +87,8 @@ REWARD=(
 )
 
 # 5. Objective: the same for every method. The whole batch is one optimizer step, so the ratio is 1. The mean over the
-#    tokens of a response, then over responses. Not here: the evaluated run left truncated responses out of the loss, which
-#    verl has no switch for; here they stay in it, with the verifier's word on them.
+#    tokens of a response, then over responses. Not here: the evaluated run left truncated responses out of the loss,
+#    which verl has no switch for; here they stay in it, with the verifier's word on them.
 OBJECTIVE=(
   actor_rollout_ref.actor.ppo_mini_batch_size=2
   actor_rollout_ref.actor.ppo_epochs=1

@@ -14,8 +14,9 @@ set -euo pipefail
 MODEL_PATH=${MODEL_PATH:-Qwen/Qwen3-1.7B}
 LORA=${LORA:-1}             # 1: LoRA, as in the evaluated run; 0: all parameters
 ROLLOUT_TP=${ROLLOUT_TP:-1} # GPUs of one vLLM engine
-# Tokens of one micro-batch on a GPU: two rows of 1024 + 3072, and the longest context that a teacher has (RLRT's shows a
-# second response). The GPUs that hold different rows have to divide the 16 of a step, or verl fills up with padding rows.
+# Tokens of one micro-batch on a GPU: two rows of 1024 + 3072, and the longest context that a teacher has (RLRT's
+# shows a second response). The GPUs that hold different rows have to divide the 16 of a step, or verl fills up with
+# padding rows.
 MAX_TOKENS=${MAX_TOKENS:-8192}
 source "$(dirname "${BASH_SOURCE[0]}")/paper.sh"
 
@@ -34,8 +35,9 @@ if [ "$LORA" = 1 ]; then
   )
 fi
 
-# bfloat16 arithmetic on float32 parameters, verl's default (the evaluated run's frozen base was bfloat16 itself). verl's
-# FSDP has no linear schedule: the learning rate falls along half a cosine instead, between the same two values.
+# bfloat16 arithmetic on float32 parameters, verl's default (the evaluated run's frozen base was bfloat16 itself).
+# verl's FSDP has no linear schedule: the learning rate falls along half a cosine instead, between the same two
+# values.
 ACTOR=(
   actor_rollout_ref.actor.strategy=fsdp2
   actor_rollout_ref.actor.optim.lr_scheduler_type=cosine

@@ -6,25 +6,26 @@
 #   ABLATION=no_flip bash examples/run_qwen3_8b_megatron.sh         an ablation of CAST
 #   bash examples/run_qwen3_8b_megatron.sh trainer.save_freq=50     any of verl's and CAST's settings come last
 #
-# Needs: this repository installed in verl's environment for Megatron (with Megatron-Bridge and TransformerEngine), and
-# `verl-cast data`. The other toggles, the methods and the values of the evaluated run are in paper.sh; what is here is this
-# model on this engine.
+# Needs: this repository installed in verl's environment for Megatron (with Megatron-Bridge and TransformerEngine),
+# and `verl-cast data`. The other toggles, the methods and the values of the evaluated run are in paper.sh; what is
+# here is this model on this engine.
 set -euo pipefail
 
 MODEL_PATH=${MODEL_PATH:-Qwen/Qwen3-8B}
 LORA=${LORA:-0}             # 0: all parameters; 1: LoRA, see below
 TP=${TP:-4}                 # GPUs that share a layer in training
 ROLLOUT_TP=${ROLLOUT_TP:-2} # GPUs of one vLLM engine
-# Tokens of one micro-batch on a GPU: two rows of 1024 + 3072, and the longest context that a teacher has (RLRT's shows a
-# second response). The GPUs that hold different rows have to divide the 16 of a step, or verl fills up with padding rows.
+# Tokens of one micro-batch on a GPU: two rows of 1024 + 3072, and the longest context that a teacher has (RLRT's
+# shows a second response). The GPUs that hold different rows have to divide the 16 of a step, or verl fills up with
+# padding rows.
 MAX_TOKENS=${MAX_TOKENS:-8192}
 source "$(dirname "${BASH_SOURCE[0]}")/paper.sh"
 
 MODEL=(
   actor_rollout_ref.model.path="$MODEL_PATH"
 )
-# The evaluated run trained an adapter. verl has LoRA for Megatron through Megatron-Bridge (its defaults adapt all linear
-# layers), which takes a GPU: LORA=1 composes here and has never run, so all parameters are the default.
+# The evaluated run trained an adapter. verl has LoRA for Megatron through Megatron-Bridge (its defaults adapt all
+# linear layers), which takes a GPU: LORA=1 composes here and has never run, so all parameters are the default.
 if [ "$LORA" = 1 ]; then
   MODEL+=(
     actor_rollout_ref.model.lora.rank="$LORA_RANK"
