@@ -71,7 +71,8 @@ def sample(
                 process.stdin.write(json.dumps(request).encode() + b"\n")
                 process.stdin.flush()
             for line in lines:
-                yield json.loads(line)
+                if line.endswith("\n"):  # else it was killed in the middle of it
+                    yield json.loads(line)
         finally:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()  # which ends it, where it has not ended by itself
