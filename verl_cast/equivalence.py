@@ -23,7 +23,6 @@ import os
 import re
 import signal
 import threading
-import time
 from functools import lru_cache
 
 from pebble import ProcessPool
@@ -68,8 +67,7 @@ def is_equal(answer: str, reference: str, timeout: float) -> bool | None:
 
 
 def _compare_alone(answer: str, reference: str, timeout: float) -> bool:
-    # Should the caller die meanwhile, nobody keeps the time, nor does a thread run beside one long C call: then the
-    # kernel ends this process.
+    # Should the caller be killed meanwhile, nobody is left to keep the time: then the kernel ends this process.
     signal.alarm(math.ceil(timeout) + 2)
     try:
         return compare(answer, reference)
@@ -136,14 +134,6 @@ def _prepare_process() -> None:
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    threading.Thread(target=_end_with_caller, args=[os.getppid()], daemon=True).start()
-
-
-def _end_with_caller(caller: int) -> None:
-    """A caller that was killed cannot end its processes, and idle ones would wait for it for ever."""
-    while os.getppid() == caller:
-        time.sleep(1)
-    os._exit(1)
 
 
 def _reset_after_fork() -> None:
