@@ -116,12 +116,12 @@ def main(result_fd: str) -> None:
         lora = LoRARequest("adapter", 1, request["adapter"])
     # The engine itself, as LLM.generate returns only when everything is finished.
     engine = LLM(**arguments).llm_engine
+    since = time.perf_counter()
     for number, (prompt, seed) in enumerate(zip(request["prompts"], request["seeds"], strict=True)):
         parameters = SamplingParams(
             seed=seed, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **request["sampling"]
         )
         engine.add_request(str(number), {"prompt_token_ids": prompt}, parameters, lora_request=lora)
-    since = time.perf_counter()
     while engine.has_unfinished_requests():
         for output in engine.step():
             if not output.finished:
