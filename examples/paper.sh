@@ -80,10 +80,12 @@ SAMPLING=(
   actor_rollout_ref.rollout.val_kwargs.top_k=20
 )
 
-# 4. Reward: math equivalence, 0 or 1.
+# 4. Reward: math equivalence, 0 or 1. The answer counts where it starts within the last 5 % of the response's tokens, as
+#    the model's own tokenizer counts them.
 REWARD=(
   reward.custom_reward_function.path=pkg://verl_cast.verifier
   reward.custom_reward_function.name=compute_score
+  +reward.custom_reward_function.reward_kwargs.tokenizer="$MODEL_PATH"
 )
 
 # 5. Objective: the same for every method. The whole batch is one optimizer step, so the ratio is 1. The mean over the

@@ -76,7 +76,7 @@ def run_on_cpu(
         verifier: the script's own, which the tiny model never satisfies; else a coin, so that groups are mixed.
     """
     engine = "megatron" if "megatron" in script else "fsdp2"
-    command, environment = verl_run.command_and_environment(directory, tiny_directory, engine=engine, tools=False)
+    command, environment = verl_run.command_and_environment(directory, tiny_directory, engine=engine)
     left_out = _OF_THE_SCRIPT + (("reward.custom_reward_function.path",) if verifier else ())
     scaled = [o for o in command[3:] if o.split("=", 1)[0].lstrip("+") not in left_out]
     scaled += ["actor_rollout_ref.actor.use_dynamic_bsz=False", "trainer.save_freq=1"]

@@ -6,7 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from verl_cast import CastConfig, CastConfigError, TeacherConfig
-from verl_cast.check import METHOD_DEFAULTS, apply_method_defaults, cast_config, check_run, summary
+from verl_cast.check import METHOD_DEFAULTS, apply_method_defaults, check_run, summary
+from verl_cast.methods import cast_config
 
 CAST = ("algorithm.adv_estimator=cast", "actor_rollout_ref.rollout.n=8")
 MEGATRON = ("model_engine=megatron",)

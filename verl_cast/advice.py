@@ -13,9 +13,9 @@ import jinja2
 import jinja2.meta
 from omegaconf import DictConfig, OmegaConf
 
-from verl_cast.check import cast_config
 from verl_cast.config import CastConfig
 from verl_cast.context import load_template
+from verl_cast.methods import cast_config
 
 _PREFIX = "algorithm.cast"
 _ROLLOUT = "actor_rollout_ref.rollout"

@@ -49,11 +49,6 @@ METHOD_DEFAULTS = (
 )
 
 
-def cast_config(config: DictConfig) -> CastConfig:
-    """`algorithm.cast` of a CAST run, validated."""
-    return method_config(config)
-
-
 def apply_method_defaults(config: DictConfig, overrides: list[str]) -> list[str]:
     """Set what CAST fixes where the run has verl's stock value and its command line does not name the key.
 

@@ -26,9 +26,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_cast.check import cast_config
 from verl_cast.config import CastConfigError
 from verl_cast.context import load_template
+from verl_cast.methods import cast_config
 
 logger = logging.getLogger("verl_cast")
 

@@ -15,12 +15,25 @@ def method_class(config: DictConfig) -> type[MethodConfig] | None:
 
 
 def method_config(config: DictConfig) -> MethodConfig:
-    """The run's settings of its method (`algorithm.<name>`), validated.
+    """The settings of the run's own method, validated; only where `method_class` is one.
 
     Raises:
         CastConfigError: names the key, the value and the remedy.
     """
-    method = method_class(config)
+    return settings(config, method_class(config))
+
+
+def cast_config(config: DictConfig) -> CastConfig:
+    """`algorithm.cast`, validated, whatever the run's estimator.
+
+    Raises:
+        CastConfigError: names the key, the value and the remedy.
+    """
+    return settings(config, CastConfig)
+
+
+def settings(config: DictConfig, method: type[MethodConfig]) -> MethodConfig:
+    """A method's group in verl's config as its own, validated class."""
     values = OmegaConf.select(config, method.key())
     return method.from_dict(OmegaConf.to_container(values, resolve=True) if OmegaConf.is_config(values) else values)
 

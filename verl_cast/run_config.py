@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from verl_cast.check import apply_method_defaults, is_cast_run
+from verl_cast.check import apply_method_defaults
 from verl_cast.cli import UserError
 
 VERL_CONFIG_MODULE = "verl.trainer.config"
@@ -49,8 +49,7 @@ def compose(overrides: list[str], config_name: str = "ppo_trainer", config_path:
             config = hydra.compose(config_name, overrides=overrides)
         except HydraException as error:
             raise UserError(f"hydra cannot compose this command: {_explained(error, config_name)}") from error
-    if is_cast_run(config):
-        apply_method_defaults(config, overrides)
+    apply_method_defaults(config, overrides)
     return config
 
 

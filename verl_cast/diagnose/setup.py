@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from verl_cast.check import cast_config, is_cast_run
 from verl_cast.cli import UserError, first_line
 from verl_cast.config import CastConfig, CastConfigError
 from verl_cast.context import TeacherContext, load_template
+from verl_cast.methods import cast_config, is_cast_run
 
 REWARD_MANAGERS = ("naive", "dapo")  # those of verl that grade one response by its text, in this process
 MODEL_KEY = "actor_rollout_ref.model.path"

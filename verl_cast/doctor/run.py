@@ -15,11 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from verl_cast import advice
-from verl_cast.check import ESTIMATOR_KEY, METHOD_DEFAULTS, cast_config, check_run, is_cast_run
+from verl_cast.check import METHOD_DEFAULTS, check_run
 from verl_cast.cli import first_line
 from verl_cast.config import CastConfig
 from verl_cast.doctor import contexts, data, estimate
 from verl_cast.doctor.lines import Line, Section, cause_of, error, note, ok, warning
+from verl_cast.methods import ESTIMATOR_KEY, cast_config, is_cast_run
 from verl_cast.trajectories import DIRECTORY
 
 
