@@ -1,5 +1,6 @@
 """`verl-cast evaluate`: laws of its numbers, its record and tables, bad input, real checkpoints and real sampling."""
 
+import hashlib
 import itertools
 import json
 import math
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -201,6 +203,8 @@ def test_a_reward_function_by_verls_loader(tmp_path):
     arguments = {"data_source": "x", "ground_truth": "5", "extra_info": {}}
     assert score(solution_str=r"\boxed{5} " + "and so on " * 100, **arguments)["score"] == 1
     assert score(solution_str="Answer: 5", **arguments)["score"] == 0  # no box
+    parts = [Path(command.verl_cast.__file__).parent / f"{name}.py" for name in ("verifier", "answers", "equivalence")]
+    assert sha256 == hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
     (tmp_path / "mine.py").write_text("def own(solution_str, add=0, **_):\n    return len(solution_str) + add\n")
     own, other = command.reward_function(f"{tmp_path}/mine.py:own", {"add": 1})
     assert own(solution_str="abc") == 4 and sha256 != other

@@ -260,7 +260,7 @@ def rounding_decides_signs(config: DictConfig, method: CastConfig) -> str | None
     return (
         f"flash-attn's cross entropy is not in use here and {key}.param_dtype is {dtype}: log-probs come in that type, "
         "and its rounding decides the sign of small gaps. Install flash-attn, or set "
-        f"+{key}.param_dtype=fp32, or +{_PREFIX}.gap_deadzone=0.05."
+        f"+{key}.param_dtype=fp32, or ++{_PREFIX}.gap_deadzone=0.05."
     )
 
 

@@ -106,7 +106,7 @@ def _check_cast(config: DictConfig, method: CastConfig) -> None:
             "algorithm.filter_groups.enable",
             True,
             "it removes the all-correct and all-wrong groups, which CAST trains on; set it to False (mixed groups only "
-            "are +algorithm.cast.base_correct=0 +algorithm.cast.base_wrong=0).",
+            "are ++algorithm.cast.base_correct=0 ++algorithm.cast.base_wrong=0).",
         )
     strategy = OmegaConf.select(config, "actor_rollout_ref.actor.strategy")
     stages = OmegaConf.select(config, "actor_rollout_ref.actor.megatron.virtual_pipeline_model_parallel_size")

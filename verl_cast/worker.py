@@ -235,7 +235,7 @@ class SelfTeacherWorkerMixin:
             raise FileNotFoundError(
                 f"CAST: {path} is missing, so the run cannot go on with the teacher that it had.{found} Resume with "
                 "the ranks that saved it. If the checkpoint is of a run without CAST, or the teacher may start anew "
-                f"from the restored policy, set +{_MISSING}=snapshot."
+                f"from the restored policy, set ++{_MISSING}=snapshot."
             )
         try:
             self.self_teacher.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -244,7 +244,7 @@ class SelfTeacherWorkerMixin:
             raise RuntimeError(
                 f"CAST: the self-teacher in {path} cannot be restored: {error}. Resume with the model, teacher.weights "
                 "and number of ranks that saved it, or move all cast_self_teacher_* files of the checkpoint away and "
-                f"set +{_MISSING}=snapshot to start the teacher anew."
+                f"set ++{_MISSING}=snapshot to start the teacher anew."
             ) from error
 
 

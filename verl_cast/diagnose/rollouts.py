@@ -171,7 +171,7 @@ def dump_files(paths: Sequence[str]) -> list[Path]:
         if not files:
             raise UserError(
                 f"--rollouts {name}: it holds no trajectory dump (step_*.parquet); a run writes one with "
-                "+algorithm.cast.dump.interval=10."
+                "++algorithm.cast.dump.interval=10."
             )
         found.extend(files)
     return list(dict.fromkeys(found))

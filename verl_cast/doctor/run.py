@@ -174,7 +174,7 @@ def _resume(config: DictConfig, method: CastConfig) -> list[Line]:
         error(
             "start",
             f"{text}, so the run will stop. Resume with the ranks that saved it, set trainer.resume_mode=disable or "
-            "another trainer.default_local_dir to start anew, or +algorithm.cast.teacher.missing_state=snapshot.",
+            "another trainer.default_local_dir to start anew, or ++algorithm.cast.teacher.missing_state=snapshot.",
         )
     ]
 

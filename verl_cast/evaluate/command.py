@@ -123,7 +123,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def reward_function(name: str, kwargs: dict[str, Any]) -> tuple[Callable[..., Any], str]:
-    """A reward function by verl's own loader, and the hash of its source file.
+    """A reward function by verl's own loader, and the hash of its source.
 
     Args:
         name: PATH[:NAME], PATH as in verl's `reward.custom_reward_function.path` (a file, or pkg://a.module).
@@ -141,7 +141,16 @@ def reward_function(name: str, kwargs: dict[str, Any]) -> tuple[Callable[..., An
         score = get_custom_reward_fn(OmegaConf.create({"reward": {"custom_reward_function": custom}}))
     except (ImportError, FileNotFoundError, AttributeError, RuntimeError) as error:
         raise UserError(f"--reward-function {name}: it cannot be loaded: {first_line(error)}") from error
-    return score, hashlib.sha256(Path(inspect.getsourcefile(loaded)).read_bytes()).hexdigest()
+    return score, _source_hash(loaded)
+
+
+def _source_hash(function: Callable[..., Any]) -> str:
+    """Of the function's file, and of the modules of its own package that it imports."""
+    package = f"{function.__module__.partition('.')[0]}."
+    used = function.__globals__.values()  # of its module, which verl's loader may have left out of sys.modules
+    own = [m for m in used if inspect.ismodule(m) and m.__name__.startswith(package)]
+    files = [inspect.getsourcefile(function), *sorted(m.__file__ for m in own)]
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
 
 
 def _key_values(option: str, pairs: Sequence[str]) -> dict[str, Any]:
