@@ -88,7 +88,8 @@ REWARD=(
   +reward.custom_reward_function.reward_kwargs.tokenizer="$MODEL_PATH"
 )
 
-# 5. Objective: the same for every method. The whole batch is one optimizer step, so the ratio is 1. The mean over the
+# 5. Objective: the same for every method, but for the loss: CAST's is GRPO's without the dual clip, which is the same where
+#    the ratio is 1, as here: the whole batch is one optimizer step. The mean over the
 #    tokens of a response, then over responses. Not here: the evaluated run left truncated responses out of the loss,
 #    which verl has no switch for; here they stay in it, with the verifier's word on them.
 OBJECTIVE=(
@@ -102,7 +103,7 @@ OBJECTIVE=(
 )
 
 # 6. Optimizer: AdamW, 1e-6, warm-up over 5 % of the steps, then down to 1e-7. How it falls is in the scripts: the two
-#    engines have other schedules. Weight decay is 0, the default of the trainer that the evaluated run used.
+#    engines have other schedules. The evaluated run's script sets no weight decay, and its trainer's default (TRL's) is 0.
 LR_END=1e-7
 LR_END_RATIO=0.1 # of the first
 OPTIMIZER=(
@@ -142,6 +143,9 @@ run() {
     printf '%s\n' "$@"
   else
     mkdir -p "$RUN_DIR"
+    # verl begins its file of metrics anew at every start; those of an earlier one stay beside it.
+    local metrics=$RUN_DIR/metrics.jsonl
+    if [ -s "$metrics" ]; then mv "$metrics" "$RUN_DIR/metrics_until_$(date +%Y%m%d_%H%M%S).jsonl"; fi
     "$@"
   fi
 }

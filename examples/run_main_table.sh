@@ -46,8 +46,11 @@ evaluate() { # NAME MODEL
 model=$(value grpo actor_rollout_ref.model.path)
 evaluate "$(basename "$model")" "$model"
 for method in $METHODS; do
-  checkpoint=$(value "$method" trainer.default_local_dir)/global_step_$(value "$method" trainer.total_training_steps)
-  [ -d "$checkpoint" ] || step env METHOD="$method" bash "$SCRIPT" "${arguments[@]}"
+  directory=$(value "$method" trainer.default_local_dir)
+  steps=$(value "$method" trainer.total_training_steps)
+  checkpoint=$directory/global_step_$steps
+  # verl names a checkpoint here when it is whole.
+  [ "$(cat "$directory/latest_checkpointed_iteration.txt" 2>/dev/null)" = "$steps" ] || step env METHOD="$method" bash "$SCRIPT" "${arguments[@]}"
   evaluate "$(value "$method" trainer.experiment_name)" "$checkpoint"
 done
 

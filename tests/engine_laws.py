@@ -285,6 +285,7 @@ def main(directory: Path, engine_name: str, overrides: list[str]) -> None:
             this.teacher_log_probs()
         live = live or this.parameters()
         assert same_bits(live, moved), "an exception inside a layer leaves the policy's shards as they were"
+    assert not [name for name in sys.modules if name.endswith(".privileged")], "no code of a privileged teacher"
     print(f"rank {this.rank}: all laws hold for {engine_name} on {this.world_size} rank(s)")
 
 

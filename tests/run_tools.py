@@ -6,6 +6,7 @@
 """
 
 import os
+import sys
 import zlib
 from uuid import uuid4
 
@@ -75,7 +76,8 @@ def _install(trainer_base):
             rows = [{name: data[name][i].clone() for name in FIELDS if name in data} for i in range(len(batch))]
             os.makedirs(directory, exist_ok=True)
             path = f"{directory}/step_{self.global_steps}.pt"
-            torch.save({"trainer": type(self).__name__, "rows": rows}, f"{path}.tmp")
+            privileged = [name for name in sys.modules if name.endswith(".privileged")]
+            torch.save({"trainer": type(self).__name__, "rows": rows, "privileged": privileged}, f"{path}.tmp")
             os.replace(f"{path}.tmp", path)
         return update_actor(self, batch, metrics)
 

@@ -99,7 +99,7 @@ def run_on_cpu(
     return verl_run.execute(directory, ["bash", str(EXAMPLES / script), *scaled], environment, timeout)
 
 
-def slurm(directory: Path) -> tuple[subprocess.CompletedProcess, list[str]]:
+def slurm(directory: Path, head_ip: str = "10.0.0.1") -> tuple[subprocess.CompletedProcess, list[str]]:
     """The job script for two nodes, with stand-ins for srun, ray and python; and what it gave srun and ray to do.
 
     No Ray is started: a head would be found by every other run on this machine. The script itself prints its command.
@@ -119,8 +119,10 @@ def slurm(directory: Path) -> tuple[subprocess.CompletedProcess, list[str]]:
         "SLURM_SUBMIT_DIR": str(EXAMPLES.parent),
         "SLURM_JOB_NUM_NODES": "2",
         "SLURMD_NODENAME": "node1",
+        "SLURM_CPUS_PER_TASK": "64",
+        "HEAD_IP": head_ip,
         "DRY_RUN": "1",
     }
     command = ["bash", EXAMPLES / "run_qwen3_8b_fsdp_slurm.sbatch", "trainer.save_freq=50"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    return done, sorted(calls.read_text().splitlines())
+    return done, sorted(calls.read_text().splitlines()) if calls.exists() else []

@@ -260,6 +260,11 @@ def test_a_baseline_runs_under_its_own_name_and_changes_nothing_else_of_the_conf
         check_run(run(compose, name, "actor_rollout_ref.actor.policy_loss.loss_mode=cast"))
     with pytest.raises(CastConfigError, match="trainer.use_v1"):
         check_run(run(compose, name, "trainer.use_v1=False"))
+    if name == "opsd":  # it compares no responses
+        check_run(run(compose, name, "actor_rollout_ref.rollout.n=1"))
+    else:
+        with pytest.raises(CastConfigError, match="rollout.n=1.*compares the responses"):
+            check_run(run(compose, name, "actor_rollout_ref.rollout.n=1"))
 
 
 @pytest.mark.parametrize("name", ["cast", "grpo", *NAMES])
@@ -270,10 +275,12 @@ def test_what_another_method_is_asked_for_is_refused(compose, name):
         check_run(run(compose, name, group))
         if other == name:
             continue
-        for setting in ("correct_threshold=0.4", "correct_threshold=0.5", "teacher.weights=ema"):
-            with pytest.raises(CastConfigError, match=f"algorithm.adv_estimator={other}"):
-                check_run(run(compose, name, f"+algorithm.{other}.{setting}"))
-        with pytest.raises(CastConfigError, match=f"algorithm.{other}="):
+        settings = [("correct_threshold", 0.4), ("correct_threshold", 0.5), ("teacher.weights", "ema")]
+        for key, value in settings:
+            key = f"algorithm.{other}.{key}"
+            with pytest.raises(CastConfigError, match=f"^{key}={value!r}: set algorithm.adv_estimator={other},"):
+                check_run(run(compose, name, f"+{key}={value}"))
+        with pytest.raises(CastConfigError, match=f"^algorithm.{other}.teacher.weights='ema'"):
             check_run(run(compose, name, group, f"algorithm.{other}.teacher.weights=ema"))
 
 

@@ -133,6 +133,14 @@ def test_trainer_modes_pass(compose, mode):
     check_run(compose(*CAST, *MEGATRON, f"trainer.v1.trainer_mode={mode}"))
 
 
+def test_a_teacher_of_live_weights_takes_one_update_a_step(compose):
+    """From the second update on verl's old log-probs are of a policy that it restores, the live weights are not."""
+    asynchronous = [*CAST, "trainer.v1.trainer_mode=separate_async", "+algorithm.cast.teacher.weights=current"]
+    check_run(compose(*asynchronous, "trainer.v1.separate_async.parameter_sync_step=1"))
+    with pytest.raises(CastConfigError, match="algorithm.cast.teacher.weights='current'.*parameter_sync_step"):
+        check_run(compose(*asynchronous, "trainer.v1.separate_async.parameter_sync_step=2"))
+
+
 def test_the_old_policy_of_several_updates_is_kept_in_memory_of_its_own(compose):
     """verl's FSDP2 copy of it is an alias where the parameters are offloaded, and would lose updates."""
     asynchronous = ["trainer.v1.trainer_mode=separate_async", "trainer.v1.separate_async.parameter_sync_step=4"]

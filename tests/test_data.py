@@ -225,6 +225,7 @@ def test_the_manifest_says_what_was_read(tmp_path):
         (["--only=aime25"], {"problem": "x", "key": 1}, ["answer", "problem, key", "rename"]),
         (["--only=aime25"], {"problem": "  ", "answer": 1}, ["row 0", "problem"]),
         (["--only=aime25"], {"problem": "x", "answer": ""}, ["row 0", "no answer in answer"]),
+        (["--only=aime25"], {"problem": "x", "answer": ["7", "8"]}, ["row 0", "text or a number"]),
         (["--only=aime25"], {"problem": [{"role": "system", "content": "x"}], "answer": "1"}, ["row 0", "problem"]),
         (["--only=aime23"], None, ["aime23", "aime24"]),
         (["--only=dapo", "--train-limit=0"], None, ["--train-limit 0"]),

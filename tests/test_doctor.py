@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from records import fitness_record
 from transformers import AutoConfig
 from verl_run import command_and_environment
@@ -195,6 +195,19 @@ def test_another_estimator_is_named(good_run):
     assert texts(look(changed(good_run, **{"algorithm.adv_estimator": "grpo"})), "error") == [
         "this command would train grpo, not CAST: add algorithm.adv_estimator=cast."
     ]
+
+
+@pytest.mark.parametrize("method", ["opsd", "rlsd", "rlrt"])
+def test_a_baseline_is_checked_under_its_own_name(good_run, method):
+    baseline = changed(good_run, **{"algorithm.adv_estimator": method})
+    with open_dict(baseline):
+        del baseline.algorithm["cast"]
+    sections = look(baseline)
+    assert texts(sections, "error") == [] and not any("What CAST will do" in title for title in sections)
+    assert any("(a baseline, not CAST) is active" in text and "PRIVILEGED" in text for text in texts(sections, "note"))
+    assert sections["Data and verifier"]
+    asked = changed(baseline, **{f"algorithm.{method}.teacher.context": "plain"})
+    assert any(f"algorithm.{method}.teacher.context='plain'" in text for text in texts(look(asked), "error"))
 
 
 BAD = {

@@ -227,7 +227,7 @@ def test_reduced_cast_is_verls_grpo_bit_for_bit(runs, grpo):
     """λ = 0, no flip, b = 0, no clip: three real steps through verl's own path give GRPO's advantages and weights."""
     reduced = runs("reduced")
     for step in (1, 2, 3):
-        assert reduced.batch(step)["trainer"] == "CastPPOTrainerSync"
+        assert reduced.batch(step)["trainer"] == "CastPPOTrainerSync" and reduced.batch(step)["privileged"] == []
         assert_same_batches(grpo, reduced, step)
     assert_same_parameters(grpo, reduced, 3)
     assert any(m["cast/group/mixed_share"] > 0 for m in reduced.metrics)

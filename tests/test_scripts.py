@@ -5,7 +5,6 @@ import concurrent.futures
 import functools
 import itertools
 import os
-import re
 import subprocess
 from pathlib import Path
 
@@ -63,7 +62,8 @@ def test_methods_differ_in_the_method_alone(script):
     for method in METHODS[1:]:
         changes = difference(composed(script), composed(script, f"METHOD={method}"))
         assert changes.pop("algorithm.adv_estimator") == method
-        changes.pop("actor_rollout_ref.actor.policy_loss.loss_mode", None)  # the method's own, set by the plugin
+        # CAST's loss is GRPO's without the dual clip; the plugin sets it.
+        assert changes.pop("actor_rollout_ref.actor.policy_loss.loss_mode") == "vanilla"
         assert changes == {}, method
 
 
@@ -233,13 +233,34 @@ def test_the_slurm_job_starts_a_cluster_and_the_script_in_it(tmp_path):
     """With stand-ins for Slurm and Ray: which commands it gives, not that a cluster of several nodes trains."""
     done, (head, worker) = scripts.slurm(tmp_path)
     assert done.returncode == 0, done.stderr
-    assert head.startswith("ray start --head ") and "--num-gpus=8 --block" in head
-    address = re.search(r"Ray: 2 of 2 nodes at (\S+:6379)\n", done.stdout).group(1)
-    assert f"--node-ip-address={address.split(':')[0]} --port=6379" in head
-    assert worker.startswith("srun --nodes=1 --ntasks=1 --exclude=node1 ray start ")
-    assert worker.endswith(f"--address={address} --num-gpus=8 --block")
+    address, resources = "10.0.0.1:6379", "--num-cpus=64 --num-gpus=8 --block"
+    assert head == f"ray start --head --node-ip-address=10.0.0.1 --port=6379 {resources}"
+    assert f"Ray: 2 of 2 nodes at {address}\n" in done.stdout
+    of_srun = "srun --nodes=1 --ntasks=1 --cpus-per-task=64 --exclude=node1"
+    assert worker == f"{of_srun} ray start --address={address} {resources}"
     lines = done.stdout.splitlines()
     assert {"trainer.nnodes=2", "trainer.n_gpus_per_node=8"} <= set(lines) and lines[-1] == "trainer.save_freq=50"
+
+
+def test_the_slurm_job_names_no_address_that_other_nodes_cannot_reach(tmp_path):
+    done, calls = scripts.slurm(tmp_path, head_ip="127.0.1.1")
+    assert done.returncode == 1 and "set HEAD_IP" in done.stderr and calls == []
+
+
+def test_a_second_start_keeps_the_first_ones_metrics(tmp_path):
+    """verl opens its file of metrics anew; a stand-in for python does no more than that."""
+    program = tmp_path / "bin" / "python"
+    program.parent.mkdir()
+    program.write_text(f"#!/usr/bin/env bash\necho new > {tmp_path}/runs/x/metrics.jsonl\n")
+    program.chmod(0o755)
+    path = f"{program.parent}:{os.environ['PATH']}"
+    environment = {"PATH": path, "OUT_DIR": str(tmp_path / "runs"), "EXPERIMENT": "x"}
+    (tmp_path / "runs" / "x").mkdir(parents=True)
+    (tmp_path / "runs" / "x" / "metrics.jsonl").write_text("first\n")
+    command = ["bash", scripts.EXAMPLES / "run_qwen3_4b_fsdp.sh"]
+    subprocess.run(command, env={**os.environ, **environment}, check=True)
+    files = sorted((tmp_path / "runs" / "x").iterdir())
+    assert [path.read_text() for path in files] == ["new\n", "first\n"] and files[1].name.startswith("metrics_until_")
 
 
 def test_the_table_of_runs_names_every_script_and_method():

@@ -8,6 +8,8 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,6 +49,9 @@ def score(response, reference, **options):
         ("\\boxed{2} <think> or \\boxed{1}?", "2"),
         ("<reasoning>Answer: 1</reasoning>\n8", "8"),
         ("<think>cut off \\boxed{1}", ""),
+        ("Answer: **42**", "42"),  # Markdown's marks are no part of it
+        ("Final answer: `x_1`", "x_1"),
+        ("It is\n**\\frac{1}{2}**", r"\frac{1}{2}"),
         ("", ""),
         (" \n ", ""),
     ],
@@ -362,3 +367,38 @@ def test_verl_loads_and_calls_it(compose):
     thread.start()
     thread.join()
     assert results == [{"score": 1.0, "acc": 1.0, "unjudged": 0.0, "pred": r"\frac{1}{2}"}]
+
+
+def test_several_accepted_answers_are_alternatives():
+    for accepted in (["1", "2"], ("1", "2"), np.array(["1", "2"])):
+        assert score(r"\boxed{2}", accepted) == score(r"\boxed{\frac{2}{2}}", accepted) == 1
+        assert score(r"\boxed{3}", accepted) == score(r"\boxed{12}", accepted) == 0
+    assert score(r"\boxed{2}", []) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_in_a_ray_worker_it_judges_and_is_not_held_up():
+    """Where verl calls it: in a thread of an actor, whose main module is Ray's."""
+    import ray
+
+    class RewardWorker:
+        def judge(self, *arguments, **options):
+            with ThreadPoolExecutor() as pool:
+                return pool.submit(compute_score, "math", *arguments, **options).result()
+
+        def memory_of_processes(self):
+            return [child.memory_info().rss for child in psutil.Process().children(recursive=True)]
+
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        worker = ray.remote(RewardWorker).remote()
+        started = time.monotonic()
+        first = ray.get(worker.judge.remote(r"\boxed{\frac12}", "0.5", tail_fraction=0))
+        hostile = ray.get(worker.judge.remote(HOSTILE["power tower"], "1", tail_fraction=0, timeout=3))
+        again = ray.get(worker.judge.remote(r"\boxed{\frac12}", "0.5", tail_fraction=0))
+        assert (first["score"], hostile["score"], hostile["unjudged"], again["score"]) == (1, 0, 1, 1)
+        assert time.monotonic() - started < 120
+        assert max(ray.get(worker.memory_of_processes.remote())) < 400 * 2**20, "no torch and no verl in them"
+    finally:
+        ray.shutdown()

@@ -37,12 +37,12 @@ def final_answer(text: str, tail_fraction: float = 0.0, tokenizer: str | None = 
 
     stated = in_tail(_tagged(text, "answer")) or in_tail(_answer_lines(text))
     if stated:
-        return stated[-1][2].strip()
+        return _plain(stated[-1][2])
     boxes = in_tail(_boxes(text))
     if boxes:
-        return _counting_box(text, boxes)[2].strip()
+        return _plain(_counting_box(text, boxes)[2])
     last_line = text.rstrip().rpartition("\n")[2].strip()
-    return last_line if last_line and text.rfind(last_line) >= earliest else ""
+    return _plain(last_line) if last_line and text.rfind(last_line) >= earliest else ""
 
 
 def last_box(text: str) -> str:
@@ -50,6 +50,11 @@ def last_box(text: str) -> str:
     start = text.rfind("\\boxed{")
     boxes = _boxes(text[start:]) if start >= 0 else []
     return boxes[0][2].strip() if boxes and boxes[0][0] == 0 else ""
+
+
+def _plain(answer: str) -> str:
+    """Without the marks of Markdown's emphasis and code around it, as in `Answer: **42**`."""
+    return answer.strip().strip("*_`").strip()
 
 
 def _tagged(text: str, tag: str) -> list[tuple[int, int, str]]:

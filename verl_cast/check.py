@@ -6,6 +6,7 @@ only, what the method fixes outside `algorithm.cast` and the user has not set.
 
 import dataclasses
 import os
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -130,7 +131,7 @@ def _check_self_teacher(config: DictConfig, method: MethodConfig) -> None:
     refuse_if("trainer.use_v1", lambda v: not v, f"{title} needs verl's V1 trainer; set trainer.use_v1=True.")
     refuse_if(
         "actor_rollout_ref.rollout.n",
-        lambda v: v < 2,
+        lambda v: v < 2 and method.COMPARES_A_GROUP,
         f"{title} compares the responses of a group; set actor_rollout_ref.rollout.n to 2 or more (the paper uses 8).",
     )
     refuse_if("critic.enable", bool, f"{title} has no critic; leave critic.enable unset.")
@@ -161,6 +162,13 @@ def _check_self_teacher(config: DictConfig, method: MethodConfig) -> None:
         remedy = f"{reason}; set it to {'null' if works is None else works}."
         refuse_if(f"actor_rollout_ref.actor.{key}", lambda v, works=works: v not in (None, works), remedy)
     sync_step = "trainer.v1.separate_async.parameter_sync_step"
+    if mode == "separate_async" and OmegaConf.select(config, sync_step) > 1 and method.teacher.weights == "current":
+        raise CastConfigError(
+            f"{method.teacher.KEY}.weights",
+            "current",
+            f"with {sync_step} above 1 the live weights are no longer those of the step's old log-probs, and the gap "
+            "would show that; use another kind of weights, or set the step to 1.",
+        )
     if mode == "separate_async" and strategy == "fsdp2" and OmegaConf.select(config, sync_step) > 1:
         for key in ("param_offload", "offload_policy"):
             refuse_if(
@@ -194,13 +202,21 @@ def _check_nothing_else_is_asked_for(config: DictConfig) -> None:
         values = OmegaConf.select(config, method.key())
         if name == estimator or values is None:
             continue
-        values = OmegaConf.to_container(OmegaConf.create(values))
-        if values != packaged_defaults(method):
+        values, defaults = OmegaConf.to_container(OmegaConf.create(values)), packaged_defaults(method)
+        if values != defaults:
+            key, value = _first_asked_for(values, defaults, method.key())
             raise CastConfigError(
-                method.key(),
-                values,
-                f"set {ESTIMATOR_KEY}={name}, or leave out this key: {ESTIMATOR_KEY} is {estimator}.",
+                key, value, f"set {ESTIMATOR_KEY}={name}, or leave out this key: {ESTIMATOR_KEY} is {estimator}."
             )
+
+
+def _first_asked_for(values: Any, defaults: Any, prefix: str) -> tuple[str, Any]:
+    """The first key, with its value, that differs from the defaults; where none does, the first that is there."""
+    if not isinstance(values, dict) or not values:
+        return prefix, values
+    changed = [key for key in values if not isinstance(defaults, dict) or values[key] != defaults.get(key)]
+    key = next(iter(changed or values))
+    return _first_asked_for(values[key], defaults.get(key) if isinstance(defaults, dict) else None, f"{prefix}.{key}")
 
 
 def packaged_defaults(method: type[MethodConfig]) -> dict:

@@ -137,6 +137,7 @@ class MethodConfig:
     NAME: ClassVar[str]
     TITLE: ClassVar[str]  # what people call it
     GROUPS: ClassVar[dict[str, type]]  # the parts that are groups of keys themselves
+    COMPARES_A_GROUP: ClassVar[bool] = True  # whether the rule takes several responses of a prompt
     teacher: TeacherConfig
     dump: ClassVar[DumpConfig] = DumpConfig()  # none, unless the method has this group
     noise_floor_interval: ClassVar[int] = 0

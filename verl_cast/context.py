@@ -42,10 +42,12 @@ def problem_text(messages: Sequence[Mapping[str, Any]]) -> str:
     """
     users = [message for message in messages if message["role"] == "user"]
     if not users:
-        raise ValueError(f"CAST: a prompt has no user message, which {_KEY} needs; use {_KEY}=same.")
+        raise ValueError(
+            f"CAST: a prompt has no user message, which this teacher's context is made of ({_KEY}=same needs none)."
+        )
     content = users[-1]["content"]
     if not isinstance(content, str):
-        raise ValueError(f"CAST: a prompt holds images or other parts besides text; only {_KEY}=same can carry them.")
+        raise ValueError(f"CAST: a prompt holds images or other parts besides text, which only {_KEY}=same can carry.")
     return content.strip().removeprefix(DAPO_PREFIX).removesuffix(DAPO_SUFFIX).strip()
 
 

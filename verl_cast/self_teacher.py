@@ -35,7 +35,7 @@ class SelfTeacher:
     def __init__(
         self, config: TeacherConfig, module: EngineModule, has_adapter: bool = False, adapter_is_new: bool = False
     ):
-        self._config = config
+        self.config = config
         self._module = module
         self._adapter_is_new = adapter_is_new
         # The teacher's forward runs without the adapter: the base model is the initial policy.
@@ -60,7 +60,7 @@ class SelfTeacher:
 
     def age(self, completed_steps: int) -> int | None:
         """Training steps since the teacher's weights were the policy's; None where they never were."""
-        if self._config.weights == "ema" or (self.without_adapter and not self._adapter_is_new):
+        if self.config.weights == "ema" or (self.without_adapter and not self._adapter_is_new):
             return None
         return 0 if self._taken_at is None else completed_steps - self._taken_at
 
@@ -82,17 +82,17 @@ class SelfTeacher:
             return self.without_adapter and self._taken_at is None
         if self._taken_at is None:
             return True
-        if self._config.weights == "snapshot":
-            interval = self._config.refresh_interval
+        if self.config.weights == "snapshot":
+            interval = self.config.refresh_interval
             return completed_steps // interval > self._taken_at // interval
-        return self._config.weights == "ema" and completed_steps > self._averaged_at
+        return self.config.weights == "ema" and completed_steps > self._averaged_at
 
     @torch.no_grad()
     def follow(self, completed_steps: int) -> None:
         """Bring the teacher up to date with the policy, where `follow_due` says so."""
         if self.without_adapter:
             self._taken_at = 0
-        elif self._config.weights == "ema" and self._taken_at is not None:
+        elif self.config.weights == "ema" and self._taken_at is not None:
             self._move_average()
             self._averaged_at = completed_steps
         else:
@@ -110,7 +110,7 @@ class SelfTeacher:
             }
         for name, shard in shards.items():
             self._host[name].copy_(shard)
-        if self._config.weights == "ema":
+        if self.config.weights == "ema":
             self._average = {
                 name: tensor.float()
                 for name, tensor in self._host.items()
@@ -124,13 +124,13 @@ class SelfTeacher:
         self._check_same(shards)
         for name, shard in shards.items():
             average = self._average.get(name, self._host[name])
-            average.lerp_(shard.to("cpu", average.dtype), 1 - self._config.ema_decay)
+            average.lerp_(shard.to("cpu", average.dtype), 1 - self.config.ema_decay)
             if average is not self._host[name]:
                 self._host[name].copy_(average)
 
     def policy_moved(self) -> None:
         """The policy's weights have changed (an optimizer step, a loaded checkpoint)."""
-        self._is_live = self._config.weights == "current"
+        self._is_live = self.config.weights == "current"
 
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
@@ -179,7 +179,7 @@ class SelfTeacher:
         """What a resumed run needs to compute the same teacher log-probs: weights, and when they were taken."""
         return {
             "version": STATE_VERSION,
-            "weights": self._config.weights,
+            "weights": self.config.weights,
             "taken_at": self._taken_at,
             "averaged_at": self._averaged_at,
             "is_live": self._is_live,
@@ -195,7 +195,7 @@ class SelfTeacher:
             ValueError: the state is of another version or kind of teacher, or its parameters are not those of this
                 rank's module (another model, LoRA setting, or layout of ranks).
         """
-        for key, expected in (("version", STATE_VERSION), ("weights", self._config.weights)):
+        for key, expected in (("version", STATE_VERSION), ("weights", self.config.weights)):
             if state.get(key) != expected:
                 raise ValueError(f"its {key} is {state.get(key)!r}, this run's is {expected!r}")
         if self.holds_copy and state["taken_at"] is not None:

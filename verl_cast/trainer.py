@@ -114,7 +114,7 @@ class SelfTeacherTrainerMixin:
             warnings.warn(  # once: Python shows a warning once per place
                 f"CAST: the engine returns log-probs in {data['old_log_probs'].dtype}, so their rounding decides the "
                 "sign of small gaps. Install flash-attn, whose cross entropy keeps float32, or set "
-                "actor.fsdp_config.mixed_precision.param_dtype=fp32, or algorithm.cast.gap_deadzone above 0.",
+                "actor.fsdp_config.mixed_precision.param_dtype=fp32 (CAST also has algorithm.cast.gap_deadzone).",
                 stacklevel=2,
             )
         inputs = EstimatorInputs(
@@ -210,10 +210,12 @@ class SelfTeacherTrainerMixin:
 
     def _final_rows(self, keys: list[str]) -> torch.Tensor:
         """For every row the row of its session's final output."""
-        if self.method.teacher.context != "same" and any(key.rsplit("_", 1)[1] != "0" for key in keys):
+        teacher = self.method.teacher
+        if teacher.context != "same" and any(key.rsplit("_", 1)[1] != "0" for key in keys):
+            only = "no privileged teacher" if teacher.PRIVILEGED else f"only {teacher.KEY}.context=same"
             raise ValueError(
-                "CAST: an agent loop gave several outputs for one session, each with a prompt of its own; only "
-                "algorithm.cast.teacher.context=same can score them."
+                "CAST: an agent loop gave several outputs for one session, each with a prompt of its own; "
+                f"{only} can score them."
             )
         return torch.from_numpy(final_rows(keys))
 

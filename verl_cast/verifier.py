@@ -14,7 +14,10 @@ Left out: the run's optional format penalties, which it had switched off.
 
 import itertools
 import logging
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from verl_cast import answers, equivalence
 
@@ -25,7 +28,7 @@ _stopped_comparisons = itertools.count(1)
 def compute_score(
     data_source: str,
     solution_str: str,
-    ground_truth: str,
+    ground_truth: str | Sequence[str],
     extra_info: dict | None = None,
     *,
     tail_fraction: float = 0.05,
@@ -38,7 +41,8 @@ def compute_score(
     Args:
         data_source, extra_info: verl's; not used.
         solution_str: the response.
-        ground_truth: the reference; its answer is extracted by the same rules, without `tail_fraction`.
+        ground_truth: the reference, or a list of accepted ones; its answer is extracted by the same rules, without
+            `tail_fraction`.
         tail_fraction: the answer must start within this last part of the response's tokens; 0 = anywhere (evaluation).
         tokenizer: path or hub name of the tokenizer for `tail_fraction`; None counts words.
         extraction: `final` (training: tags, answer lines, boxes, last line) or `last_box` (the evaluated run's
@@ -56,13 +60,12 @@ def compute_score(
         raise ValueError(f"tail_fraction={tail_fraction}: must lie between 0 (no limit) and 1.")
     if extraction not in ("final", "last_box"):
         raise ValueError(f"extraction={extraction}: must be final or last_box.")
-    # Lone surrogates, which no tokenizer and no pipe takes, become question marks.
-    response, reference = (str(text).encode(errors="replace").decode() for text in (solution_str, ground_truth))
+    response = _encodable(solution_str)
     if extraction == "last_box":
         answer = answers.last_box(response)
     else:
         answer = answers.final_answer(response, tail_fraction, tokenizer)
-    equal = equivalence.is_equal(answer, answers.final_answer(reference), timeout)
+    equal = _equals_any(answer, ground_truth, timeout)
     if equal is None:
         _report(answer)
     score = float(bool(equal))
@@ -72,6 +75,21 @@ def compute_score(
         "unjudged": float(equal is None),
         "pred": answer[: equivalence.MAX_ANSWER_CHARACTERS],
     }
+
+
+def _equals_any(answer: str, ground_truth: Any, timeout: float) -> bool | None:
+    """Whether the answer equals an accepted one; None where none was found and a comparison had to be stopped."""
+    verdicts: list[bool | None] = []
+    for reference in ground_truth if isinstance(ground_truth, list | tuple | np.ndarray) else [ground_truth]:
+        verdicts.append(equivalence.is_equal(answer, answers.final_answer(_encodable(reference)), timeout))
+        if verdicts[-1]:
+            return True
+    return None if None in verdicts else False
+
+
+def _encodable(text: Any) -> str:
+    """Lone surrogates, which no tokenizer and no pipe takes, as question marks."""
+    return str(text).encode(errors="replace").decode()
 
 
 def _report(answer: str) -> None:

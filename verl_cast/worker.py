@@ -21,14 +21,11 @@ from verl.utils.profiler import DistProfiler
 from verl.workers.utils.padding import response_from_nested
 
 import verl_cast
-from verl_cast.config import MethodConfig
+from verl_cast.config import MethodConfig, TeacherConfig
 from verl_cast.context import TeacherContext, length_limits, rope_settings
 from verl_cast.self_teacher import SelfTeacher
 
 logger = logging.getLogger(__name__)
-
-_MISSING = "algorithm.cast.teacher.missing_state"
-_ONLY_SAME = "CAST: {reason}; only algorithm.cast.teacher.context=same can score such responses."
 
 
 class SelfTeacherWorkerMixin:
@@ -61,14 +58,14 @@ class SelfTeacherWorkerMixin:
             )
         has_mrope = any("mrope_section" in rope for rope in rope_settings(model_config.hf_config.get_text_config()))
         if not self.teacher_context.is_same and model_config.processor is not None and has_mrope:
-            raise ValueError(_ONLY_SAME.format(reason="the model has multi-dimensional positions (vision-language)"))
+            raise ValueError(_not_scored(config.teacher, "the model has multi-dimensional positions (vision-language)"))
         has_adapter = model_config.lora_rank > 0 or model_config.lora.get("rank", 0) > 0
         adapter_is_new = model_config.lora_rank > 0 and model_config.lora_adapter_path is None
         self.self_teacher = SelfTeacher(config.teacher, engine.module, has_adapter, adapter_is_new)
         restored = False
         with engine.eval_mode():
             if self._resumed_from is not None and self.self_teacher.holds_copy:
-                restored = self._load_self_teacher(self._resumed_from, config.teacher.missing_state)
+                restored = self._load_self_teacher(self._resumed_from, config.teacher)
             if self.self_teacher.follow_due(completed_steps):
                 self.self_teacher.follow(completed_steps)
         return {
@@ -152,7 +149,8 @@ class SelfTeacherWorkerMixin:
     def _in_teacher_context(self, data: TensorDict) -> TensorDict:
         """The same responses after the teacher's prompts, with lengths and positions of their own."""
         if data["position_ids"].dim() == 3:
-            raise ValueError(_ONLY_SAME.format(reason="the rows have multi-dimensional positions (images)"))
+            reason = "the rows have multi-dimensional positions (images)"
+            raise ValueError(_not_scored(self.self_teacher.config, reason))
         prompts = data["prompts"].unbind()
         responses = data["responses"].unbind()
         # Beside the messages: a privileged teacher reads what the trainer laid out, the others the student's prompt.
@@ -221,11 +219,11 @@ class SelfTeacherWorkerMixin:
         super().load_checkpoint(local_path, hdfs_path, del_local_after_load)
         self._resumed_from = local_path
 
-    def _load_self_teacher(self, local_path: str, missing_state: str) -> bool:
+    def _load_self_teacher(self, local_path: str, teacher: TeacherConfig) -> bool:
         """Restore this rank's teacher; False where there is none and a new one may start."""
         path = _teacher_path(local_path)
         if not os.path.exists(path):
-            if missing_state == "snapshot":
+            if teacher.missing_state == "snapshot":
                 logger.warning("CAST: %s is missing; the restored policy is the teacher's first copy.", path)
                 return False
             others = sorted(glob.glob(_teacher_path(local_path, rank="0", world_size="*")))
@@ -235,7 +233,7 @@ class SelfTeacherWorkerMixin:
             raise FileNotFoundError(
                 f"CAST: {path} is missing, so the run cannot go on with the teacher that it had.{found} Resume with "
                 "the ranks that saved it. If the checkpoint is of a run without CAST, or the teacher may start anew "
-                f"from the restored policy, set ++{_MISSING}=snapshot."
+                f"from the restored policy, set ++{teacher.KEY}.missing_state=snapshot."
             )
         try:
             self.self_teacher.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -244,7 +242,7 @@ class SelfTeacherWorkerMixin:
             raise RuntimeError(
                 f"CAST: the self-teacher in {path} cannot be restored: {error}. Resume with the model, teacher.weights "
                 "and number of ranks that saved it, or move all cast_self_teacher_* files of the checkpoint away and "
-                f"set ++{_MISSING}=snapshot to start the teacher anew."
+                f"set ++{teacher.KEY}.missing_state=snapshot to start the teacher anew."
             ) from error
 
 
@@ -254,6 +252,12 @@ def _response_log_probs(name: str, output: TensorDict | None, data: TensorDict) 
         return None
     log_probs = response_from_nested(output["log_probs"], data["response_mask"])
     return TensorDict({name: log_probs.cpu().float()}, batch_size=data.batch_size)
+
+
+def _not_scored(teacher: TeacherConfig, reason: str) -> str:
+    """What to say of responses that a teacher with a context of its own cannot score."""
+    remedy = "no privileged teacher" if teacher.PRIVILEGED else f"only {teacher.KEY}.context=same"
+    return f"CAST: {reason}; {remedy} can score such responses."
 
 
 def _teacher_path(local_path: str, rank: str | None = None, world_size: str | None = None) -> str:

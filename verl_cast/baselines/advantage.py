@@ -7,6 +7,9 @@ teacher, detached. Shapes: `B` rows (responses), `T` response tokens, padded to 
     GRPO+OPSD   A + λ·Δ
     RLSD        A·[(1 − λ) + λ·clip(exp(sign(A)·Δ), 1 ± ε)],  λ falls linearly to 0
     RLRT        A·[(1 − λ) + λ·clip(exp(−sign(A)·Δ), 1 ± ε)]  on correct responses, A on wrong ones
+
+Not in section 10: how OPSD's and GRPO's parts are weighed (the plainest reading is here), and that RLRT's wrong
+responses keep A (so the author's public development code of CAST does, which holds RLRT too).
 """
 
 from collections.abc import Callable

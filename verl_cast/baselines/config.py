@@ -62,7 +62,8 @@ class RlrtTeacherConfig(PrivilegedTeacherConfig):
 class BaselineConfig(MethodConfig):
     """What all baselines share."""
 
-    correct_threshold: float = 0.5  # a response is correct if its reward is greater
+    # A response is correct if its reward is greater: for the metrics, and for RLRT's rule.
+    correct_threshold: float = 0.5
 
     def __post_init__(self):
         object.__setattr__(self, "correct_threshold", number(f"{self.key()}.correct_threshold", self.correct_threshold))
@@ -82,6 +83,7 @@ class OpsdConfig(BaselineConfig):
     NAME: ClassVar[str] = "opsd"
     TITLE: ClassVar[str] = "OPSD"
     GROUPS: ClassVar[dict[str, type]] = {"teacher": OpsdTeacherConfig}
+    COMPARES_A_GROUP: ClassVar[bool] = False
     teacher: OpsdTeacherConfig = field(default_factory=OpsdTeacherConfig)
 
 

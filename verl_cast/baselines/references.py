@@ -96,7 +96,8 @@ def references(rows: Mapping[str, Sequence[Any]], reference_key: str, keys: Sequ
 def peers(uids: Sequence[str], keys: Sequence[str], correct: Sequence[bool], texts: Sequence[str]) -> list[str]:
     """RLRT's context: for every row a correct response of its group, another one than itself where there is one.
 
-    The first by the rows' keys is taken, whatever the order of the batch; "" where the group has none.
+    A response that alone is correct is shown to itself, as in the author's public development code of CAST, which holds
+    RLRT too. Of several the first by the rows' keys is taken, whatever the order of the batch; "" where there is none.
     """
     of_group: dict[str, list[int]] = {}
     for row in sorted(range(len(keys)), key=lambda row: keys[row]):

@@ -124,6 +124,8 @@ def _answer(i: int, value: Any, source: Source, column: str) -> str:
     answer = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
     if value is None or not answer:
         raise UserError(f"{source.name}: row {i} has no answer in {column}.")
+    if isinstance(value, list | dict):
+        raise UserError(f"{source.name}: {column} of row {i} is {value!r:.80}; an answer must be text or a number.")
     return answer
 
 

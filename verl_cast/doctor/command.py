@@ -21,7 +21,7 @@ from verl_cast import run_config
 from verl_cast.cli import UserError, first_line
 from verl_cast.doctor import lines as report
 from verl_cast.doctor import registration, versions
-from verl_cast.doctor.lines import Line, Section, cause_of, error, note
+from verl_cast.doctor.lines import BASELINE, Line, Section, cause_of, error, note
 
 _NO_PLATFORM = "VERL_PLATFORM=cpu comes with the plugin, without which verl fails"
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     print(f"verl-cast doctor {verl_cast.__version__}")
-    marks = []
+    marks, titles = [], []
     sections = _sections(args)
     while True:
         with _quiet():
@@ -47,8 +47,11 @@ def main(args: argparse.Namespace) -> int:
         print(report.heading(title, colours))
         print(report.formatted(found, colours), flush=True)
         marks += [line.mark for line in found]
+        titles.append(title)
     num_errors, num_warnings = marks.count("error"), marks.count("warning")
-    subject = "this command can train CAST" if args.overrides else "this installation can train CAST"
+    subject = "this installation can train CAST"
+    if args.overrides:
+        subject = f"this command can train {'a baseline, not CAST' if BASELINE in titles else 'CAST'}"
     verdict = f"Not ready: {_count(num_errors, 'error')}" if num_errors else f"Ready: {subject}"
     print(f"{report.heading(verdict, colours)}, {_count(num_warnings, 'warning')}.")
     if not args.overrides:

@@ -30,6 +30,8 @@ class Line:
 
 # A section of the report: its heading and its lines.
 Section = tuple[str, list[Line]]
+# The heading under which a command that trains a baseline is described; the verdict then does not say CAST.
+BASELINE = "What the baseline will do"
 
 
 def ok(label: str, text: str) -> Line:

@@ -15,18 +15,20 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from verl_cast import advice
-from verl_cast.check import METHOD_DEFAULTS, check_run
+from verl_cast.check import METHOD_DEFAULTS, check_run, summary
 from verl_cast.cli import first_line
 from verl_cast.config import CastConfig
 from verl_cast.doctor import contexts, data, estimate
-from verl_cast.doctor.lines import Line, Section, cause_of, error, note, ok, warning
-from verl_cast.methods import ESTIMATOR_KEY, cast_config, is_cast_run
+from verl_cast.doctor.lines import BASELINE, Line, Section, cause_of, error, note, ok, warning
+from verl_cast.methods import ESTIMATOR_KEY, cast_config, is_cast_run, method_class
 from verl_cast.trajectories import DIRECTORY
+
+_OF_A_BASELINE = "prompts of its privileged teacher, their lengths, memory and warnings are not looked at: CAST's are"
 
 
 def sections(config: DictConfig) -> Iterator[Section]:
     """All sections on the composed config of a run."""
-    if not is_cast_run(config):
+    if method_class(config) is None:
         estimator = OmegaConf.select(config, ESTIMATOR_KEY)
         yield (
             "Command",
@@ -43,6 +45,10 @@ def sections(config: DictConfig) -> Iterator[Section]:
     if refused:  # the rest reads settings that may be anything; files and reward function stand for themselves
         yield "Data and verifier", found.lines
         yield "Everything else", [note("", "not looked at: it takes a command that is accepted")]
+        return
+    if not is_cast_run(config):
+        yield BASELINE, [note("", summary(config)), note("", _OF_A_BASELINE)]
+        yield "Data and verifier", found.lines
         return
     method = cast_config(config)
     yield "What CAST will do", _method(config, method)

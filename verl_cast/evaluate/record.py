@@ -99,7 +99,7 @@ def _compare(directory: Path, there: Mapping[str, Any], wanted: Mapping[str, Any
     changed = [
         (name, there.get(name), value)
         for name, value in wanted.items()
-        if name != "benchmarks" and there[name] != value
+        if name != "benchmarks" and there.get(name) != value
     ]
     changed += [
         (f"the file of {name}", there["benchmarks"][name]["sha256"][:12], value["sha256"][:12])
