@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The test command: sets up the CPU environment (.venv) and runs every test. Arguments go to pytest.
+# The test command: sets up the CPU environment (.venv) and runs every test. With arguments: one pytest with them.
 #
-#   bash tests/run.sh                    everything, about 35 minutes on 2 cores
+#   bash tests/run.sh                    everything, about 45 minutes on 2 cores
 #   bash tests/run.sh -m "not slow"      without the runs through Ray and vLLM
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -21,4 +21,10 @@ fi
 
 ruff check .
 ruff format --check .
-exec python -m pytest "$@"
+[ $# -eq 0 ] || exec python -m pytest "$@"
+
+# First what needs one core, two files at a time; then the real runs, which need both.
+status=0
+python -m pytest -m "not slow" --numprocesses 2 --dist loadfile || status=$?
+python -m pytest -m slow || status=$?
+exit $status
