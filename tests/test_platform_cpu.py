@@ -357,14 +357,14 @@ def transfer(fault: str):
     """What both ends of a real transfer between two processes came to."""
     address = f"ipc:///tmp/verl-cast-test-{uuid.uuid4().hex}.sock"
     ends = [Fork(send, address, fault), Fork(receive, address, fault)]
-    return [end.result(timeout=20) for end in ends]
+    return [end.result(timeout=60) for end in ends]
 
 
 def transfer_in_two_clusters():
     """What the receivers of two runs on one machine got, whose Ray jobs have the same number."""
     address = f"ipc:///tmp/verl-cast-test-{uuid.uuid4().hex}.sock"
     ends = [Fork(end, address, cluster) for end in (send, receive) for cluster in ("cluster 1", "cluster 2")]
-    return [end.result(timeout=20) for end in ends][2:]
+    return [end.result(timeout=60) for end in ends][2:]
 
 
 def sequence_parallel():
