@@ -421,7 +421,7 @@ def check_other_weights(this: Rank, lora: bool) -> None:
             tensor.double(), expected[name], rtol=1e-2 if tensor.itemsize == 2 else 1e-5, atol=1e-7
         )
     assert not same_bits(swapped_in_parameters(this), policy)
-    restored = type(worker.self_teacher)(worker.self_teacher._config, this.engine.module)
+    restored = type(worker.self_teacher)(worker.self_teacher.config, this.engine.module)
     with this.engine.eval_mode():
         restored.load_state_dict(worker.self_teacher.state_dict())
     assert same_bits(restored.state_dict()["parameters"], worker.self_teacher.state_dict()["parameters"])
