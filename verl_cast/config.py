@@ -104,6 +104,11 @@ class TeacherConfig:
         object.__setattr__(self, "ema_decay", decay)
         self._check_context()
 
+    @property
+    def who_can_score(self) -> str:
+        """Of rows that take the student's own tokens, for messages."""
+        return "no privileged teacher" if self.PRIVILEGED else f"only {self.KEY}.context=same"
+
     def _check_context(self) -> None:
         if not isinstance(self.context, str) or not (
             self.context in ("plain", "same") or self.context.endswith(TEMPLATE_SUFFIXES)

@@ -212,10 +212,9 @@ class SelfTeacherTrainerMixin:
         """For every row the row of its session's final output."""
         teacher = self.method.teacher
         if teacher.context != "same" and any(key.rsplit("_", 1)[1] != "0" for key in keys):
-            only = "no privileged teacher" if teacher.PRIVILEGED else f"only {teacher.KEY}.context=same"
             raise ValueError(
                 "CAST: an agent loop gave several outputs for one session, each with a prompt of its own; "
-                f"{only} can score them."
+                f"{teacher.who_can_score} can score them."
             )
         return torch.from_numpy(final_rows(keys))
 

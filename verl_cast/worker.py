@@ -256,8 +256,7 @@ def _response_log_probs(name: str, output: TensorDict | None, data: TensorDict) 
 
 def _not_scored(teacher: TeacherConfig, reason: str) -> str:
     """What to say of responses that a teacher with a context of its own cannot score."""
-    remedy = "no privileged teacher" if teacher.PRIVILEGED else f"only {teacher.KEY}.context=same"
-    return f"CAST: {reason}; {remedy} can score such responses."
+    return f"CAST: {reason}; {teacher.who_can_score} can score such responses."
 
 
 def _teacher_path(local_path: str, rank: str | None = None, world_size: str | None = None) -> str:
