@@ -2,7 +2,7 @@
 # Qwen3-8B with FSDP2: CAST, GRPO and the other methods of the paper's comparison, on one node of 8 x 80 GB.
 #
 #   bash examples/run_qwen3_8b_fsdp.sh                          CAST
-#   METHOD=grpo bash examples/run_qwen3_8b_fsdp.sh              its twin: nothing else differs
+#   METHOD=grpo bash examples/run_qwen3_8b_fsdp.sh              its twin: the advantage differs
 #   ABLATION=no_flip bash examples/run_qwen3_8b_fsdp.sh         an ablation of CAST
 #   LORA=0 bash examples/run_qwen3_8b_fsdp.sh                   all parameters
 #   bash examples/run_qwen3_8b_fsdp.sh trainer.save_freq=50     any of verl's and CAST's settings come last
