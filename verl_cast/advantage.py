@@ -1,16 +1,18 @@
 """CAST's token advantages as pure tensor functions (method sections 2 to 6): base, gap, weight, flip, clip.
 
-No verl, no Ray, no state. Works in the dtype of its inputs; nothing here carries a gradient. Shapes: `B` rows
-(responses), `T` response tokens, padded to one length.
+Two parts: the trajectory's, from rewards alone (section 2), and the token's, from gaps (sections 3 to 6). The baselines
+have the same two parts with rules of their own (baselines/advantage.py). No verl, no Ray, no state. Works in the dtype
+of its inputs; nothing here carries a gradient. Shapes: `B` rows (responses), `T` response tokens, padded to one length.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from verl_cast.config import CastConfig
+from verl_cast.config import CastConfig, MethodConfig
 
 # verl's own ε of GRPO (`compute_grpo_outcome_advantage`); a contract test holds the two together.
 GRPO_EPSILON = 1e-6
@@ -53,6 +55,7 @@ class TokenAdvantage:
         flipped: (B, T) bool, tokens whose advantage got the opposite sign of B (section 5).
         weight_clipped: (B, T) bool, tokens whose weight exp(±g) lay outside its bounds (sections 4 and 5).
         clipped: (B, T) bool, tokens whose advantage the final clip changed (section 6).
+        scored: (B,) bool, rows that the teacher scored; the others need no gap, and theirs is 0.
     """
 
     advantages: torch.Tensor
@@ -62,6 +65,7 @@ class TokenAdvantage:
     flipped: torch.Tensor
     weight_clipped: torch.Tensor
     clipped: torch.Tensor
+    scored: torch.Tensor
 
 
 class ShapedAdvantage(NamedTuple):
@@ -224,7 +228,78 @@ def rows_that_count(response_mask: torch.Tensor, final_row: torch.Tensor | None)
     return (final_row == rows) & response_mask.bool().any(dim=-1), final_row
 
 
+class Rule(NamedTuple):
+    """What makes a method: how it grades trajectories, which of them need a gap, and how gaps shape their tokens.
+
+    Attributes:
+        base: (scores (B,), index, counts (B,), config, norm_adv_by_std_in_grpo) -> BaseAdvantage.
+        needs_gap: (BaseAdvantage, config, completed_steps) -> (B,) bool, rows whose advantage depends on their gap.
+        shape: (BaseAdvantage, gap (B, T), config, completed_steps) -> ShapedAdvantage; the mask is not applied.
+    """
+
+    base: Callable[..., BaseAdvantage]
+    needs_gap: Callable[..., torch.Tensor]
+    shape: Callable[..., ShapedAdvantage]
+
+
+def cast_needs_gap(base: BaseAdvantage, config: CastConfig, completed_steps: int = 0) -> torch.Tensor:
+    """(B,) bool, rows whose advantage depends on the gap: not where B = 0, nor where λ = 0 and no token may flip."""
+    positive = config.gap_weight > 0 or config.flip in ("both", "correct")
+    negative = config.gap_weight > 0 or config.flip in ("both", "wrong")
+    return ((base.value > 0) & positive) | ((base.value < 0) & negative)
+
+
+CAST_RULE = Rule(
+    base_advantage,
+    cast_needs_gap,
+    lambda base, gap, config, completed_steps: shape_advantage(base.value.unsqueeze(-1), gap, config),
+)
+
+
 @torch.no_grad()
+def trajectory_advantage(
+    rule: Rule,
+    token_level_rewards: torch.Tensor,
+    response_mask: torch.Tensor,
+    index: np.ndarray,
+    config: MethodConfig,
+    norm_adv_by_std_in_grpo: bool = True,
+    final_row: torch.Tensor | None = None,
+) -> BaseAdvantage:
+    """The trajectory's part of a method: B of every row. Args as `compute_cast_advantage`."""
+    counts, final_row = rows_that_count(response_mask, final_row)
+    scores = token_level_rewards.sum(dim=-1)
+    return rule.base(scores, index, counts, config, norm_adv_by_std_in_grpo).take(final_row)
+
+
+@torch.no_grad()
+def token_advantage(
+    rule: Rule,
+    base: BaseAdvantage,
+    response_mask: torch.Tensor,
+    old_log_probs: torch.Tensor,
+    teacher_log_probs: torch.Tensor,
+    config: MethodConfig,
+    completed_steps: int = 0,
+    scored: torch.Tensor | None = None,
+) -> TokenAdvantage:
+    """The token's part of a method: gap, dead zone, shape, mask.
+
+    Args:
+        base: of `trajectory_advantage`, for these rows.
+        response_mask, old_log_probs, teacher_log_probs: (B, T).
+        completed_steps: training steps before this one, for a rule that changes with them.
+        scored: (B,) bool, rows that the teacher scored; None: all. What stands for the others is not looked at.
+    """
+    mask = response_mask.bool()
+    scored = mask.new_ones(mask.shape[0]) if scored is None else scored
+    raw_gap = token_gap(teacher_log_probs, old_log_probs, mask & scored.unsqueeze(-1))
+    gap = apply_deadzone(raw_gap, config.gap_deadzone)
+    advantages, *where = rule.shape(base, gap, config, completed_steps)
+    flipped, weight_clipped, clipped = (condition & mask for condition in where)
+    return TokenAdvantage(advantages * response_mask, raw_gap, gap, base, flipped, weight_clipped, clipped, scored)
+
+
 def cast_advantage(
     token_level_rewards: torch.Tensor,
     response_mask: torch.Tensor,
@@ -236,14 +311,10 @@ def cast_advantage(
     final_row: torch.Tensor | None = None,
 ) -> TokenAdvantage:
     """`compute_cast_advantage` with everything that it knows about the batch; see there for the arguments."""
-    counts, final_row = rows_that_count(response_mask, final_row)
-    scores = token_level_rewards.sum(dim=-1)
-    base = base_advantage(scores, index, counts, config, norm_adv_by_std_in_grpo).take(final_row)
-    raw_gap = token_gap(teacher_log_probs, old_log_probs, response_mask)
-    gap = apply_deadzone(raw_gap, config.gap_deadzone)
-    advantages, *where = shape_advantage(base.value.unsqueeze(-1), gap, config)
-    flipped, weight_clipped, clipped = (condition & response_mask.bool() for condition in where)
-    return TokenAdvantage(advantages * response_mask, raw_gap, gap, base, flipped, weight_clipped, clipped)
+    base = trajectory_advantage(
+        CAST_RULE, token_level_rewards, response_mask, index, config, norm_adv_by_std_in_grpo, final_row
+    )
+    return token_advantage(CAST_RULE, base, response_mask, old_log_probs, teacher_log_probs, config)
 
 
 def compute_cast_advantage(

@@ -146,6 +146,7 @@ class MethodConfig:
     teacher: TeacherConfig
     dump: ClassVar[DumpConfig] = DumpConfig()  # none, unless the method has this group
     noise_floor_interval: ClassVar[int] = 0
+    gap_deadzone: ClassVar[float] = 0.0
 
     @classmethod
     def key(cls) -> str:

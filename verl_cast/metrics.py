@@ -22,6 +22,9 @@ def cast_metrics(
 ) -> dict[str, float]:
     """Metrics of a batch. Rows that do not count (padding, rejected, empty) and masked tokens enter none of them.
 
+    Rows that the teacher did not score (no advantage depends on their gap) enter none of the gap's, and have none of
+    their own where no row was scored.
+
     Args:
         result: of `cast_advantage`.
         response_mask: (B, T).
@@ -31,7 +34,9 @@ def cast_metrics(
     tokens = response_mask.bool() & counted.unsqueeze(-1)
     return {
         **_group_metrics(result.base, counted),
+        "cast/teacher/scored_share": _share(result.scored[counted].cpu().numpy()),
         **_token_metrics(result, tokens),
+        **_gap_metrics(result, tokens & result.scored.unsqueeze(-1)),
         **_trajectory_metrics(result, tokens, entropy),
     }
 
@@ -74,20 +79,12 @@ def _group_metrics(base: BaseAdvantage, counted: torch.Tensor) -> dict[str, floa
 
 
 def _token_metrics(result: TokenAdvantage, tokens: torch.Tensor) -> dict[str, float]:
-    # Selected once, by numpy, which does it several times as fast as torch on a CPU.
     selected = tokens.cpu().numpy()
-    tensors = (result.raw_gap, result.gap, result.advantages, result.flipped, result.weight_clipped, result.clipped)
-    gap, used_gap, advantages, flipped, weight_clipped, clipped = (t.cpu().numpy()[selected] for t in tensors)
+    advantages, flipped, clipped = _selected(selected, result.advantages, result.flipped, result.clipped)
     per_row = selected.sum(axis=-1)
     base, kind = (np.repeat(values.cpu().numpy(), per_row) for values in (result.base.value, result.base.kind))
     size = np.abs(advantages)
-    metrics = {
-        "cast/gap/mean": _mean(gap),
-        "cast/gap/abs_mean": _mean(np.abs(gap)),
-        "cast/gap/positive_share": _share(gap > 0),
-        "cast/gap/zero_share": _share(gap == 0),
-        "cast/gap/deadzone_share": _share(used_gap != gap),
-        "cast/weight/clipped_share": _share(weight_clipped),
+    return {
         "cast/flip/share": _share(flipped),
         "cast/flip/correct_share": _share(flipped[base > 0]),
         "cast/flip/wrong_share": _share(flipped[base < 0]),
@@ -96,11 +93,29 @@ def _token_metrics(result: TokenAdvantage, tokens: torch.Tensor) -> dict[str, fl
         "cast/advantage/clipped_share": _share(clipped),
         "cast/advantage/zero_variance_mass": _sum(size[kind != MIXED]) / max(_sum(size), 1e-12),
     }
-    if gap.size:
-        # numpy's: torch.quantile refuses more than 16 million values
-        for quantile, value in zip(GAP_QUANTILES, np.quantile(gap, GAP_QUANTILES), strict=True):
-            metrics[f"cast/gap/p{round(100 * quantile):02d}"] = float(value)
+
+
+def _gap_metrics(result: TokenAdvantage, tokens: torch.Tensor) -> dict[str, float]:
+    gap, used_gap, weight_clipped = _selected(tokens.cpu().numpy(), result.raw_gap, result.gap, result.weight_clipped)
+    if not gap.size:
+        return {}
+    metrics = {
+        "cast/gap/mean": _mean(gap),
+        "cast/gap/abs_mean": _mean(np.abs(gap)),
+        "cast/gap/positive_share": _share(gap > 0),
+        "cast/gap/zero_share": _share(gap == 0),
+        "cast/gap/deadzone_share": _share(used_gap != gap),
+        "cast/weight/clipped_share": _share(weight_clipped),
+    }
+    # numpy's: torch.quantile refuses more than 16 million values
+    for quantile, value in zip(GAP_QUANTILES, np.quantile(gap, GAP_QUANTILES), strict=True):
+        metrics[f"cast/gap/p{round(100 * quantile):02d}"] = float(value)
     return metrics
+
+
+def _selected(tokens: np.ndarray, *tensors: torch.Tensor) -> list[np.ndarray]:
+    """Selected by numpy, which does it several times as fast as torch on a CPU."""
+    return [tensor.cpu().numpy()[tokens] for tensor in tensors]
 
 
 def _trajectory_metrics(result: TokenAdvantage, tokens: torch.Tensor, entropy: torch.Tensor | None) -> dict[str, float]:
@@ -112,12 +127,15 @@ def _trajectory_metrics(result: TokenAdvantage, tokens: torch.Tensor, entropy: t
     if entropy is not None:
         values["cast/entropy"] = _row_means(entropy[rows], tokens, length)
     correct, group, metrics = correct.cpu().numpy(), group.cpu().numpy(), {}
+    scored = result.scored[rows].cpu().numpy()
     for side, members in (("correct", correct), ("wrong", ~correct)):
-        if members.any():
-            for name, value in values.items():
-                metrics[f"{name}/{side}_mean"] = float(value[members].mean())
+        for name, value in values.items():
+            which = members & scored if name == "cast/gap" else members
+            if which.any():
+                metrics[f"{name}/{side}_mean"] = float(value[which].mean())
     # Section 11's question, kept in view during training: does the teacher prefer what is right?
-    mean_gap, is_correct = values["cast/gap"], correct.astype(np.float64)
+    mean_gap, is_correct = values["cast/gap"][scored], correct[scored].astype(np.float64)
+    group = group[scored]
     pairs = {
         "correctness_corr": (mean_gap, is_correct),
         "correctness_corr_in_group": (centred(mean_gap, group), centred(is_correct, group)),

@@ -18,12 +18,15 @@ import numpy as np
 import torch
 
 from verl_cast.advantage import (
+    EXCLUDED,
     MAX_EXPONENT,
     BaseAdvantage,
+    Rule,
+    ShapedAdvantage,
     TokenAdvantage,
     grpo_advantage,
-    rows_that_count,
-    token_gap,
+    token_advantage,
+    trajectory_advantage,
 )
 from verl_cast.baselines.config import BaselineConfig, GrpoOpsdConfig, OpsdConfig, RlrtConfig, RlsdConfig
 
@@ -37,43 +40,61 @@ def current_gap_weight(config: BaselineConfig, completed_steps: int) -> float:
     return config.gap_weight
 
 
-# What a rule returns: advantages (B, T) before the mask, and where the weight lay outside its bounds (B, T).
-Shaped = tuple[torch.Tensor, torch.Tensor]
+# What a formula returns: advantages (B, T) before the mask, and where the weight lay outside its bounds (B, T).
+Formula = tuple[torch.Tensor, torch.Tensor]
 
 
-def _opsd(base: BaseAdvantage, gap: torch.Tensor, config: OpsdConfig, gap_weight: float) -> Shaped:
+def _opsd(base: BaseAdvantage, gap: torch.Tensor, config: OpsdConfig, gap_weight: float) -> Formula:
     return gap.clone(), torch.zeros_like(gap, dtype=torch.bool)
 
 
-def _grpo_opsd(base: BaseAdvantage, gap: torch.Tensor, config: GrpoOpsdConfig, gap_weight: float) -> Shaped:
+def _grpo_opsd(base: BaseAdvantage, gap: torch.Tensor, config: GrpoOpsdConfig, gap_weight: float) -> Formula:
     return base.value.unsqueeze(-1) + gap_weight * gap, torch.zeros_like(gap, dtype=torch.bool)
 
 
-def _rlsd(base: BaseAdvantage, gap: torch.Tensor, config: RlsdConfig, gap_weight: float) -> Shaped:
+def _rlsd(base: BaseAdvantage, gap: torch.Tensor, config: RlsdConfig, gap_weight: float) -> Formula:
     return _reweighted(base.value.unsqueeze(-1), gap, gap_weight, config.weight_clip)
 
 
-def _rlrt(base: BaseAdvantage, gap: torch.Tensor, config: RlrtConfig, gap_weight: float) -> Shaped:
+def _rlrt(base: BaseAdvantage, gap: torch.Tensor, config: RlrtConfig, gap_weight: float) -> Formula:
     advantage, correct = base.value.unsqueeze(-1), base.correct.unsqueeze(-1)
     reweighted, clipped = _reweighted(advantage, -gap, gap_weight, config.weight_clip)
     return torch.where(correct, reweighted, advantage.expand_as(gap)), clipped & correct
 
 
-def _reweighted(advantage: torch.Tensor, gap: torch.Tensor, gap_weight: float, clip: float) -> Shaped:
+def _reweighted(advantage: torch.Tensor, gap: torch.Tensor, gap_weight: float, clip: float) -> Formula:
     raw_weight = torch.exp((torch.sign(advantage) * gap).clamp(-MAX_EXPONENT, MAX_EXPONENT))
     weight = raw_weight.clamp(1 - clip, 1 + clip)
     return advantage * ((1 - gap_weight) + gap_weight * weight), weight != raw_weight
 
 
-_RULES: dict[type[BaselineConfig], Callable[..., Shaped]] = {
-    OpsdConfig: _opsd,
-    GrpoOpsdConfig: _grpo_opsd,
-    RlsdConfig: _rlsd,
-    RlrtConfig: _rlrt,
+def _rule(
+    formula: Callable[..., Formula], needs_gap: Callable[[BaseAdvantage], torch.Tensor] = lambda base: base.value != 0
+) -> Rule:
+    """A baseline's rule: GRPO's base and the formula; `needs_gap` says which rows depend on the gap where λ > 0."""
+
+    def grpo(scores, index, counts, config, norm_adv_by_std_in_grpo):
+        return grpo_advantage(scores, index, counts, config.correct_threshold, norm_adv_by_std_in_grpo)
+
+    def rows(base, config, completed_steps=0):
+        return (base.kind != EXCLUDED) & needs_gap(base) & (current_gap_weight(config, completed_steps) > 0)
+
+    def shape(base, gap, config, completed_steps):
+        advantages, weight_clipped = formula(base, gap, config, current_gap_weight(config, completed_steps))
+        flipped = torch.sign(advantages) * torch.sign(base.value.unsqueeze(-1)) < 0
+        return ShapedAdvantage(advantages, flipped, weight_clipped, torch.zeros_like(flipped))
+
+    return Rule(grpo, rows, shape)
+
+
+BASELINE_RULES: dict[type[BaselineConfig], Rule] = {
+    OpsdConfig: _rule(_opsd, needs_gap=lambda base: torch.ones_like(base.correct)),
+    GrpoOpsdConfig: _rule(_grpo_opsd, needs_gap=lambda base: torch.ones_like(base.correct)),
+    RlsdConfig: _rule(_rlsd),
+    RlrtConfig: _rule(_rlrt, needs_gap=lambda base: base.correct & (base.value != 0)),
 }
 
 
-@torch.no_grad()
 def baseline_advantage(
     token_level_rewards: torch.Tensor,
     response_mask: torch.Tensor,
@@ -93,14 +114,8 @@ def baseline_advantage(
         `base` is GRPO's advantage; `flipped` are the tokens whose advantage has the opposite sign of it, which the
         rules of RLSD and RLRT never give; nothing is clipped but the weight.
     """
-    counts, final_row = rows_that_count(response_mask, final_row)
-    scores = token_level_rewards.sum(dim=-1)
-    base = grpo_advantage(scores, index, counts, config.correct_threshold, norm_adv_by_std_in_grpo).take(final_row)
-    gap = token_gap(teacher_log_probs, old_log_probs, response_mask)
-    gap_weight = current_gap_weight(config, completed_steps)
-    advantages, weight_clipped = _RULES[type(config)](base, gap, config, gap_weight)
-    mask = response_mask.bool()
-    flipped = mask & (torch.sign(advantages) * torch.sign(base.value.unsqueeze(-1)) < 0)
-    return TokenAdvantage(
-        advantages * response_mask, gap, gap, base, flipped, weight_clipped & mask, torch.zeros_like(mask)
+    rule = BASELINE_RULES[type(config)]
+    base = trajectory_advantage(
+        rule, token_level_rewards, response_mask, index, config, norm_adv_by_std_in_grpo, final_row
     )
+    return token_advantage(rule, base, response_mask, old_log_probs, teacher_log_probs, config, completed_steps)
