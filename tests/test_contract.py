@@ -44,19 +44,19 @@ def test_the_entry_point_is_installed():
 
 
 def test_the_registries_hold_cast():
-    from verl_cast.estimator import compute_cast_outcome_advantage
+    from verl_cast.estimator import ESTIMATORS
 
-    assert core_algos.get_adv_estimator_fn("cast") is compute_cast_outcome_advantage
+    assert core_algos.get_adv_estimator_fn("cast") is ESTIMATORS["cast"]
     assert "cast" in core_algos.POLICY_LOSS_REGISTRY
 
 
 def test_a_registered_estimator_gets_what_ours_takes():
     """verl calls estimators by keyword; ours must accept all that it sends, and needs nothing that it does not."""
-    from verl_cast.estimator import compute_cast_outcome_advantage
+    from verl_cast.estimator import ESTIMATORS
 
     required = [
         name
-        for name, p in inspect.signature(compute_cast_outcome_advantage).parameters.items()
+        for name, p in inspect.signature(ESTIMATORS["cast"]).parameters.items()
         if p.default is p.empty and p.kind is not p.VAR_KEYWORD
     ]
     source = inspect.getsource(importlib.import_module("verl.trainer.ppo.ray_trainer").compute_advantage)

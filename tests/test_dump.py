@@ -14,7 +14,7 @@ import verl_cast
 from verl_cast import CastConfig, CastConfigError, trajectories
 from verl_cast.context import TeacherContext
 from verl_cast.dump import TrajectoryDump, token_texts
-from verl_cast.estimator import EstimatorInputs, compute_cast_outcome_advantage, estimator_inputs
+from verl_cast.estimator import ESTIMATORS, EstimatorInputs, estimator_inputs
 
 LENGTHS = [4, 2, 3, 4, 1, 4]
 KEYS = ["u2_0_0", "u1_0_0", "u1_1_0", "u2_1_0", "pad_0_0", "u0_0_0"]
@@ -44,7 +44,7 @@ def batch(cast):
     rewards[:, 0] = torch.tensor(REWARDS)
     inputs = EstimatorInputs(cast, old, teacher, torch.arange(6))
     with estimator_inputs(inputs):
-        compute_cast_outcome_advantage(rewards, mask.long(), np.array([key[:2] for key in KEYS]), None)
+        ESTIMATORS["cast"](rewards, mask.long(), np.array([key[:2] for key in KEYS]), None)
     data = {
         "prompts": [torch.tensor([5, 6, 7])] * 6,
         "responses": [torch.arange(40, 40 + n) for n in LENGTHS],

@@ -43,6 +43,11 @@ def require_whole_number(key: str, value: Any, minimum: int) -> None:
         raise CastConfigError(key, value, f"must be a whole number, at least {minimum}.")
 
 
+def require_truth_value(key: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise CastConfigError(key, value, "must be True or False.")
+
+
 def number(key: str, value: Any, minimum: float | None = None) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise CastConfigError(key, value, "must be a finite number.")
@@ -144,6 +149,7 @@ class MethodConfig:
     GROUPS: ClassVar[dict[str, type]]  # the parts that are groups of keys themselves
     COMPARES_A_GROUP: ClassVar[bool] = True  # whether the rule takes several responses of a prompt
     teacher: TeacherConfig
+    one_pass: bool
     dump: ClassVar[DumpConfig] = DumpConfig()  # none, unless the method has this group
     noise_floor_interval: ClassVar[int] = 0
     gap_deadzone: ClassVar[float] = 0.0
@@ -192,6 +198,7 @@ class CastConfig(MethodConfig):
     gap_deadzone: float = 0.0  # a gap with |g| up to this counts as 0
     # Training steps between measurements of the engine's own noise (one more forward each); 0: never.
     noise_floor_interval: int = 0
+    one_pass: bool = True  # steps of one update form the gap in it, without a pass for old log-probs (passes.py)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     dump: DumpConfig = field(default_factory=DumpConfig)
 
@@ -210,4 +217,5 @@ class CastConfig(MethodConfig):
                 raise CastConfigError(f"{prefix}.advantage_clip", clip, "must be greater than 0, or null for no clip.")
             object.__setattr__(self, "advantage_clip", clip)
         require_whole_number(f"{prefix}.noise_floor_interval", self.noise_floor_interval, minimum=0)
+        require_truth_value(f"{prefix}.one_pass", self.one_pass)
         self._check_groups()

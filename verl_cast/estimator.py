@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from verl_cast.advantage import TokenAdvantage, cast_advantage
-from verl_cast.baselines.advantage import baseline_advantage, current_gap_weight
-from verl_cast.baselines.config import BASELINES, BaselineConfig
-from verl_cast.config import CastConfig, MethodConfig
+from verl_cast.advantage import TokenAdvantage, token_advantage, trajectory_advantage
+from verl_cast.baselines.advantage import current_gap_weight
+from verl_cast.baselines.config import BaselineConfig
+from verl_cast.config import MethodConfig
+from verl_cast.methods import METHODS
 from verl_cast.metrics import cast_metrics
+from verl_cast.rules import rule_of
 
 
 @dataclass
@@ -32,6 +34,7 @@ class EstimatorInputs:
         final_row: (B,) int64, the row of the final output of each row's session.
         entropy: (B, T) of the policy, padded likewise; for the metrics alone.
         completed_steps: training steps before this one, for a weight that changes with them.
+        scored: (B,) bool, rows that the teacher scored; None: all.
         metrics, result, response_mask: filled by the estimator; the mask is the one that it was given.
     """
 
@@ -41,6 +44,7 @@ class EstimatorInputs:
     final_row: torch.Tensor
     entropy: torch.Tensor | None = None
     completed_steps: int = 0
+    scored: torch.Tensor | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     result: TokenAdvantage | None = None
     response_mask: torch.Tensor | None = None
@@ -59,14 +63,16 @@ def estimator_inputs(inputs: EstimatorInputs) -> Iterator[EstimatorInputs]:
         _inputs.reset(token)
 
 
-def compute_cast_outcome_advantage(
+def _compute_outcome_advantage(
     token_level_rewards: torch.Tensor,
     response_mask: torch.Tensor,
     index: np.ndarray,
     config: Any = None,
+    *,
+    method: type[MethodConfig],
     **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`cast` with verl's signature; see `verl_cast.advantage.compute_cast_advantage` for the method.
+    """A method with verl's signature; see `verl_cast.advantage.compute_cast_advantage` for CAST.
 
     Args:
         token_level_rewards, response_mask: (B, T).
@@ -74,52 +80,39 @@ def compute_cast_outcome_advantage(
         config: verl's `algorithm` config, for `norm_adv_by_std_in_grpo`.
 
     Raises:
-        RuntimeError: no teacher log-probs were laid out for this batch.
+        RuntimeError: no teacher log-probs were laid out for this batch, or not those of a row that needs them.
     """
-    inputs = _inputs_of(CastConfig, response_mask)
-    result = cast_advantage(
-        token_level_rewards,
-        response_mask,
-        index,
-        inputs.old_log_probs,
-        inputs.teacher_log_probs,
-        inputs.config,
-        _norm_by_std(config),
-        inputs.final_row,
-    )
-    return _finish(inputs, result, response_mask)
-
-
-def _compute_baseline_outcome_advantage(
-    token_level_rewards: torch.Tensor,
-    response_mask: torch.Tensor,
-    index: np.ndarray,
-    config: Any = None,
-    *,
-    method: type[BaselineConfig],
-    **_: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A baseline with verl's signature: as `compute_cast_outcome_advantage`, with a rule of baselines/advantage.py."""
     inputs = _inputs_of(method, response_mask)
-    result = baseline_advantage(
-        token_level_rewards,
+    rule = rule_of(inputs.config)
+    norm = True if config is None else config.get("norm_adv_by_std_in_grpo", True)
+    base = trajectory_advantage(rule, token_level_rewards, response_mask, index, inputs.config, norm, inputs.final_row)
+    if inputs.scored is not None:
+        unscored = rule.needs_gap(base, inputs.config, inputs.completed_steps) & ~inputs.scored
+        if unscored.any():
+            raise RuntimeError(
+                f"CAST: {int(unscored.sum())} responses need the teacher's log-probs and were not scored; their "
+                "rewards or masks have changed since. Stopping: without them they would train as in GRPO."
+            )
+    inputs.result = token_advantage(
+        rule,
+        base,
         response_mask,
-        index,
         inputs.old_log_probs,
         inputs.teacher_log_probs,
         inputs.config,
-        _norm_by_std(config),
-        inputs.final_row,
         inputs.completed_steps,
+        inputs.scored,
     )
-    inputs.metrics["cast/gap_weight"] = current_gap_weight(inputs.config, inputs.completed_steps)
-    return _finish(inputs, result, response_mask)
+    inputs.response_mask = response_mask
+    if isinstance(inputs.config, BaselineConfig):
+        inputs.metrics["cast/gap_weight"] = current_gap_weight(inputs.config, inputs.completed_steps)
+    inputs.metrics.update(cast_metrics(inputs.result, response_mask, inputs.entropy))
+    return inputs.result.advantages, inputs.result.advantages
 
 
 # By the estimator's name, for verl's registry.
 ESTIMATORS: dict[str, Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {
-    CastConfig.NAME: compute_cast_outcome_advantage,
-    **{method.NAME: functools.partial(_compute_baseline_outcome_advantage, method=method) for method in BASELINES},
+    name: functools.partial(_compute_outcome_advantage, method=method) for name, method in METHODS.items()
 }
 
 
@@ -138,15 +131,3 @@ def _inputs_of(method: type[MethodConfig], response_mask: torch.Tensor) -> Estim
             f"{tuple(inputs.old_log_probs.shape)}, response_mask {tuple(response_mask.shape)}."
         )
     return inputs
-
-
-def _norm_by_std(config: Any) -> bool:
-    return True if config is None else config.get("norm_adv_by_std_in_grpo", True)
-
-
-def _finish(
-    inputs: EstimatorInputs, result: TokenAdvantage, response_mask: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    inputs.result, inputs.response_mask = result, response_mask
-    inputs.metrics.update(cast_metrics(result, response_mask, inputs.entropy))
-    return result.advantages, result.advantages

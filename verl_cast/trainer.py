@@ -1,25 +1,33 @@
 """The trainer with a self-teacher: one mixin over verl's V1 trainers (sync, colocate_async, separate_async).
 
-It changes three stages of verl's step and nothing else: the actor workers carry a self-teacher, the teacher's pass
-runs just before the advantages, and the advantage stage sees its log-probs. What was asked for to look at (noise floor,
-trajectory dump) is measured there too. The method is CAST or one of the baselines, whose privileged teachers are shown
-more of a row than its prompt. Trainers of runs with another estimator are verl's own classes.
+It changes three stages of verl's step and nothing else: the actor workers carry a self-teacher, its pass runs with the
+pass for old log-probs or in its place (verl_cast/passes.py), and the advantage stage sees its log-probs. In a one-pass
+step the update forms the gap, and verl's own bookkeeping of old log-probs and advantages follows it. What was asked for
+to look at (noise floor, trajectory dump) is measured there too. The method is CAST or one of the baselines, whose
+privileged teachers are shown more of a row than its prompt. Trainers of runs with another estimator are verl's own.
 """
 
+import contextlib
 import functools
+import time
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils import tensordict_utils as tu
-from verl.utils.debug import marked_timer
 
 import verl_cast
+from verl_cast.advantage import EXCLUDED, BaseAdvantage, trajectory_advantage
 from verl_cast.check import check_run, summary
 from verl_cast.config import MethodConfig
 from verl_cast.context import TeacherContext, load_template
@@ -27,12 +35,42 @@ from verl_cast.dump import FIELDS, TrajectoryDump
 from verl_cast.estimator import EstimatorInputs, estimator_inputs
 from verl_cast.methods import method_class, method_config
 from verl_cast.metrics import noise_metrics
+from verl_cast.one_pass import BASE_FIELD, CORRECT_FIELD
+from verl_cast.passes import rows_of_an_update, weighs_by_old_log_probs, why_two_passes
+from verl_cast.rules import rule_of
 from verl_cast.seams import check_seams
+from verl_cast.teacher_pass import SCORED_FIELD
 from verl_cast.trajectories import final_rows
+from verl_cast.worker import ONE_PASS, TEACHER_TOO, with_self_teacher
 
-# Of verl's timing_raw: the teacher's pass, and what only looks on.
-_STAGES = ("cast_teacher", "cast_noise", "cast_dump")
 _ACTOR_ROLES = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What is known of a step before its first forward.
+
+    Attributes:
+        base: (B,) of every row, from its reward.
+        final_row: (B,) see EstimatorInputs.
+        scored: (B,) bool, rows whose advantage depends on the gap.
+        gap_is_zero: teacher and policy are the same weights on the same tokens, so that no forward is needed.
+        one_pass: the update forms the gap.
+        measures_noise: the noise floor is measured.
+        metrics: `cast/*` of the step so far.
+    """
+
+    base: BaseAdvantage
+    final_row: torch.Tensor
+    scored: torch.Tensor
+    gap_is_zero: bool
+    one_pass: bool
+    measures_noise: bool
+    metrics: dict[str, float]
+
+    @property
+    def teacher_runs(self) -> bool:
+        return bool(self.scored.any()) and not self.gap_is_zero
 
 
 class SelfTeacherTrainerMixin:
@@ -47,8 +85,6 @@ class SelfTeacherTrainerMixin:
         print(summary(config), flush=True)
 
     def _init_resource_pool_mgr(self):
-        from verl_cast.worker import with_self_teacher
-
         super()._init_resource_pool_mgr()
         for role in _ACTOR_ROLES:
             if role in self.role_worker_mapping:
@@ -77,35 +113,120 @@ class SelfTeacherTrainerMixin:
         _check_one_teacher(ranks)
         host_mib = max(rank["host_bytes"] for rank in ranks) / 2**20
         print(f"[verl_cast] self-teacher ready on {len(ranks)} rank(s), {host_mib:.1f} MiB of host memory each")
+        because = why_two_passes(self.config, self.method)
+        if because is None and ranks[0]["dropout"]:
+            because = f"{', '.join(ranks[0]['dropout'])}: the update's forward is another one"
+        self._two_passes_because = because
+        origin = "of the update's own forward (one pass)" if because is None else f"of a pass of their own ({because})"
+        print(f"[verl_cast] old log-probs: {origin}")
 
-    def _step_once(self, metrics: dict, timing_raw: dict, sample_batch_size: int) -> KVBatchMeta:
-        before = {stage: timing_raw.get(stage, 0.0) for stage in _STAGES}
-        batch = super()._step_once(metrics, timing_raw, sample_batch_size)
-        # Ours run inside verl's advantage stage; their seconds are shown as stages of their own.
-        timing_raw["adv"] -= sum(timing_raw.get(stage, 0.0) - before[stage] for stage in _STAGES)
-        return batch
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """verl's pass with the teacher's; in a one-pass step the teacher's alone."""
+        batch, self._step = self._begin_step(batch)
+        if self._step.one_pass:
+            if self._step.teacher_runs:
+                batch.extra_info["temperature"] = self.config.actor_rollout_ref.rollout.temperature
+                output = self.actor_rollout_wg.compute_teacher_log_probs(batch)
+                if len(output) != len(batch):
+                    raise RuntimeError(f"CAST: teacher log-probs for {len(output)} of {len(batch)} responses.")
+                self._count_teacher_cost()
+            return batch
+        batch.extra_info[TEACHER_TOO] = self._step.teacher_runs
+        result = super()._compute_old_log_prob(batch, metrics)
+        for meta in (batch, result):
+            meta.extra_info.pop(TEACHER_TOO, None)  # the reference pass may use the same method
+        if self._step.teacher_runs:
+            self._count_teacher_cost()
+        return result
 
-    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        own_metrics: dict[str, float] = {}
-        batch = self._compute_token_advantage(batch, own_metrics)
-        # Named after the method, so that no baseline's number says CAST.
-        metrics.update({name.replace("cast/", f"{self.method.NAME}/", 1): own_metrics[name] for name in own_metrics})
-        return batch
+    def _begin_step(self, batch: KVBatchMeta) -> tuple[KVBatchMeta, _Step]:
+        """Bring the teacher up to date, grade the trajectories, and decide which rows need it and which passes run."""
+        metrics: dict[str, float] = {}
+        completed_steps = self.global_steps - 1
+        status = self.actor_rollout_wg.prepare_self_teacher(completed_steps=completed_steps)
+        if any(rank != status[0] for rank in status):
+            raise RuntimeError(f"CAST: the ranks' self-teachers are not at the same step: {status}.")
+        if status[0]["age"] is not None:
+            metrics["cast/teacher/age"] = float(status[0]["age"])
+        # The same weights on the same tokens: the gap is 0 by construction, and a forward would only add kernel noise
+        # that the flip turns into signs (method section 7).
+        gap_is_zero = status[0]["is_policy"] and self.method.teacher.context == "same"
 
-    def _compute_token_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         final_row = self._final_rows(batch.keys)
-        with marked_timer("cast_teacher", self.timing_raw, color="cyan"):
-            teacher_field = self._compute_teacher_log_probs(batch, metrics)
-        fields = ["old_log_probs", teacher_field, "entropy"]
+        fields = ["uid", "rm_scores", "response_mask"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        rule, uid = rule_of(self.method), np.array([str(value) for value in tu.get(data, "uid")], dtype=object)
+        data = data.select("rm_scores", "response_mask").to_padded_tensor()
+        norm = self.config.algorithm.get("norm_adv_by_std_in_grpo", True)
+        base = trajectory_advantage(rule, data["rm_scores"], data["response_mask"], uid, self.method, norm, final_row)
+        if weighs_by_old_log_probs(self.config):
+            scored = base.kind != EXCLUDED  # rows may yet be rejected, and their groups with them
+        else:
+            scored = rule.needs_gap(base, self.method, completed_steps)
+
         interval = self.method.noise_floor_interval
         # Not after the first of several updates in a step: the live weights are then no longer those of π_old.
         measures_noise = interval > 0 and self.global_steps % interval == 0 and self.local_trigger_step == 0
-        if measures_noise:
-            with marked_timer("cast_noise", self.timing_raw, color="cyan"):
+        one_pass = (
+            self._two_passes_because is None
+            and len(batch) == rows_of_an_update(self.config)
+            and self.config.trainer.critic_warmup <= self.global_steps  # else there is no update
+            and not measures_noise  # of the weights before the update
+            and bool(scored.any())  # a step in which no gap matters is verl's GRPO, to the last bit
+        )
+        step = _Step(base, final_row, scored, gap_is_zero, one_pass, measures_noise, metrics)
+        metrics["cast/teacher/forward"] = float(step.teacher_runs)
+        metrics["cast/one_pass"] = float(one_pass)
+        if step.teacher_runs:
+            fields = TensorDict({SCORED_FIELD: scored}, batch_size=len(batch))
+            if self.method.teacher.PRIVILEGED:
+                fields.update(self._privileged(batch))
+            batch = tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+        return batch, step
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """verl's stage around the estimator; in a one-pass step what the update needs in its place."""
+        if not self._step.one_pass:
+            return self._compute_token_advantage(batch, metrics, inside="adv")
+        base = self._step.base
+        fields = {BASE_FIELD: base.value, CORRECT_FIELD: base.correct, SCORED_FIELD: self._step.scored}
+        return tq.kv_batch_put(
+            keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(fields, batch_size=len(batch))
+        )
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """verl's update; after a one-pass update verl's stages before it, with the log-probs that it computed."""
+        if not self._step.one_pass:
+            return super()._update_actor(batch, metrics)
+        batch.extra_info[ONE_PASS] = {
+            "completed_steps": self.global_steps - 1,
+            "gap_is_zero": self._step.gap_is_zero,
+        }
+        batch = super()._update_actor(batch, metrics)
+        with self._stage("cast_after_update", inside="update_actor"):
+            # The workers need the rows' lengths and nothing else, and run no forward.
+            rows = KVBatchMeta(
+                keys=batch.keys, tags=batch.tags, partition_id=batch.partition_id, fields=["response_mask"]
+            )
+            batch = PPOTrainer._compute_old_log_prob(self, rows, metrics)
+            return self._compute_token_advantage(batch, metrics, inside="cast_after_update")
+
+    def _compute_token_advantage(self, batch: KVBatchMeta, metrics: dict, inside: str) -> KVBatchMeta:
+        """verl's advantage stage with the estimator's inputs laid out, and what looks on.
+
+        Args:
+            inside: the stage of verl's timing in which this runs.
+        """
+        step = self._step
+        fields = ["old_log_probs", "entropy"]
+        if step.teacher_runs:
+            fields.append("teacher_log_probs")
+        if step.measures_noise:
+            with self._stage("cast_noise", inside):
                 self.actor_rollout_wg.compute_log_probs_again(batch)
             fields.append("log_probs_again")
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
-        if teacher_field not in data:
+        if step.teacher_runs and "teacher_log_probs" not in data:
             raise RuntimeError(
                 "CAST: the actor workers returned no teacher log-probs. Stopping: without them the run would be GRPO."
             )
@@ -120,10 +241,11 @@ class SelfTeacherTrainerMixin:
         inputs = EstimatorInputs(
             self.method,
             data["old_log_probs"],
-            data[teacher_field],
-            final_row,
+            data["teacher_log_probs" if step.teacher_runs else "old_log_probs"],
+            step.final_row,
             entropy=data["entropy"],
             completed_steps=self.global_steps - 1,
+            scored=step.scored,
         )
         with estimator_inputs(inputs):
             batch = super()._compute_advantage(batch, metrics)
@@ -132,14 +254,36 @@ class SelfTeacherTrainerMixin:
                 f"CAST: verl's advantage stage did not call the estimator `{self.method.NAME}`. Stopping: the run "
                 "would be another method's."
             )
-        metrics.update(inputs.metrics)
-        if measures_noise:
+        own_metrics = {**step.metrics, **inputs.metrics}
+        if step.measures_noise:
             again, old = data["log_probs_again"], inputs.old_log_probs
-            metrics.update(noise_metrics(again, old, inputs.result.gap, inputs.response_mask))
+            own_metrics.update(noise_metrics(again, old, inputs.result.gap, inputs.response_mask))
+        # Named after the method, so that no baseline's number says CAST.
+        metrics.update({name.replace("cast/", f"{self.method.NAME}/", 1): own_metrics[name] for name in own_metrics})
         if self._dump.due(self.global_steps):
-            with marked_timer("cast_dump", self.timing_raw, color="cyan"), self._dump.looking_on(self.global_steps):
-                self._dump_trajectories(batch, inputs, metrics)
+            with self._stage("cast_dump", inside), self._dump.looking_on(self.global_steps):
+                self._dump_trajectories(batch, inputs, own_metrics)
         return batch
+
+    @contextlib.contextmanager
+    def _stage(self, name: str, inside: str) -> Iterator[None]:
+        """A stage of its own in verl's timing, taken out of the one that it runs in."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._add_seconds(name, inside, time.perf_counter() - started)
+
+    def _add_seconds(self, name: str, inside: str, seconds: float) -> None:
+        self.timing_raw[name] = self.timing_raw.get(name, 0.0) + seconds
+        self.timing_raw[inside] = self.timing_raw.get(inside, 0.0) - seconds
+
+    def _count_teacher_cost(self) -> None:
+        """The teacher's pass of this step, which ran in verl's stage of the old log-probs: seconds and memory."""
+        ranks = self.actor_rollout_wg.self_teacher_cost()
+        self._add_seconds("cast_teacher", "old_log_prob", max(rank["seconds"] for rank in ranks))
+        self._step.metrics["cast/teacher/host_gib"] = max(rank["host_bytes"] for rank in ranks) / 2**30
+        self._step.metrics["cast/teacher/peak_memory_gib"] = max(rank["peak_bytes"] for rank in ranks) / 2**30
 
     def _dump_trajectories(self, batch: KVBatchMeta, inputs: EstimatorInputs, metrics: dict) -> None:
         rows = self._dump.choose(batch.keys, inputs)
@@ -160,32 +304,8 @@ class SelfTeacherTrainerMixin:
             None if age is None else int(age),
         )
 
-    def _compute_teacher_log_probs(self, batch: KVBatchMeta, metrics: dict) -> str:
-        """Run the teacher's pass; returns the name of the field that holds its log-probs in TransferQueue."""
-        status = self.actor_rollout_wg.prepare_self_teacher(completed_steps=self.global_steps - 1)
-        if any(rank != status[0] for rank in status):
-            raise RuntimeError(f"CAST: the ranks' self-teachers are not at the same step: {status}.")
-        if status[0]["age"] is not None:
-            metrics["cast/teacher/age"] = float(status[0]["age"])
-        # The same weights on the same tokens: the gap is 0 by construction, and a forward would only add kernel noise
-        # that the flip turns into signs (method section 7).
-        gap_is_zero = status[0]["is_policy"] and self.method.teacher.context == "same"
-        metrics["cast/teacher/forward"] = 0.0 if gap_is_zero else 1.0
-        if gap_is_zero:
-            return "old_log_probs"
-        if self.method.teacher.PRIVILEGED:
-            batch = self._show_privileged(batch)
-        batch.extra_info["temperature"] = self.config.actor_rollout_ref.rollout.temperature
-        output = self.actor_rollout_wg.compute_teacher_log_probs(batch)
-        if len(output) != len(batch):
-            raise RuntimeError(f"CAST: teacher log-probs for {len(output)} of {len(batch)} responses.")
-        memory = self.actor_rollout_wg.self_teacher_memory()
-        metrics["cast/teacher/host_gib"] = max(rank["host"] for rank in memory) / 2**30
-        metrics["cast/teacher/peak_memory_gib"] = max(rank["peak"] for rank in memory) / 2**30
-        return "teacher_log_probs"
-
-    def _show_privileged(self, batch: KVBatchMeta) -> KVBatchMeta:
-        """Lay out, for every row, what a privileged teacher is shown: the field PRIVILEGED_FIELD in TransferQueue."""
+    def _privileged(self, batch: KVBatchMeta) -> TensorDict:
+        """What a privileged teacher is shown of every row: the field PRIVILEGED_FIELD."""
         from verl_cast.baselines.privileged import PRIVILEGED_FIELD
         from verl_cast.baselines.references import peers, references
 
@@ -204,9 +324,7 @@ class SelfTeacherTrainerMixin:
             column = teacher.reference_key.split(".")[0]
             data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[column])
             shown = references({column: list(tu.get(data, column))}, teacher.reference_key, batch.keys)
-        return tq.kv_batch_put(
-            keys=batch.keys, partition_id=batch.partition_id, fields=tu.get_tensordict({PRIVILEGED_FIELD: shown})
-        )
+        return tu.get_tensordict({PRIVILEGED_FIELD: shown})
 
     def _final_rows(self, keys: list[str]) -> torch.Tensor:
         """For every row the row of its session's final output."""

@@ -1,9 +1,10 @@
 """The actor worker with a self-teacher: a mixin over verl's ActorRolloutRefWorker (and its detached variant).
 
 Its remote methods are `init_self_teacher`, `prepare_self_teacher` and `compute_teacher_log_probs`, and two that only
-measure: `self_teacher_memory` and `compute_log_probs_again`. It lets the teacher follow the policy through updates and
+measure: `self_teacher_cost` and `compute_log_probs_again`. It lets the teacher follow the policy through updates and
 checkpoints. The forward is verl's own `TrainingWorker.infer_batch`, on the teacher's tokens with the teacher's weights;
-rollouts and weight sync are untouched.
+rollouts and weight sync are untouched. verl's own `compute_log_prob` runs the teacher's pass too where the batch asks
+for it (TEACHER_TOO), and `update_actor` forms the gap inside the update where it says ONE_PASS.
 """
 
 import functools
@@ -16,16 +17,20 @@ import torch
 from tensordict import TensorDict
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils import tensordict_utils as tu
-from verl.utils.device import get_torch_device
 from verl.utils.profiler import DistProfiler
-from verl.workers.utils.padding import response_from_nested
 
 import verl_cast
 from verl_cast.config import MethodConfig, TeacherConfig
-from verl_cast.context import TeacherContext, length_limits, rope_settings
+from verl_cast.context import TeacherContext
+from verl_cast.one_pass import ROW_FIELD, OnePassLoss, dropouts, entropy_function
 from verl_cast.self_teacher import SelfTeacher
+from verl_cast.teacher_pass import TeacherPass, response_log_probs
 
 logger = logging.getLogger(__name__)
+
+# What a batch can ask of verl's own methods (KVBatchMeta.extra_info). TEACHER_TOO: True. ONE_PASS: completed_steps and
+# gap_is_zero of OnePassLoss.
+TEACHER_TOO, ONE_PASS = "cast_teacher_too", "cast_one_pass"
 
 
 class SelfTeacherWorkerMixin:
@@ -33,7 +38,7 @@ class SelfTeacherWorkerMixin:
 
     self_teacher: SelfTeacher | None = None
     _resumed_from: str | None = None
-    _peak_raised_by: int = 0  # bytes
+    _update_outputs: TensorDict | None = None  # of the latest one-pass update, until they are asked for
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_self_teacher(
@@ -43,25 +48,21 @@ class SelfTeacherWorkerMixin:
 
         Returns:
             {"version": of this package on this rank, "host_bytes": of the teacher's copy, "taken_at": completed steps
-            when the copy was taken, "restored": whether it is a saved one}.
+            when the copy was taken, "restored": whether it is a saved one, "dropout": names of the model's dropouts
+            that act in training}.
         """
+        self._method = config
         engine, model_config = self.actor.engine, self.actor.model_config
         if config.teacher.PRIVILEGED:
             from verl_cast.baselines.privileged import PrivilegedContext
 
-            self.teacher_context = PrivilegedContext(
-                config.teacher.context, model_config.tokenizer, chat_template_kwargs
-            )
+            context = PrivilegedContext(config.teacher.context, model_config.tokenizer, chat_template_kwargs)
         else:
-            self.teacher_context = TeacherContext(
-                config.teacher.context, template, model_config.tokenizer, chat_template_kwargs
-            )
-        has_mrope = any("mrope_section" in rope for rope in rope_settings(model_config.hf_config.get_text_config()))
-        if not self.teacher_context.is_same and model_config.processor is not None and has_mrope:
-            raise ValueError(_not_scored(config.teacher, "the model has multi-dimensional positions (vision-language)"))
+            context = TeacherContext(config.teacher.context, template, model_config.tokenizer, chat_template_kwargs)
         has_adapter = model_config.lora_rank > 0 or model_config.lora.get("rank", 0) > 0
         adapter_is_new = model_config.lora_rank > 0 and model_config.lora_adapter_path is None
         self.self_teacher = SelfTeacher(config.teacher, engine.module, has_adapter, adapter_is_new)
+        self.teacher_pass = TeacherPass(self.actor, self.self_teacher, context, self.enable_routing_replay)
         restored = False
         with engine.eval_mode():
             if self._resumed_from is not None and self.self_teacher.holds_copy:
@@ -73,6 +74,7 @@ class SelfTeacherWorkerMixin:
             "host_bytes": self.self_teacher.host_bytes,
             "taken_at": self.self_teacher.taken_at,
             "restored": restored,
+            "dropout": dropouts(engine, model_config.hf_config.get_text_config()),
         }
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
@@ -95,37 +97,50 @@ class SelfTeacherWorkerMixin:
 
         Args:
             data: this rank's rows, as for verl's `compute_log_prob`: prompts, responses, input_ids, position_ids,
-                response_mask, loss_mask (nested), raw_prompt, and the sampling `temperature`.
+                response_mask, loss_mask (nested), raw_prompt, the sampling `temperature`, and SCORED_FIELD (B,) bool.
 
         Returns:
-            {"teacher_log_probs": nested (B, response length)}; None on ranks that hold no outputs.
+            {"teacher_log_probs": nested (B, response length)}, 0 in rows that are not scored; None on ranks that hold
+            no outputs.
         """
-        teacher_data = data if self.teacher_context.is_same else self._in_teacher_context(data)
-        # Set here what other passes over the same batch may have left in it: the reference pass under LoRA asks for
-        # the adapter to be disabled, as does our own teacher of the initial weights; old log-probs ask for entropy.
-        tu.assign_non_tensor(
-            teacher_data,
-            temperature=tu.get(data, "temperature"),
-            calculate_entropy=False,
-            compute_loss=False,
-            no_lora_adapter=self.self_teacher.without_adapter,
-            disable_auto_offload=True,
-        )
-        if self.enable_routing_replay:
-            tu.assign_non_tensor(teacher_data, enable_routing_replay=False)
-        peak_before = get_torch_device().max_memory_allocated()
-        with self.actor.engine.eval_mode(), self.self_teacher.swapped_in():
-            output = self.actor.infer_batch(teacher_data)
-        self._peak_raised_by = get_torch_device().max_memory_allocated() - peak_before
-        return _response_log_probs("teacher_log_probs", output, data)
+        log_probs = self.teacher_pass.log_probs(data)
+        return None if log_probs is None else TensorDict({"teacher_log_probs": log_probs}, batch_size=data.batch_size)
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
+    @DistProfiler.annotate(color="blue", role="actor_compute_log_prob")
+    def compute_log_prob(self, data: TensorDict) -> TensorDict | None:
+        """verl's log-probs and entropy; with TEACHER_TOO also what `compute_teacher_log_probs` returns.
+
+        Both passes then share one loading of offloaded parameters. After a one-pass update the log-probs and entropy of
+        that update's own forward are returned, and there is no pass at all.
+        """
+        if self._update_outputs is not None:
+            outputs, self._update_outputs = self._update_outputs, None
+            return outputs if self.actor.engine.is_mp_src_rank_with_outputs() else None
+        if not tu.pop(data, TEACHER_TOO, default=False):
+            return super().compute_log_prob(data)
+        with self.actor.engine.eval_mode():
+            tu.assign_non_tensor(data, disable_auto_offload=True)
+            output = super().compute_log_prob(data)
+            scores = self.compute_teacher_log_probs(data)
+        if output is not None:
+            output["teacher_log_probs"] = scores["teacher_log_probs"]
+        return output
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def self_teacher_memory(self) -> dict[str, int]:
-        """Bytes: {"host": of the teacher's copy, "peak": by which the latest pass raised the peak of the accelerator}.
+    def self_teacher_cost(self) -> dict[str, float]:
+        """What the latest pass cost this rank.
 
-        The peak is the process's, as in verl's perf/max_memory_allocated_gb, which a reset would falsify.
+        Returns:
+            {"host_bytes": of the teacher's copy, "peak_bytes": by which the pass raised the peak of the accelerator,
+            "seconds": of the pass}. The peak is the process's, as in verl's perf/max_memory_allocated_gb, which a reset
+            would falsify.
         """
-        return {"host": self.self_teacher.host_bytes, "peak": self._peak_raised_by}
+        return {
+            "host_bytes": self.self_teacher.host_bytes,
+            "peak_bytes": self.teacher_pass.peak_raised_by,
+            "seconds": self.teacher_pass.seconds,
+        }
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     @DistProfiler.annotate(color="cyan", role="actor_compute_log_probs_again")
@@ -144,59 +159,42 @@ class SelfTeacherWorkerMixin:
         )
         if self.enable_routing_replay:
             tu.assign_non_tensor(data, enable_routing_replay=False)
-        return _response_log_probs("log_probs_again", self.actor.infer_batch(data), data)
-
-    def _in_teacher_context(self, data: TensorDict) -> TensorDict:
-        """The same responses after the teacher's prompts, with lengths and positions of their own."""
-        if data["position_ids"].dim() == 3:
-            reason = "the rows have multi-dimensional positions (images)"
-            raise ValueError(_not_scored(self.self_teacher.config, reason))
-        prompts = data["prompts"].unbind()
-        responses = data["responses"].unbind()
-        # Beside the messages: a privileged teacher reads what the trainer laid out, the others the student's prompt.
-        field = self.teacher_context.reads_field
-        beside = [tuple(prompt.tolist()) for prompt in prompts] if field is None else list(tu.get(data, field))
-        ids_of_prompt: dict[tuple, torch.Tensor] = {}  # the rows of a group share one prompt
-        teacher_prompts, input_ids, position_ids = [], [], []
-        rows = zip(prompts, responses, list(tu.get(data, "raw_prompt")), beside, strict=True)
-        for prompt, response, messages, shown in rows:
-            key = (tuple(prompt.tolist()), shown)
-            if key not in ids_of_prompt:
-                ids_of_prompt[key] = prompt.new_tensor(self.teacher_context.prompt_ids(messages, shown))
-            teacher_prompts.append(ids_of_prompt[key])
-            input_ids.append(torch.cat([ids_of_prompt[key], response]))
-            position_ids.append(torch.arange(len(input_ids[-1]), dtype=prompt.dtype))
-        self._check_length(max(map(len, input_ids)))
-
-        def nested(rows: list[torch.Tensor]) -> torch.Tensor:
-            return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
-
-        fields = {"prompts": nested(teacher_prompts), "input_ids": nested(input_ids)}
-        fields["position_ids"] = nested(position_ids)
-        for key in ("responses", "response_mask", "loss_mask"):
-            fields[key] = data[key]
-        return TensorDict(fields, batch_size=data.batch_size)
-
-    def _check_length(self, length: int) -> None:
-        engine, text_config = self.actor.engine_config, self.actor.model_config.hf_config.get_text_config()
-        # A sequence is cut into parts: by Ulysses (FSDP) or context parallelism (Megatron).
-        parts = getattr(engine, "ulysses_sequence_parallel_size", 1) * getattr(engine, "context_parallel_size", 1)
-        budget = engine.infer_max_token_len_per_gpu if engine.use_dynamic_bsz else None
-        limits = length_limits(text_config, budget, parts)
-        for key, limit in limits.items():
-            if length > limit:
-                raise ValueError(
-                    f"CAST: teacher context plus response is {length} tokens, {key} allows {limit}. Use a shorter "
-                    "context or data.max_response_length, or raise the limit where it is a setting."
-                )
+        log_probs = response_log_probs(self.actor.infer_batch(data), data)
+        return None if log_probs is None else TensorDict({"log_probs_again": log_probs}, batch_size=data.batch_size)
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def update_actor(self, data: TensorDict) -> TensorDict:
-        """verl's update; afterwards a snapshot is no longer the policy."""
-        output = super().update_actor(data)
+        """verl's update, with ONE_PASS under the loss that forms the gap; afterwards a snapshot is not the policy."""
+        one_pass = tu.pop(data, ONE_PASS, default=None)
+        if one_pass is None:
+            output = super().update_actor(data)
+        else:
+            loss = self._one_pass_loss(data, one_pass)
+            self.actor.set_loss_fn(loss)
+            try:
+                output = super().update_actor(data)
+            finally:
+                self.actor.set_loss_fn(self.loss_fn)
+            if self.actor.engine.is_mp_src_rank_with_outputs():
+                self._update_outputs = loss.outputs(len(data))
+            else:
+                self._update_outputs = TensorDict({}, batch_size=[len(data)])
         if self.self_teacher is not None:
             self.self_teacher.policy_moved()
         return output
+
+    def _one_pass_loss(self, data: TensorDict, one_pass: dict[str, Any]) -> OnePassLoss:
+        """The loss of this update, and in `data` what it asks of the engine."""
+        data[ROW_FIELD] = torch.arange(len(data))
+        keeps_entropy = tu.get(data, "calculate_entropy", default=False)
+        entropy = None
+        if self.actor.engine_config.use_fused_kernels:
+            tu.assign_non_tensor(data, calculate_entropy=True)  # they hand out no logits, and know the entropy anyway
+        elif not keeps_entropy:
+            # verl's engines give the logits to the loss function under this flag: so the entropy costs no graph.
+            tu.assign_non_tensor(data, distillation_use_topk=True)
+            entropy = entropy_function(self.actor.engine_config.strategy)
+        return OnePassLoss(self.loss_fn, self._method, **one_pass, entropy=entropy, keeps_entropy=keeps_entropy)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_checkpoint(self, local_path, hdfs_path=None, global_step=0, max_ckpt_to_keep=None):
@@ -244,19 +242,6 @@ class SelfTeacherWorkerMixin:
                 "and number of ranks that saved it, or move all cast_self_teacher_* files of the checkpoint away and "
                 f"set ++{teacher.KEY}.missing_state=snapshot to start the teacher anew."
             ) from error
-
-
-def _response_log_probs(name: str, output: TensorDict | None, data: TensorDict) -> TensorDict | None:
-    """The response's part of what `infer_batch` returned, float32, in host memory; None on ranks without outputs."""
-    if output is None:
-        return None
-    log_probs = response_from_nested(output["log_probs"], data["response_mask"])
-    return TensorDict({name: log_probs.cpu().float()}, batch_size=data.batch_size)
-
-
-def _not_scored(teacher: TeacherConfig, reason: str) -> str:
-    """What to say of responses that a teacher with a context of its own cannot score."""
-    return f"CAST: {reason}; {teacher.who_can_score} can score such responses."
 
 
 def _teacher_path(local_path: str, rank: str | None = None, world_size: str | None = None) -> str:

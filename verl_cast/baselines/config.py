@@ -7,7 +7,15 @@ what is not known is said at the key. Imports nothing but the standard library a
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from verl_cast.config import CastConfigError, MethodConfig, TeacherConfig, number, require_choice, require_whole_number
+from verl_cast.config import (
+    CastConfigError,
+    MethodConfig,
+    TeacherConfig,
+    number,
+    require_choice,
+    require_truth_value,
+    require_whole_number,
+)
 
 
 @dataclass(frozen=True)
@@ -64,9 +72,11 @@ class BaselineConfig(MethodConfig):
 
     # A response is correct if its reward is greater: for the metrics, and for RLRT's rule.
     correct_threshold: float = 0.5
+    one_pass: bool = True  # as in CastConfig
 
     def __post_init__(self):
         object.__setattr__(self, "correct_threshold", number(f"{self.key()}.correct_threshold", self.correct_threshold))
+        require_truth_value(f"{self.key()}.one_pass", self.one_pass)
         self._check_groups()
 
     def _check_number(self, name: str, minimum: float, maximum: float | None = None) -> None:

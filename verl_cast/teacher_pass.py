@@ -1,0 +1,181 @@
+"""The self-teacher's forward on one rank: which rows, in which context, with which weights.
+
+It is verl's own `TrainingWorker.infer_batch`, with neither entropy nor gradient state, on the teacher's own token
+sequences: the student's responses after the teacher's prompts. Rows that no advantage asks for are left out.
+"""
+
+import time
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from verl.utils import tensordict_utils as tu
+from verl.utils.device import get_device_id, get_torch_device
+from verl.workers.utils.padding import response_from_nested
+
+from verl_cast.config import TeacherConfig
+from verl_cast.context import TeacherContext, length_limits, rope_settings
+from verl_cast.self_teacher import SelfTeacher
+
+# Field of a row in TransferQueue: whether its advantage depends on the gap (bool).
+SCORED_FIELD = "cast_scored"
+
+
+class TeacherPass:
+    """The pass of one rank's teacher.
+
+    Args:
+        actor: verl's TrainingWorker of the policy.
+        teacher: the weights.
+        context: what comes before the responses; one of verl_cast.context or of a privileged baseline.
+        routing_replay: the engine replays a MoE's routes, which are the student's.
+
+    Attributes:
+        seconds: of the latest pass.
+        peak_raised_by: bytes by which it raised the peak of the accelerator's memory.
+
+    Raises:
+        ValueError: the model's positions are multi-dimensional and the context is not the student's own.
+    """
+
+    def __init__(self, actor: Any, teacher: SelfTeacher, context: TeacherContext, routing_replay: bool):
+        self._actor = actor
+        self._teacher = teacher
+        self._context = context
+        self._routing_replay = routing_replay
+        self.seconds = 0.0
+        self.peak_raised_by = 0
+        model = actor.model_config
+        has_mrope = any("mrope_section" in rope for rope in rope_settings(model.hf_config.get_text_config()))
+        if not context.is_same and model.processor is not None and has_mrope:
+            raise ValueError(_not_scored(teacher.config, "the model has multi-dimensional positions (vision-language)"))
+
+    def log_probs(self, data: TensorDict) -> torch.Tensor | None:
+        """log π_φ of the response tokens: nested (B, response length), float32, on the host.
+
+        Rows that are not scored hold 0. None on ranks without outputs. See `compute_teacher_log_probs` for `data`.
+        """
+        started, peak_before = time.perf_counter(), get_torch_device().max_memory_allocated()
+        log_probs = self._log_probs(data)
+        self.seconds = time.perf_counter() - started
+        self.peak_raised_by = get_torch_device().max_memory_allocated() - peak_before
+        return log_probs
+
+    def _log_probs(self, data: TensorDict) -> torch.Tensor | None:
+        rows = self._rows_to_score(data)
+        log_probs = [torch.zeros(length) for length in data["response_mask"].offsets().diff().tolist()]
+        if len(rows) > 0:
+            part = data if len(rows) == len(data) else tu.index_select_tensor_dict(data, rows)
+            # Fixed micro-batches are padded to their longest row; in the student's own context they stay those of the
+            # old log-probs, so that one kernel's rounding is compared with its own.
+            fixed = not self._actor.engine_config.use_dynamic_bsz
+            if not self._context.is_same:
+                part = self._in_teacher_context(part)
+                if fixed:
+                    order = torch.argsort(part["input_ids"].offsets().diff(), descending=True, stable=True)
+                    part, rows = tu.index_select_tensor_dict(part, order), rows[order]
+            scores = self._score(part, tu.get(data, "temperature"))
+            if scores is None:
+                return None
+            for row, row_log_probs in zip(rows.tolist(), scores.unbind(), strict=True):
+                log_probs[row] = row_log_probs
+        elif not self._actor.engine.is_mp_src_rank_with_outputs():
+            return None
+        return torch.nested.as_nested_tensor(log_probs, layout=torch.jagged)
+
+    def _rows_to_score(self, data: TensorDict) -> torch.Tensor:
+        """The rows that the teacher's pass takes: those that are scored, and as many more as the engine needs.
+
+        Every data-parallel rank must take part in as many micro-batches as the others, and fixed micro-batches must be
+        full. Rows of the latter sort are the shortest, and what they give is thrown away by the estimator.
+        """
+        engine, engine_config = self._actor.engine, self._actor.engine_config
+        scored = data[SCORED_FIELD].cpu()
+        if (getattr(engine_config, "virtual_pipeline_model_parallel_size", None) or 1) > 1:
+            return torch.arange(len(scored))  # its number of micro-batches has further conditions
+        wanted = torch.tensor([int(scored.sum())], device=get_device_id())
+        group = engine.get_data_parallel_group()
+        if group is not None:
+            torch.distributed.all_reduce(wanted, op=torch.distributed.ReduceOp.MAX, group=group)
+        wanted = int(wanted)
+        if not engine_config.use_dynamic_bsz:
+            size = engine_config.infer_micro_batch_size_per_gpu
+            wanted = -(-wanted // size) * size
+        lengths = data["input_ids"].offsets().diff().cpu()
+        others = (~scored).nonzero().squeeze(-1)
+        others = others[torch.argsort(lengths[others], stable=True)][: wanted - int(scored.sum())]
+        return torch.cat([scored.nonzero().squeeze(-1), others]).sort().values
+
+    def _score(self, data: TensorDict, temperature: float) -> torch.Tensor | None:
+        """The teacher's forward on its own tokens: nested (rows, response length); None on ranks without outputs."""
+        # Set here what other passes over the same batch may have left in it: the reference pass under LoRA asks for
+        # the adapter to be disabled, as does our own teacher of the initial weights; old log-probs ask for entropy.
+        tu.assign_non_tensor(
+            data,
+            temperature=temperature,
+            calculate_entropy=False,
+            compute_loss=False,
+            no_lora_adapter=self._teacher.without_adapter,
+            disable_auto_offload=True,
+        )
+        if self._routing_replay:
+            tu.assign_non_tensor(data, enable_routing_replay=False)
+        with self._actor.engine.eval_mode(), self._teacher.swapped_in():
+            output = self._actor.infer_batch(data)
+        return response_log_probs(output, data)
+
+    def _in_teacher_context(self, data: TensorDict) -> TensorDict:
+        """The same responses after the teacher's prompts, with lengths and positions of their own."""
+        if data["position_ids"].dim() == 3:
+            reason = "the rows have multi-dimensional positions (images)"
+            raise ValueError(_not_scored(self._teacher.config, reason))
+        prompts = data["prompts"].unbind()
+        responses = data["responses"].unbind()
+        # Beside the messages: a privileged teacher reads what the trainer laid out, the others the student's prompt.
+        field = self._context.reads_field
+        beside = [tuple(prompt.tolist()) for prompt in prompts] if field is None else list(tu.get(data, field))
+        ids_of_prompt: dict[tuple, torch.Tensor] = {}  # the rows of a group share one prompt
+        teacher_prompts, input_ids, position_ids = [], [], []
+        rows = zip(prompts, responses, list(tu.get(data, "raw_prompt")), beside, strict=True)
+        for prompt, response, messages, shown in rows:
+            key = (tuple(prompt.tolist()), shown)
+            if key not in ids_of_prompt:
+                ids_of_prompt[key] = prompt.new_tensor(self._context.prompt_ids(messages, shown))
+            teacher_prompts.append(ids_of_prompt[key])
+            input_ids.append(torch.cat([ids_of_prompt[key], response]))
+            position_ids.append(torch.arange(len(input_ids[-1]), dtype=prompt.dtype))
+        self._check_length(max(map(len, input_ids)))
+
+        def nested(rows: list[torch.Tensor]) -> torch.Tensor:
+            return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+
+        fields = {"prompts": nested(teacher_prompts), "input_ids": nested(input_ids)}
+        fields["position_ids"] = nested(position_ids)
+        for key in ("responses", "response_mask", "loss_mask"):
+            fields[key] = data[key]
+        return TensorDict(fields, batch_size=data.batch_size)
+
+    def _check_length(self, length: int) -> None:
+        engine, text_config = self._actor.engine_config, self._actor.model_config.hf_config.get_text_config()
+        # A sequence is cut into parts: by Ulysses (FSDP) or context parallelism (Megatron).
+        parts = getattr(engine, "ulysses_sequence_parallel_size", 1) * getattr(engine, "context_parallel_size", 1)
+        budget = engine.infer_max_token_len_per_gpu if engine.use_dynamic_bsz else None
+        limits = length_limits(text_config, budget, parts)
+        for key, limit in limits.items():
+            if length > limit:
+                raise ValueError(
+                    f"CAST: teacher context plus response is {length} tokens, {key} allows {limit}. Use a shorter "
+                    "context or data.max_response_length, or raise the limit where it is a setting."
+                )
+
+
+def response_log_probs(output: TensorDict | None, data: TensorDict) -> torch.Tensor | None:
+    """The response's part of what `infer_batch` returned, float32, in host memory; None on ranks without outputs."""
+    if output is None:
+        return None
+    return response_from_nested(output["log_probs"], data["response_mask"]).cpu().float()
+
+
+def _not_scored(teacher: TeacherConfig, reason: str) -> str:
+    """What to say of responses that a teacher with a context of its own cannot score."""
+    return f"CAST: {reason}; {teacher.who_can_score} can score such responses."
