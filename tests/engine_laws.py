@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_module
 from omegaconf import open_dict
+from one_pass_laws import check_one_pass, check_skipped_rows
 from tensordict import TensorDict
 from verl_run import ENGINES, merged
 
@@ -79,6 +80,7 @@ def batch(dp_rank: int, num_rows: int = 4) -> TensorDict:
             "input_ids": nested(torch.cat([p, r]) for p, r in zip(prompts, responses, strict=True)),
             "position_ids": nested(torch.arange(len(p) + len(r)) for p, r in zip(prompts, responses, strict=True)),
             "advantages": nested(advantages),
+            "cast_scored": torch.ones(num_rows, dtype=torch.bool),
         },
         batch_size=num_rows,
     )
@@ -120,14 +122,17 @@ class Rank:
 
     def log_probs(self, **settings) -> torch.Tensor | None:
         from verl.utils import tensordict_utils as tu
-        from verl.workers.utils.padding import response_from_nested
 
         data = self.data.clone()
         tu.assign_non_tensor(data, calculate_entropy=True, compute_loss=False, **settings)
         output = self.worker.compute_log_prob(data)
-        if output is None:
-            return None
-        return response_from_nested(output["log_probs"], data["response_mask"]).values().float()
+        return None if output is None else self.responses_of(output["log_probs"])
+
+    def responses_of(self, values: torch.Tensor) -> torch.Tensor:
+        """Of nested values of every token those of the responses, flat."""
+        from verl.workers.utils.padding import response_from_nested
+
+        return response_from_nested(values, self.data["response_mask"]).values().float()
 
     def teacher_log_probs(self) -> torch.Tensor | None:
         output = self.worker.compute_teacher_log_probs(self.data.clone())
@@ -137,17 +142,31 @@ class Rank:
         output = self.worker.compute_log_probs_again(self.data.clone())
         return None if output is None else output["log_probs_again"].values()
 
-    def update(self) -> None:
+    def handed_out(self, outputs: dict | None) -> dict:
+        """What only ranks with outputs have; the trainer hands it to every rank of the same data."""
+        outputs = [outputs]
+        source = torch.tensor([-1 if outputs[0] is None else self.rank])
+        if self.world_size > self.num_dp:
+            torch.distributed.all_reduce(source, op=torch.distributed.ReduceOp.MAX)
+            torch.distributed.broadcast_object_list(outputs, src=int(source))
+        return outputs[0]
+
+    def nested(self, values: torch.Tensor) -> torch.Tensor:
+        rows = values.split(self.data["responses"].offsets().diff().tolist())
+        return torch.nested.as_nested_tensor(list(rows), layout=torch.jagged)
+
+    def update(self, **fields) -> None:
+        """verl's update; `fields` are those of the batch that are not the usual ones, and what it asks for."""
         from verl.utils import tensordict_utils as tu
 
         data = self.data.clone()
-        # Only ranks with outputs have log-probs; the trainer hands them to every rank of the same data.
-        log_probs = [self.log_probs()]
-        source = torch.tensor([-1 if log_probs[0] is None else self.rank])
-        if self.world_size > self.num_dp:
-            torch.distributed.all_reduce(source, op=torch.distributed.ReduceOp.MAX)
-            torch.distributed.broadcast_object_list(log_probs, src=int(source))
-        data["old_log_probs"] = torch.nested.nested_tensor_from_jagged(log_probs[0], data["responses"].offsets())
+        one_pass = fields.pop("cast_one_pass", None)
+        if one_pass is None:
+            fields = fields or {"old_log_probs": self.nested(self.handed_out(self.log_probs()))}
+        else:
+            del data["advantages"]  # the update forms them
+            tu.assign_non_tensor(data, cast_one_pass=one_pass)
+        data.update(fields)
         tu.assign_non_tensor(
             data,
             calculate_entropy=False,
@@ -217,7 +236,9 @@ def main(directory: Path, engine_name: str, overrides: list[str]) -> None:
         noise = (again - policy_log_probs).abs().max()
         assert noise < 0.2 * (before_update - policy_log_probs).abs().max(), f"noise {noise}"
         assert half_precision or noise < 1e-4, f"noise {noise}"
-    assert worker.self_teacher_memory() == {"host": told["host_bytes"], "peak": 0}, "on a CPU no device has a peak"
+    cost = worker.self_teacher_cost()
+    assert cost["host_bytes"] == told["host_bytes"] and cost["seconds"] > 0
+    assert cost["peak_bytes"] == 0, "on a CPU no device has a peak"
     if engine.is_param_offload_enabled and engine_name == "megatron":
         assert not holds_storage(this), "and offloaded again"
         # What would crash the process otherwise, outside of the engine's eval_mode():
@@ -246,10 +267,13 @@ def main(directory: Path, engine_name: str, overrides: list[str]) -> None:
         this.init_teacher(context=context)
         got = this.teacher_log_probs()
         if got is not None:
-            expected = torch.cat(independent_log_probs(full_teacher, worker.teacher_context, this.data))
+            expected = torch.cat(independent_log_probs(full_teacher, worker.teacher_pass.context, this.data))
             tolerance = 1e-1 if half_precision else 1e-4
             torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
         assert same_bits(this.parameters(), after_two)
+
+    check_skipped_rows(this)
+    check_one_pass([Rank(directory, engine_name, overrides) for _ in range(2)])
 
     check_checkpoint(this, directory / f"ckpt_{os.getpid() if this.world_size == 1 else os.environ['MASTER_PORT']}")
     check_other_weights(this, lora)
@@ -501,7 +525,7 @@ def check_one_rank_fails(directory: Path, engine_name: str, overrides: list[str]
         if point == "saving":
             torch.save = None
         elif point == "before":
-            this.worker.teacher_context.prompt_ids = None
+            this.worker.teacher_pass.context.prompt_ids = None
         elif point == "within":
             fail_in_a_layer(this)
         else:

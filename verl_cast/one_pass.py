@@ -84,8 +84,9 @@ class OnePassLoss:
         value, correct = data[BASE_FIELD], data[CORRECT_FIELD]
         unknown = torch.zeros_like(correct, dtype=torch.int64)  # kind and number of the group: no rule asks for them
         base = BaseAdvantage(value, unknown, unknown, correct)
-        mask = data["response_mask"].to_padded_tensor(0)
-        teacher = old_log_probs if self._gap_is_zero else data["teacher_log_probs"].to_padded_tensor(0.0)
+        fields = ["response_mask"] if self._gap_is_zero else ["response_mask", "teacher_log_probs"]
+        padded = data.select(*fields).to_padded_tensor()
+        mask, teacher = padded["response_mask"], padded.get("teacher_log_probs", old_log_probs)
         rule, scored = rule_of(self._config), data[SCORED_FIELD]
         return token_advantage(
             rule, base, mask, old_log_probs, teacher, self._config, self._completed_steps, scored

@@ -41,7 +41,7 @@ class TeacherPass:
     def __init__(self, actor: Any, teacher: SelfTeacher, context: TeacherContext, routing_replay: bool):
         self._actor = actor
         self._teacher = teacher
-        self._context = context
+        self.context = context
         self._routing_replay = routing_replay
         self.seconds = 0.0
         self.peak_raised_by = 0
@@ -69,7 +69,7 @@ class TeacherPass:
             # Fixed micro-batches are padded to their longest row; in the student's own context they stay those of the
             # old log-probs, so that one kernel's rounding is compared with its own.
             fixed = not self._actor.engine_config.use_dynamic_bsz
-            if not self._context.is_same:
+            if not self.context.is_same:
                 part = self._in_teacher_context(part)
                 if fixed:
                     order = torch.argsort(part["input_ids"].offsets().diff(), descending=True, stable=True)
@@ -132,7 +132,7 @@ class TeacherPass:
         prompts = data["prompts"].unbind()
         responses = data["responses"].unbind()
         # Beside the messages: a privileged teacher reads what the trainer laid out, the others the student's prompt.
-        field = self._context.reads_field
+        field = self.context.reads_field
         beside = [tuple(prompt.tolist()) for prompt in prompts] if field is None else list(tu.get(data, field))
         ids_of_prompt: dict[tuple, torch.Tensor] = {}  # the rows of a group share one prompt
         teacher_prompts, input_ids, position_ids = [], [], []
@@ -140,7 +140,7 @@ class TeacherPass:
         for prompt, response, messages, shown in rows:
             key = (tuple(prompt.tolist()), shown)
             if key not in ids_of_prompt:
-                ids_of_prompt[key] = prompt.new_tensor(self._context.prompt_ids(messages, shown))
+                ids_of_prompt[key] = prompt.new_tensor(self.context.prompt_ids(messages, shown))
             teacher_prompts.append(ids_of_prompt[key])
             input_ids.append(torch.cat([ids_of_prompt[key], response]))
             position_ids.append(torch.arange(len(input_ids[-1]), dtype=prompt.dtype))

@@ -1,0 +1,98 @@
+"""Laws of the passes over a batch, on the real shards of engine_laws.py: rows left out, one loading, one pass."""
+
+import torch
+from verl.utils import tensordict_utils as tu
+
+from verl_cast import CastConfig
+from verl_cast.advantage import CAST_RULE, BaseAdvantage, token_advantage
+from verl_cast.one_pass import BASE_FIELD, CORRECT_FIELD
+from verl_cast.teacher_pass import SCORED_FIELD
+from verl_cast.worker import ONE_PASS, TEACHER_TOO
+
+NO_GROUP = torch.zeros(4, dtype=torch.int64)
+
+
+def check_skipped_rows(this) -> None:
+    """Rows that are not scored cost no forward, and change nothing for the others, whatever the other ranks score."""
+    this.init_teacher(context="plain")
+    all_rows = this.teacher_log_probs()
+    scored = torch.tensor([False, True, False, False])
+    if this.engine.get_data_parallel_rank() > 0:
+        scored = torch.zeros(4, dtype=torch.bool)
+    this.data[SCORED_FIELD] = scored
+    some_rows = this.teacher_log_probs()
+    this.data[SCORED_FIELD] = torch.ones(4, dtype=torch.bool)
+    if some_rows is None:
+        return
+    row = torch.repeat_interleave(torch.arange(4), this.data["responses"].offsets().diff())
+    chunks = isinstance(this.engine.module, list) and len(this.engine.module) > 1  # scores all rows
+    went_through = {number for number in range(4) if (some_rows[row == number] != 0).all()}
+    packed = this.worker.actor.engine_config.use_dynamic_bsz
+    assert len(went_through) == (4 if chunks else 1 if packed else 2), "as many as fill the micro-batches, no more"
+    of_scored = scored[row]
+    half = this.engine.engine_config.get("dtype", "") == "bfloat16" or "bf" in str(vars(this.engine.engine_config))
+    torch.testing.assert_close(some_rows[of_scored], all_rows[of_scored], rtol=0, atol=0.2 if half else 1e-5)
+
+
+def check_one_pass(ranks: list) -> None:
+    """The update that forms the gap itself does what an update after two passes does."""
+    one, two = ranks
+    value = torch.tensor([0.7, -1.0, 1.0, -0.7])
+    base = BaseAdvantage(value, NO_GROUP, NO_GROUP, value > 0)
+    for this in ranks:
+        this.init_teacher(context="plain")
+        this.update()  # away from the teacher
+    before = one.parameters()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in two.parameters().items())
+
+    # -- both passes in one call, which loads the parameters once: what the two calls give
+    data = two.data.clone()
+    tu.assign_non_tensor(data, calculate_entropy=True, compute_loss=False, **{TEACHER_TOO: True})
+    output = two.worker.compute_log_prob(data)
+    teacher, old = two.teacher_log_probs(), two.log_probs()
+    if output is not None:
+        assert torch.equal(output["teacher_log_probs"].values(), teacher)
+        assert torch.equal(two.responses_of(output["log_probs"]), old)
+    passes = two.handed_out(None if output is None else {"old": old, "teacher": teacher})
+    old, teacher = (two.nested(passes[name]) for name in ("old", "teacher"))
+
+    # -- two passes: advantages from both, then the update
+    mask = two.data["response_mask"].to_padded_tensor(0)
+    advantages = token_advantage(
+        CAST_RULE, base, mask, old.to_padded_tensor(0.0), teacher.to_padded_tensor(0.0), CastConfig()
+    ).advantages
+    lengths = two.data["responses"].offsets().diff()
+    advantages = torch.cat([row[:length] for row, length in zip(advantages, lengths, strict=True)])
+    two.update(old_log_probs=old, advantages=two.nested(advantages))
+
+    # -- one pass: the teacher's, then the update
+    one.update(
+        **{
+            "teacher_log_probs": teacher,
+            BASE_FIELD: base.value,
+            CORRECT_FIELD: base.correct,
+            SCORED_FIELD: torch.ones(4, dtype=torch.bool),
+            ONE_PASS: {"completed_steps": 1, "gap_is_zero": False},
+        }
+    )
+    data = one.data.clone()
+    tu.assign_non_tensor(data, calculate_entropy=True, compute_loss=False)
+    kept = one.worker.compute_log_prob(data)
+    assert (kept is None) == (output is None)
+    half = "bf" in str(vars(one.engine.engine_config))
+    if kept is not None:
+        for name in ("log_probs", "entropy"):
+            got, expected = one.responses_of(kept[name]), two.responses_of(output[name])
+            torch.testing.assert_close(got, expected, rtol=0, atol=5e-2 if half else 1e-5)
+    after_one, after_two = one.parameters(), two.parameters()
+    moved = max((after_two[name] - before[name]).abs().max().item() for name in before)
+    apart = max((after_two[name] - after_one[name]).abs().max().item() for name in before)
+    assert moved > 1e-3, "the update must move the policy, or nothing here is tested"
+    print(f"one pass and two: weights moved by {moved:.2e}, {apart:.2e} apart")
+    # Adam turns every gradient into a step of about one learning rate, so that the noise of a vanishing gradient shows.
+    assert apart <= (0.5 if half else 1e-3) * moved
+
+    # -- the log-probs are handed out once; then there are passes again
+    again = one.log_probs()
+    if again is not None:
+        assert not torch.equal(again, one.responses_of(kept["log_probs"])), "after the update the policy is another"
