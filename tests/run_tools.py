@@ -2,7 +2,7 @@
 
 * Two runs that should be equal must not differ by the order in which requests happen to reach the rollout engine:
   every response gets a sampling seed of its own, and a batch is put into an order that depends on its content only.
-* With $CAST_DUMP_DIR set, what every update trained on is written to step_<n>.pt there.
+* With $CAST_DUMP_DIR set, what every update trained on is written to step_<n>.pt there, after the update.
 """
 
 import os
@@ -57,7 +57,7 @@ class TwoTurnAgentLoop(SeededAgentLoop):
 
 def _install(trainer_base):
     trainer = trainer_base.PPOTrainer
-    balance_batch, update_actor = trainer._balance_batch, trainer._update_actor
+    balance_batch, step_once = trainer._balance_batch, trainer._step_once
 
     def read(batch, fields):
         return trainer_base.tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
@@ -69,7 +69,8 @@ def _install(trainer_base):
         batch.reorder(sorted(range(len(batch)), key=content.__getitem__))
         return batch
 
-    def dumping_update_actor(self, batch, metrics):
+    def dumping_step_once(self, metrics, timing_raw, sample_batch_size):
+        batch = step_once(self, metrics, timing_raw, sample_batch_size)
         directory = os.environ.get("CAST_DUMP_DIR")
         if directory:
             data = read(batch, FIELDS)
@@ -79,10 +80,10 @@ def _install(trainer_base):
             privileged = [name for name in sys.modules if name.endswith(".privileged")]
             torch.save({"trainer": type(self).__name__, "rows": rows, "privileged": privileged}, f"{path}.tmp")
             os.replace(f"{path}.tmp", path)
-        return update_actor(self, batch, metrics)
+        return batch
 
     trainer._balance_batch = balance_batch_in_order_of_content
-    trainer._update_actor = dumping_update_actor
+    trainer._step_once = dumping_step_once
 
 
 wrapt.register_post_import_hook(_install, "verl.trainer.ppo.v1.trainer_base")

@@ -96,10 +96,10 @@ def test_the_worker_mixin_fits_both_worker_classes():
             "prepare_self_teacher",
             "compute_teacher_log_probs",
             "compute_log_probs_again",
-            "self_teacher_memory",
+            "self_teacher_cost",
         ):
             assert hasattr(getattr(mixed, name), MAGIC_ATTR), "a remote method"
-        for name in ("update_actor", "save_checkpoint", "load_checkpoint"):
+        for name in ("compute_log_prob", "update_actor", "save_checkpoint", "load_checkpoint"):
             ours, verls = getattr(mixed, name), getattr(worker_cls, name)
             assert inspect.signature(ours).parameters.keys() == inspect.signature(verls).parameters.keys()
             assert str(getattr(ours, MAGIC_ATTR)) == str(getattr(verls, MAGIC_ATTR)), f"{name} is dispatched alike"

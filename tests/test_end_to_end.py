@@ -36,7 +36,7 @@ CAST_SIX_STEPS = (
     "+algorithm.cast.teacher.refresh_interval=4",
     "trainer.total_training_steps=6",
     "trainer.save_freq=3",
-    "+algorithm.cast.noise_floor_interval=2",
+    "+algorithm.cast.noise_floor_interval=3",
     "+algorithm.cast.dump.interval=1",
     "+algorithm.cast.dump.groups=2",
 )
@@ -71,7 +71,10 @@ RUNS = {
     "grpo": ((GRPO,), {}),
     "grpo_without_plugin": ((GRPO,), {"plugin": False}),
     "reduced": (REDUCED_TO_GRPO, {}),
-    "cast_resumed": (CAST_SIX_STEPS, {"after": ("cast", lambda run: resume(run, 3))}),
+    "cast_resumed": (
+        (*CAST_SIX_STEPS, "+algorithm.cast.one_pass=False"),
+        {"after": ("cast", lambda run: resume(run, 3))},
+    ),
     "megatron_resumed": (
         MEGATRON_FOUR_STEPS,
         {"engine": "megatron", "after": ("megatron", lambda run: resume(run, 2))},
@@ -278,8 +281,12 @@ def test_metrics_say_what_happened(cast):
         assert m["cast/teacher/age"] == (step - 1) % 4  # refresh_interval=4: snapshots before steps 1 and 5
         assert 0 < m["cast/flip/share"] < 1
         assert m["timing_s/cast_teacher"] > 0 and m["timing_s/adv"] >= 0
-        assert ("cast/noise/p99" in m) == ("timing_s/cast_noise" in m) == (step % 2 == 0)  # noise_floor_interval=2
-        if step % 2 == 0:
+        assert ("cast/noise/p99" in m) == ("timing_s/cast_noise" in m) == (step == 3)  # noise_floor_interval=3
+        # One pass, except where the noise floor asks for the weights before the update.
+        assert m["cast/one_pass"] == ("timing_s/cast_after_update" in m) == (step != 3)
+        assert (m["timing_s/old_log_prob"] > m["timing_s/cast_teacher"] / 4) == (step == 3)
+        assert m["actor/entropy"] > 0 and m["cast/entropy/wrong_mean"] > 0 and m["actor/ppo_kl"] == 0
+        if step == 3:
             assert 0 <= m["cast/noise/p99"] < 1e-4 < m["cast/gap/abs_mean"]
     assert "actor/pg_clipfrac" in cast.metrics[0]
     assert_rollouts_were_the_policys(cast)
@@ -309,8 +316,14 @@ def test_the_trajectory_dump_holds_what_trained(runs, cast):
 
 @pytest.mark.runs("cast", "cast_resumed")
 def test_a_killed_run_goes_on_with_the_same_teacher(runs, cast):
-    """Resumed after step 3, the run computes what the killed one had computed: bit-equal, and refreshed in phase."""
+    """Resumed after step 3, the run computes what the killed one had computed: bit-equal, and refreshed in phase.
+
+    It does so with a pass for old log-probs of its own: the update that formed the gap itself (step 4 of the killed
+    run) has led to the same weights, which give the same log-probs in step 5.
+    """
     resumed = runs("cast_resumed")
+    assert [m["cast/one_pass"] for m in cast.metrics[3:]] == [1.0]
+    assert [m["cast/one_pass"] for m in resumed.metrics] == [0.0, 0.0, 0.0]
     for step in (4, 5):
         assert_same_batches(cast, resumed, step)
     assert [m["cast/teacher/age"] for m in resumed.metrics] == [3, 0, 1]

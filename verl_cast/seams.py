@@ -48,8 +48,9 @@ SEAMS: dict[str, dict[str, tuple[str, ...]]] = {
         "PPOTrainer.__init__": ("self", "config"),
         "PPOTrainer._setup": ("self",),
         "PPOTrainer._init_resource_pool_mgr": ("self",),
-        "PPOTrainer._step_once": ("self", "metrics", "timing_raw", "sample_batch_size"),
+        "PPOTrainer._compute_old_log_prob": ("self", "batch", "metrics"),
         "PPOTrainer._compute_advantage": ("self", "batch", "metrics"),
+        "PPOTrainer._update_actor": ("self", "batch", "metrics"),
     },
     "verl.workers.engine_workers": {
         "TrainingWorker.infer_batch": ("self", "data"),
@@ -67,6 +68,16 @@ SEAMS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "verl.workers.utils.padding": {
         "response_from_nested": ("tensor", "response_mask"),
+        "no_padding_2_padding": ("tensor", "data"),
+    },
+    "verl.workers.utils.losses": {
+        "ppo_loss": ("config", "model_output", "data", "dp_group"),
+    },
+    "verl.utils.tensordict_utils": {
+        "index_select_tensor_dict": ("batch", "indices"),
+    },
+    "verl.utils.torch_functional": {
+        "entropy_from_logits": ("logits",),
     },
     "verl.single_controller.base.decorator": {
         "register": ("dispatch_mode", "execute_mode", "blocking", "materialize_futures"),

@@ -12,10 +12,8 @@ import functools
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 import transfer_queue as tq
@@ -27,7 +25,6 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils import tensordict_utils as tu
 
 import verl_cast
-from verl_cast.advantage import EXCLUDED, BaseAdvantage, trajectory_advantage
 from verl_cast.check import check_run, summary
 from verl_cast.config import MethodConfig
 from verl_cast.context import TeacherContext, load_template
@@ -36,41 +33,13 @@ from verl_cast.estimator import EstimatorInputs, estimator_inputs
 from verl_cast.methods import method_class, method_config
 from verl_cast.metrics import noise_metrics
 from verl_cast.one_pass import BASE_FIELD, CORRECT_FIELD
-from verl_cast.passes import rows_of_an_update, weighs_by_old_log_probs, why_two_passes
-from verl_cast.rules import rule_of
-from verl_cast.seams import check_seams
+from verl_cast.passes import why_two_passes
+from verl_cast.seams import SEAMS, check_seams
+from verl_cast.step import REWARD_FIELDS, Step, plan_step
 from verl_cast.teacher_pass import SCORED_FIELD
-from verl_cast.trajectories import final_rows
 from verl_cast.worker import ONE_PASS, TEACHER_TOO, with_self_teacher
 
 _ACTOR_ROLES = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef)
-
-
-@dataclass(frozen=True)
-class _Step:
-    """What is known of a step before its first forward.
-
-    Attributes:
-        base: (B,) of every row, from its reward.
-        final_row: (B,) see EstimatorInputs.
-        scored: (B,) bool, rows whose advantage depends on the gap.
-        gap_is_zero: teacher and policy are the same weights on the same tokens, so that no forward is needed.
-        one_pass: the update forms the gap.
-        measures_noise: the noise floor is measured.
-        metrics: `cast/*` of the step so far.
-    """
-
-    base: BaseAdvantage
-    final_row: torch.Tensor
-    scored: torch.Tensor
-    gap_is_zero: bool
-    one_pass: bool
-    measures_noise: bool
-    metrics: dict[str, float]
-
-    @property
-    def teacher_runs(self) -> bool:
-        return bool(self.scored.any()) and not self.gap_is_zero
 
 
 class SelfTeacherTrainerMixin:
@@ -78,7 +47,7 @@ class SelfTeacherTrainerMixin:
 
     def __init__(self, config: DictConfig):
         check_run(config)  # again: not every entry point passes through verl's main
-        check_seams("verl.trainer.ppo.v1.trainer_base", "verl.workers.engine_workers", "verl.workers.utils.padding")
+        check_seams(*SEAMS)  # all of them, as everything is imported here
         self.method = method_config(config)
         self._dump = TrajectoryDump(config, self.method)
         super().__init__(config)
@@ -139,48 +108,29 @@ class SelfTeacherTrainerMixin:
             self._count_teacher_cost()
         return result
 
-    def _begin_step(self, batch: KVBatchMeta) -> tuple[KVBatchMeta, _Step]:
-        """Bring the teacher up to date, grade the trajectories, and decide which rows need it and which passes run."""
-        metrics: dict[str, float] = {}
-        completed_steps = self.global_steps - 1
-        status = self.actor_rollout_wg.prepare_self_teacher(completed_steps=completed_steps)
+    def _begin_step(self, batch: KVBatchMeta) -> tuple[KVBatchMeta, Step]:
+        """Bring the teacher up to date, decide what the step needs, and lay it out for the workers."""
+        status = self.actor_rollout_wg.prepare_self_teacher(completed_steps=self.global_steps - 1)
         if any(rank != status[0] for rank in status):
             raise RuntimeError(f"CAST: the ranks' self-teachers are not at the same step: {status}.")
-        if status[0]["age"] is not None:
-            metrics["cast/teacher/age"] = float(status[0]["age"])
-        # The same weights on the same tokens: the gap is 0 by construction, and a forward would only add kernel noise
-        # that the flip turns into signs (method section 7).
-        gap_is_zero = status[0]["is_policy"] and self.method.teacher.context == "same"
-
-        final_row = self._final_rows(batch.keys)
-        fields = ["uid", "rm_scores", "response_mask"]
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
-        rule, uid = rule_of(self.method), np.array([str(value) for value in tu.get(data, "uid")], dtype=object)
-        data = data.select("rm_scores", "response_mask").to_padded_tensor()
-        norm = self.config.algorithm.get("norm_adv_by_std_in_grpo", True)
-        base = trajectory_advantage(rule, data["rm_scores"], data["response_mask"], uid, self.method, norm, final_row)
-        if weighs_by_old_log_probs(self.config):
-            scored = base.kind != EXCLUDED  # rows may yet be rejected, and their groups with them
-        else:
-            scored = rule.needs_gap(base, self.method, completed_steps)
-
-        interval = self.method.noise_floor_interval
-        # Not after the first of several updates in a step: the live weights are then no longer those of π_old.
-        measures_noise = interval > 0 and self.global_steps % interval == 0 and self.local_trigger_step == 0
-        one_pass = (
-            self._two_passes_because is None
-            and len(batch) == rows_of_an_update(self.config)
-            and self.config.trainer.critic_warmup <= self.global_steps  # else there is no update
-            and not measures_noise  # of the weights before the update
-            and bool(scored.any())  # a step in which no gap matters is verl's GRPO, to the last bit
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=list(REWARD_FIELDS))
+        step = plan_step(
+            self.config,
+            self.method,
+            batch.keys,
+            data,
+            self.global_steps,
+            status[0],
+            # After the first of several updates in a step the live weights are no longer those of π_old.
+            live_is_old=self.local_trigger_step == 0,
+            may_be_one_pass=self._two_passes_because is None,
         )
-        step = _Step(base, final_row, scored, gap_is_zero, one_pass, measures_noise, metrics)
-        metrics["cast/teacher/forward"] = float(step.teacher_runs)
-        metrics["cast/one_pass"] = float(one_pass)
         if step.teacher_runs:
-            fields = TensorDict({SCORED_FIELD: scored}, batch_size=len(batch))
+            fields = TensorDict({SCORED_FIELD: step.scored}, batch_size=len(batch))
             if self.method.teacher.PRIVILEGED:
-                fields.update(self._privileged(batch))
+                from verl_cast.baselines.shown import shown_to_teacher
+
+                fields.update(shown_to_teacher(batch, self.method, self.tokenizer))
             batch = tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
         return batch, step
 
@@ -303,38 +253,6 @@ class SelfTeacherTrainerMixin:
             self._teacher_context,
             None if age is None else int(age),
         )
-
-    def _privileged(self, batch: KVBatchMeta) -> TensorDict:
-        """What a privileged teacher is shown of every row: the field PRIVILEGED_FIELD."""
-        from verl_cast.baselines.privileged import PRIVILEGED_FIELD
-        from verl_cast.baselines.references import peers, references
-
-        teacher = self.method.teacher
-        if teacher.context == "peer":
-            names = ["uid", "responses", "response_mask", "rm_scores"]
-            data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=names)
-            masks = data["response_mask"].unbind()
-            written = [ids[mask.bool()] for ids, mask in zip(data["responses"].unbind(), masks, strict=True)]
-            scores = [float(row.sum()) for row in data["rm_scores"].unbind()]
-            threshold = self.method.correct_threshold
-            correct = [len(ids) > 0 and score > threshold for ids, score in zip(written, scores, strict=True)]
-            texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
-            shown = peers([str(uid) for uid in tu.get(data, "uid")], batch.keys, correct, texts)
-        else:
-            column = teacher.reference_key.split(".")[0]
-            data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[column])
-            shown = references({column: list(tu.get(data, column))}, teacher.reference_key, batch.keys)
-        return tu.get_tensordict({PRIVILEGED_FIELD: shown})
-
-    def _final_rows(self, keys: list[str]) -> torch.Tensor:
-        """For every row the row of its session's final output."""
-        teacher = self.method.teacher
-        if teacher.context != "same" and any(key.rsplit("_", 1)[1] != "0" for key in keys):
-            raise ValueError(
-                "CAST: an agent loop gave several outputs for one session, each with a prompt of its own; "
-                f"{teacher.who_can_score} can score them."
-            )
-        return torch.from_numpy(final_rows(keys))
 
 
 def _check_one_teacher(ranks: list[dict[str, Any]]) -> None:
