@@ -1,10 +1,13 @@
 """The self-teacher's weights on plain modules: what needs no engine (the engines themselves: test_engine.py)."""
 
+import io
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import verl_cast
-from verl_cast import TeacherConfig
+from verl_cast import TeacherConfig, host_copy
 from verl_cast.self_teacher import SelfTeacher
 from verl_cast.shards import trainable_shards
 
@@ -18,6 +21,55 @@ class Router(torch.nn.Module):
         self.frozen = torch.nn.Parameter(torch.randn(3), requires_grad=False)
         self.register_buffer("expert_bias", torch.zeros(3))
         self.register_buffer("local_tokens_per_expert", torch.zeros(3))
+
+
+class Shapes(torch.nn.Module):
+    """What a shard can be: long, of one row, scalar, empty (more ranks than rows), strided, of two types."""
+
+    def __init__(self):
+        super().__init__()
+        tensors = {
+            "long": torch.randn(37, 5),
+            "bf16": torch.randn(11, 3).bfloat16(),
+            "row": torch.randn(1, 29),
+            "scalar": torch.randn(()),
+            "empty": torch.randn(0, 4),
+            "strided": torch.randn(6, 9)[:, 2:6],
+            "short": torch.randn(2),
+            "more_bf16": torch.randn(40).bfloat16(),
+        }
+        for name, tensor in tensors.items():
+            self.register_parameter(name, torch.nn.Parameter(tensor))
+
+    @torch.no_grad()
+    def move(self):
+        for parameter in self.parameters():
+            parameter.add_(torch.randn_like(parameter))
+
+
+class Operations(TorchDispatchMode):
+    """Names the operations on tensors; with `fail_at` that copy, counted from 0, leaves garbage and an error."""
+
+    def __init__(self, fail_at=None):
+        super().__init__()
+        self.names, self.copies, self.fail_at = [], 0, fail_at
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.names.append(operation.overloadpacket.__name__)
+        if self.names[-1] == "copy_":
+            self.copies += 1
+            if self.copies - 1 == self.fail_at:
+                args[0].fill_(7)
+                raise MemoryError("injected")
+        return operation(*args, **(kwargs or {}))
+
+
+def bits(tensors):
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def same_bits(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def teacher(module, **config):
@@ -142,7 +194,7 @@ def test_a_failing_restoration_goes_on_with_the_other_parameters(monkeypatch):
     stock = SelfTeacher._exchange
 
     def failing_for_the_bias(live, host):
-        if live.dim() == 1:
+        if live.numel() == 2:
             raise MemoryError("injected")
         stock(live, host)
 
@@ -176,3 +228,133 @@ def test_a_copy_is_never_an_alias(weights):
 def test_no_pass_before_there_are_weights():
     with pytest.raises(RuntimeError, match=r"follow\(\) comes before"), teacher(torch.nn.Linear(2, 2)).swapped_in():
         pass
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 16, 60, 2**22])
+@pytest.mark.parametrize("weights", ["snapshot", "ema"])
+def test_copy_and_parameters_trade_places_bit_for_bit(monkeypatch, weights, piece_bytes):
+    monkeypatch.setattr(host_copy, "PIECE_BYTES", piece_bytes)
+    torch.manual_seed(0)
+    module = Shapes()
+    own = teacher(module, weights=weights, refresh_interval=2, ema_decay=0.5)
+    own.follow(0)
+    average = {name: tensor.float() for name, tensor in bits(dict(module.named_parameters())).items()}
+    assert same_bits(own.state_dict()["parameters"], bits(dict(module.named_parameters())))
+    for step in (1, 2, 3):
+        module.move()
+        own.policy_moved()
+        if own.follow_due(step):
+            own.follow(step)
+        for name, tensor in module.named_parameters():
+            average[name] = torch.lerp(average[name], tensor.detach().float(), 0.5)
+        policy = bits(dict(module.named_parameters()))
+        copy = bits(own.state_dict()["parameters"])
+        if weights == "ema":
+            rounded = {name: average[name].to(policy[name].dtype) for name in policy}
+            assert same_bits(copy, rounded), "the average in float32, rounded to the parameters' type"
+        with own.swapped_in():
+            assert own._is_live or same_bits(bits(dict(module.named_parameters())), copy)
+        assert same_bits(bits(dict(module.named_parameters())), policy)
+        assert same_bits(own.state_dict()["parameters"], copy)
+
+
+@pytest.mark.parametrize("piece_bytes", [16, 2**22])
+def test_a_fault_at_any_copy_of_the_swap_leaves_policy_and_teacher_as_they_were(monkeypatch, piece_bytes):
+    monkeypatch.setattr(host_copy, "PIECE_BYTES", piece_bytes)
+    module = Shapes()
+    own = teacher(module)
+    own.follow(0)
+    module.move()
+    own.policy_moved()
+    policy, copy = bits(dict(module.named_parameters())), bits(own.state_dict()["parameters"])
+    assert not same_bits(policy, copy)
+    going_in = Operations()
+    with going_in, own.swapped_in():
+        copies = going_in.copies
+    assert copies >= 2 * 7, "every parameter that is not empty, out and in"
+    for fail_at in range(copies):
+        with pytest.raises(MemoryError, match="injected"), Operations(fail_at), own.swapped_in():
+            pytest.fail("the fault must hit on the way in")
+        assert same_bits(bits(dict(module.named_parameters())), policy), f"copy {fail_at} of {copies}"
+        assert same_bits(own.state_dict()["parameters"], copy), f"copy {fail_at} of {copies}"
+
+
+def test_a_swap_allocates_nothing_and_computes_nothing():
+    module = Router()  # the same parameters and buffers in every swap
+    own = teacher(module)
+    own.follow(0)
+    own.policy_moved()
+    with Operations() as seen, own.swapped_in():
+        pass
+    assert "copy_" in seen.names
+    assert set(seen.names) <= {"copy_", "detach", "view", "slice", "split", "alias", "_unsafe_view"}, set(seen.names)
+
+
+def test_the_current_policy_as_teacher_costs_nothing():
+    module = Shapes()
+    own = teacher(module, weights="current")
+    with Operations() as seen:
+        for step in range(3):
+            assert not own.follow_due(step)
+            with own.swapped_in():
+                pass
+            own.policy_moved()
+    assert seen.names == [] and own.host_bytes == 0
+    assert own.take_cost() == {"refresh_seconds": 0, "refresh_bytes": 0, "swap_seconds": 0, "swap_bytes": 0}
+    # Nor does a snapshot that is still the policy cost a swap.
+    own = teacher(module)
+    own.follow(0)
+    with Operations() as seen, own.swapped_in():
+        pass
+    assert seen.names == [] and own.take_cost()["swap_bytes"] == 0
+
+
+@pytest.mark.parametrize("weights", ["snapshot", "ema"])
+def test_costs_are_in_proportion_to_what_is_trained(weights):
+    module = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 8))
+    module[0].requires_grad_(False)
+    shard = sum(p.nbytes for p in module[1].parameters())
+    own = teacher(module, weights=weights, refresh_interval=1)
+    own.follow(0)
+    cost = own.take_cost()
+    assert (cost["refresh_bytes"], cost["swap_bytes"], cost["swap_seconds"]) == (shard, 0, 0)
+    assert cost["refresh_seconds"] > 0 and own.host_bytes == shard
+    with torch.no_grad():
+        module[1].weight.add_(1)
+    own.policy_moved()
+    with own.swapped_in():
+        pass
+    cost = own.take_cost()
+    assert (cost["refresh_bytes"], cost["refresh_seconds"], cost["swap_bytes"]) == (0, 0, 4 * shard)
+    assert cost["swap_seconds"] > 0
+    own.follow(1)
+    assert own.take_cost()["refresh_bytes"] == shard
+    assert not any(own.take_cost().values()), "counted once"
+
+
+def test_a_saved_copy_takes_its_own_bytes_on_the_disk():
+    """Its tensors share a buffer, which a file must hold once, and not once for each of them."""
+    module = torch.nn.Sequential(*(torch.nn.Linear(256, 256) for _ in range(8)))
+    own = teacher(module)
+    own.follow(0)
+    file = io.BytesIO()
+    torch.save(own.state_dict(), file)
+    largest = 256 * 256 * 4
+    assert own.host_bytes < file.tell() < own.host_bytes + largest + 16384
+    file.seek(0)
+    other = teacher(torch.nn.Sequential(*(torch.nn.Linear(256, 256) for _ in range(8))))
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert same_bits(other.state_dict()["parameters"], own.state_dict()["parameters"])
+
+
+def test_a_file_of_separate_tensors_is_read_too():
+    """As earlier versions of this package wrote it."""
+    module = Shapes()
+    own = teacher(module, weights="ema")
+    own.follow(0)
+    state = own.state_dict()
+    state["parameters"] = {name: tensor + 1 for name, tensor in state["parameters"].items()}
+    state["average"] = {name: tensor + 1 for name, tensor in state["average"].items()}
+    own.load_state_dict(state)
+    assert same_bits(own.state_dict()["parameters"], state["parameters"])
+    assert same_bits(own.state_dict()["average"], state["average"])

@@ -5,21 +5,24 @@
 * `initial`   the first copy for the whole run; with LoRA the base model (adapter disabled), which needs no copy.
 * `current`   the policy itself, which needs none either.
 
-For the teacher's forward the copy and the live parameters trade places, tensor by tensor: no second set of parameters
-on the accelerator, one on the host, and afterwards the policy's own bits are back, also after an exception.
+For the teacher's forward the copy and the live parameters trade places, piece by piece (host_copy.py): no second set of
+parameters on the accelerator, one on the host, and afterwards the policy's own bits are back, also after an exception.
 Every method that touches parameters must run inside the engine's `eval_mode()`, which loads offloaded parameters.
 """
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from verl_cast.config import TeacherConfig
+from verl_cast.host_copy import HostCopy, Piece
 from verl_cast.shards import EngineModule, reshard, trainable_shards
 
 STATE_VERSION = 2
+NO_COST = {"refresh_seconds": 0.0, "refresh_bytes": 0, "swap_seconds": 0.0, "swap_bytes": 0}
 
 
 class SelfTeacher:
@@ -41,17 +44,30 @@ class SelfTeacher:
         # The teacher's forward runs without the adapter: the base model is the initial policy.
         self.without_adapter = config.weights == "initial" and has_adapter
         self.holds_copy = config.weights != "current" and not self.without_adapter
-        self._host: dict[str, torch.Tensor] = {}  # in the live dtype: these trade places with the live parameters
+        self._host = HostCopy({})  # in the live dtype: it trades places with the live parameters
         # ema of parameters below float32, where a step of (1 − decay) would be rounded away: the float32 average.
         self._average: dict[str, torch.Tensor] = {}
         self._taken_at: int | None = None  # completed training steps when the first or latest copy was taken
         self._averaged_at: int | None = None  # completed training steps when the average was last moved
         self._is_live = config.weights == "current"  # the live parameters are the teacher's
+        self._cost = dict(NO_COST)
 
     @property
     def host_bytes(self) -> int:
-        """Bytes of the copy on this rank's host."""
-        return sum(tensor.nbytes for tensors in (self._host, self._average) for tensor in tensors.values())
+        """Bytes of the copy on this rank's host, without the gap beside it (4 MiB at most for each dtype)."""
+        return self._host.nbytes + sum(tensor.nbytes for tensor in self._average.values())
+
+    def take_cost(self) -> dict[str, float]:
+        """What following and swapping have cost on this rank since the last call of this method.
+
+        Returns:
+            {"refresh_seconds", "refresh_bytes": of `follow` (a new copy, or a move of the average), "swap_seconds",
+            "swap_bytes": of `swapped_in`, in and out}. Seconds are of the wall clock, until the last copy has arrived.
+            Bytes are those that were read: a refresh reads the trainable shard once, a swap four times (the policy out,
+            the teacher in; and back). All are 0 where nothing was to be done.
+        """
+        cost, self._cost = self._cost, dict(NO_COST)
+        return cost
 
     @property
     def taken_at(self) -> int | None:
@@ -92,28 +108,27 @@ class SelfTeacher:
         """Bring the teacher up to date with the policy, where `follow_due` says so."""
         if self.without_adapter:
             self._taken_at = 0
-        elif self.config.weights == "ema" and self._taken_at is not None:
-            self._move_average()
-            self._averaged_at = completed_steps
-        else:
-            self._copy(completed_steps)
+            return
+        with self._counted("refresh", copies=1):
+            if self.config.weights == "ema" and self._taken_at is not None:
+                self._move_average()
+                self._averaged_at = completed_steps
+            else:
+                self._copy(completed_steps)
 
     def _copy(self, completed_steps: int) -> None:
         """Take the policy's weights. The copy is cloned, never an alias: on a CPU a plain move would be one."""
         shards = trainable_shards(self._module)
-        if self._host:
-            self._check_same(shards)
-        else:
-            self._host = {
-                name: torch.empty_like(shard, device="cpu", pin_memory=shard.device.type == "cuda")
-                for name, shard in shards.items()
-            }
-        for name, shard in shards.items():
-            self._host[name].copy_(shard)
+        if self._taken_at is None:
+            self._host = HostCopy(shards)
+        self._check_same(shards)
+        for piece in self._host.pieces(shards):
+            piece.home.copy_(piece.live, non_blocking=True)
+        self._host.wait()
         if self.config.weights == "ema":
             self._average = {
                 name: tensor.float()
-                for name, tensor in self._host.items()
+                for name, tensor in self._host.tensors().items()
                 if tensor.is_floating_point() and tensor.dtype != torch.float32
             }
         self._taken_at = self._averaged_at = completed_steps
@@ -122,11 +137,13 @@ class SelfTeacher:
     def _move_average(self) -> None:
         shards = trainable_shards(self._module)
         self._check_same(shards)
-        for name, shard in shards.items():
-            average = self._average.get(name, self._host[name])
-            average.lerp_(shard.to("cpu", average.dtype), 1 - self.config.ema_decay)
-            if average is not self._host[name]:
-                self._host[name].copy_(average)
+        for piece in self._host.pieces(shards):
+            policy = piece.live if piece.live.device.type == "cpu" else piece.gap.copy_(piece.live)
+            rounded = piece.name in self._average
+            average = piece.part_of(self._average[piece.name]) if rounded else piece.home
+            average.lerp_(policy.to(average.dtype), 1 - self.config.ema_decay)
+            if rounded:
+                piece.home.copy_(average)
 
     def policy_moved(self) -> None:
         """The policy's weights have changed (an optimizer step, a loaded checkpoint)."""
@@ -142,33 +159,51 @@ class SelfTeacher:
             raise RuntimeError("CAST: the self-teacher has no weights yet; follow() comes before the first pass.")
         shards = trainable_shards(self._module)
         self._check_same(shards)
-        swapped: list[str] = []
+        swapped: list[Piece] = []
         try:
-            for name, shard in shards.items():
-                self._exchange(shard, self._host[name])
-                swapped.append(name)
+            with self._counted("swap", copies=2):
+                for piece in self._host.pieces(shards):
+                    self._exchange(piece.live, (piece.away, piece.home))
+                    swapped.append(piece)
             yield
         finally:
             # Into the very tensors that were taken out: after an exception inside a forward the module's parameters can
-            # be gathered copies. In reverse, should two names share storage; and to the end, whatever happens.
-            with contextlib.ExitStack() as exchanges:
+            # be gathered copies. In reverse, as the gap must come back; and to the end, whatever happens.
+            with self._counted("swap", copies=2), contextlib.ExitStack() as exchanges:
                 exchanges.callback(reshard, self._module)
-                for name in swapped:
-                    exchanges.callback(self._exchange, shards[name], self._host[name])
+                for piece in swapped:
+                    exchanges.callback(self._exchange, piece.live, (piece.home, piece.away))
 
     @staticmethod
     @torch.no_grad()
-    def _exchange(live: torch.Tensor, host: torch.Tensor) -> None:
-        # The third place is on the host: an accelerator that is out of memory must still get its policy back. A failure
-        # of the first line leaves all as it was. copy_, never `.data =`: engines alias the live tensor.
-        outgoing = live.to("cpu", copy=True)
-        live.copy_(host)
-        host.copy_(outgoing)
+    def _exchange(live: torch.Tensor, host: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Write `live` to the first place on the host, and the second to `live`; or leave `live` as it was."""
+        # No place is on the accelerator: one that is out of memory must still get its policy back. copy_, never
+        # `.data =`: engines alias the live tensor.
+        outgoing, incoming = host
+        outgoing.copy_(live, non_blocking=True)
+        try:
+            live.copy_(incoming, non_blocking=True)
+        except BaseException:
+            live.copy_(outgoing)
+            raise
+
+    @contextlib.contextmanager
+    def _counted(self, what: str, copies: int) -> Iterator[None]:
+        """Count what is copied inside, `copies` times the trainable shard, and wait for it."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._host.wait()
+            self._cost[f"{what}_seconds"] += time.perf_counter() - start
+            self._cost[f"{what}_bytes"] += copies * self._host.nbytes
 
     def _check_same(self, shards: dict[str, torch.Tensor]) -> None:
         """The live parameters are those that the copy was taken of: a copy in another type would round the policy."""
-        for name in sorted(shards.keys() | self._host.keys()):
-            live, host = shards.get(name), self._host.get(name)
+        copies = self._host.tensors()
+        for name in sorted(shards.keys() | copies.keys()):
+            live, host = shards.get(name), copies.get(name)
             if live is None or host is None or (live.shape, live.dtype) != (host.shape, host.dtype):
                 described = ["missing" if t is None else f"{tuple(t.shape)} {t.dtype}" for t in (live, host)]
                 raise RuntimeError(
@@ -183,7 +218,7 @@ class SelfTeacher:
             "taken_at": self._taken_at,
             "averaged_at": self._averaged_at,
             "is_live": self._is_live,
-            "parameters": self._host,
+            "parameters": self._host.tensors(),
             "average": self._average,
         }
 
@@ -200,10 +235,11 @@ class SelfTeacher:
                 raise ValueError(f"its {key} is {state.get(key)!r}, this run's is {expected!r}")
         if self.holds_copy and state["taken_at"] is not None:
             self._copy(state["taken_at"])
+            copies = self._host.tensors()
             described = {name: (tuple(t.shape), t.dtype) for name, t in state["parameters"].items()}
-            if described != {name: (tuple(t.shape), t.dtype) for name, t in self._host.items()}:
+            if described != {name: (tuple(t.shape), t.dtype) for name, t in copies.items()}:
                 raise ValueError("its parameters are not those of this rank (other model, LoRA or layout of ranks)")
-            for own, saved in ((self._host, state["parameters"]), (self._average, state["average"])):
+            for own, saved in ((copies, state["parameters"]), (self._average, state["average"])):
                 for name, tensor in own.items():
                     tensor.copy_(saved[name])
         self._taken_at, self._averaged_at = state["taken_at"], state["averaged_at"]
