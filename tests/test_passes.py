@@ -1,0 +1,258 @@
+"""Which passes a step takes: where one is exact, which rows need the teacher, and that one pass trains as two do."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from tensordict import NonTensorStack, TensorDict
+from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
+from verl.utils import tensordict_utils as tu
+from verl.utils.config import omega_conf_to_dataclass
+from verl.workers.utils.losses import ppo_loss
+
+from verl_cast import CastConfig
+from verl_cast.advantage import ALL_WRONG, MIXED, BaseAdvantage, token_advantage, trajectory_advantage
+from verl_cast.estimator import ESTIMATORS, EstimatorInputs, estimator_inputs
+from verl_cast.methods import METHODS, method_config
+from verl_cast.one_pass import BASE_FIELD, CORRECT_FIELD, ROW_FIELD, OnePassLoss, dropouts
+from verl_cast.passes import why_two_passes
+from verl_cast.rules import rule_of
+from verl_cast.step import plan_step
+from verl_cast.teacher_pass import SCORED_FIELD
+
+ACTOR, CORRECTION = "actor_rollout_ref.actor", "algorithm.rollout_correction"
+ON_POLICY = (
+    "algorithm.adv_estimator=cast",
+    "data.train_batch_size=2",
+    f"{ACTOR}.ppo_mini_batch_size=2",
+    "actor_rollout_ref.rollout.n=3",
+)
+AGE_1 = {"is_policy": False, "age": 1}
+
+
+@pytest.mark.parametrize(
+    "overrides, reason",
+    [
+        ((), None),
+        ((f"{ACTOR}.entropy_coeff=0.01", f"{ACTOR}.use_kl_loss=True"), None),
+        (("actor_rollout_ref.rollout.calculate_log_probs=True",), None),
+        (("trainer.v1.trainer_mode=colocate_async",), None),
+        (("trainer.v1.trainer_mode=separate_async", "trainer.v1.separate_async.parameter_sync_step=1"), None),
+        (("data.train_batch_size=4",), f"{ACTOR}.ppo_mini_batch_size=2: the policy moves"),
+        ((f"{ACTOR}.ppo_epochs=2",), f"{ACTOR}.ppo_epochs=2: the policy moves"),
+        (("+algorithm.cast.one_pass=False",), "algorithm.cast.one_pass=False: it is switched off"),
+        ((f"{CORRECTION}.rollout_is=token",), f"{CORRECTION}="),
+        ((f"{CORRECTION}.rollout_rs=seq_mean_k1", f"{CORRECTION}.rollout_rs_threshold=1.1"), f"{CORRECTION}="),
+        (
+            ("trainer.v1.trainer_mode=separate_async", "trainer.v1.separate_async.parameter_sync_step=2"),
+            "trainer.v1.separate_async.parameter_sync_step=2",
+        ),
+        (
+            ("model_engine=megatron", f"{ACTOR}.megatron.router_replay.mode=R2"),
+            f"{ACTOR}.megatron.router_replay.mode=R2",
+        ),
+        ((f"{ACTOR}.fsdp_config.pad_to_length=True",), "pad_to_length=True"),
+    ],
+)
+def test_one_pass_is_the_choice_where_it_is_exact_and_only_there(compose, overrides, reason):
+    config = compose(*ON_POLICY, *overrides)
+    said = why_two_passes(config, method_config(config))
+    assert said is None if reason is None else reason in said
+
+
+def rows(rewards, lengths=None):
+    """What a step reads of TransferQueue, and the keys: three responses a prompt."""
+    lengths = lengths or [3] * len(rewards)
+    scores = [torch.zeros(max(length, 1)) for length in lengths]
+    for row, reward in zip(scores, rewards, strict=True):
+        row[-1] = reward
+    masks = [(torch.arange(len(row)) < length).long() for row, length in zip(scores, lengths, strict=True)]
+    nested = (torch.nested.as_nested_tensor(values, layout=torch.jagged) for values in (scores, masks))
+    fields = dict(zip(("rm_scores", "response_mask"), nested, strict=True))
+    data = TensorDict(fields, batch_size=len(rewards))
+    data["uid"] = NonTensorStack(*(f"p{i // 3}" for i in range(len(rewards))))
+    return [f"p{i // 3}_{i % 3}_0" for i in range(len(rewards))], data
+
+
+def plan(config, rewards, lengths=None, step=2, teacher=AGE_1, **changes):
+    keys, data = rows(rewards, lengths)
+    method = dataclasses.replace(method_config(config), **changes)
+    return plan_step(config, method, keys, data, step, teacher, live_is_old=True, may_be_one_pass=True)
+
+
+def test_a_step_needs_the_teacher_for_the_rows_whose_gap_matters(compose):
+    config = compose(*ON_POLICY)
+    mixed, all_wrong = [1, 0, 0], [0, 0, 0]
+    default = plan(config, mixed + all_wrong)
+    assert default.scored.all() and default.one_pass and default.teacher_runs
+    assert default.metrics == {"cast/teacher/forward": 1.0, "cast/one_pass": 1.0, "cast/teacher/age": 1.0}
+    assert default.base.kind.tolist() == [MIXED] * 3 + [ALL_WRONG] * 3
+
+    empty = plan(config, mixed + all_wrong, lengths=[3, 3, 0, 3, 3, 3])
+    assert empty.scored.tolist() == [True, True, False, True, True, True]
+    mixed_only = plan(config, mixed + all_wrong, base_wrong=0.0)
+    assert mixed_only.scored.tolist() == [True] * 3 + [False] * 3
+    right_ones = plan(config, mixed + all_wrong, gap_weight=0.0, flip="correct")
+    assert right_ones.scored.tolist() == [True] + [False] * 5
+    no_gap = plan(config, mixed + all_wrong, gap_weight=0.0, flip="none")
+    assert not no_gap.scored.any() and not no_gap.teacher_runs and not no_gap.one_pass, "verl's own path"
+
+
+def test_a_step_takes_one_pass_only_where_the_batch_is_one_update(compose):
+    config = compose(*ON_POLICY)
+    assert plan(config, [1, 0, 0] * 2).one_pass
+    assert not plan(config, [1, 0, 0] * 4).one_pass, "two mini-batches: an agent loop gave more rows"
+    assert not plan(config, [1, 0, 0] * 2, noise_floor_interval=2).one_pass, "of the weights before the update"
+    assert plan(config, [1, 0, 0] * 2, noise_floor_interval=3).one_pass
+    assert not plan(compose(*ON_POLICY, "trainer.critic_warmup=5"), [1, 0, 0] * 2).one_pass, "no update"
+    is_policy = {"is_policy": True, "age": 0}
+    same = compose(*ON_POLICY, "+algorithm.cast.teacher.context=same")
+    fresh = plan(same, [1, 0, 0] * 2, teacher=is_policy)
+    assert fresh.gap_is_zero and fresh.one_pass and not fresh.teacher_runs, "no pass but the update's"
+    rejecting = compose(*ON_POLICY, f"{CORRECTION}.rollout_rs=seq_mean_k1", f"{CORRECTION}.rollout_rs_threshold=1.1")
+    assert plan(rejecting, [1, 0, 0] * 2, base_wrong=0.0, base_correct=0.0).scored.all(), "groups may yet change"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_where_no_gap_is_needed_none_matters_and_elsewhere_it_does(name):
+    generator = torch.Generator().manual_seed(0)
+    configs = [METHODS[name]()]
+    if name == "cast":
+        flips = [
+            CastConfig(flip=flip, gap_weight=weight)
+            for flip in ("both", "correct", "wrong", "none")
+            for weight in (0, 1)
+        ]
+        configs += flips + [CastConfig(base_correct=0.0, base_wrong=0.0), CastConfig(base_correct=0.0, flip="wrong")]
+    if name == "rlsd":
+        configs.append(METHODS[name](gap_weight_decay_steps=2))  # over at step 5
+    for config in configs:
+        rewards = torch.zeros(12, 6)
+        rewards[:, 0] = torch.tensor([1, 0, 0, 1] + [1] * 4 + [0] * 4)
+        mask = torch.ones(12, 6, dtype=torch.int64)
+        mask[3] = 0
+        index = np.repeat(["a", "b", "c"], 4)
+        old = torch.zeros(12, 6)
+        gaps = [torch.randn(12, 6, generator=generator) for _ in range(4)]
+        rule = rule_of(config)
+        base = trajectory_advantage(rule, rewards, mask, index, config)
+        needed = rule.needs_gap(base, config, 5)
+        results = [token_advantage(rule, base, mask, old, gap, config, 5).advantages for gap in gaps]
+        differs = torch.stack([(result != results[0]).any(-1) for result in results]).any(0)
+        assert torch.equal(differs, needed), config
+        skipped = token_advantage(
+            rule, base, mask, old, gaps[0].masked_fill(~needed[:, None], float("nan")), config, 5, needed
+        )
+        assert torch.equal(skipped.advantages, results[0]), "what is not scored is not looked at"
+
+
+def test_an_unscored_row_that_needs_its_gap_stops_the_run():
+    rewards = torch.tensor([[1.0], [0.0]])
+    zeros, mask = torch.zeros(2, 1), torch.ones(2, 1, dtype=torch.int64)
+    inputs = EstimatorInputs(CastConfig(), zeros, zeros, torch.arange(2), scored=torch.tensor([True, False]))
+    with estimator_inputs(inputs), pytest.raises(RuntimeError, match="1 responses need the teacher's log-probs"):
+        ESTIMATORS["cast"](rewards, mask, np.array(["a", "a"]), None)
+
+
+def micro_batch():
+    """Two rows as an engine hands them to a loss: prompts of 2 and 3 tokens, responses of 4 and 3."""
+    generator = torch.Generator().manual_seed(1)
+    prompts, responses = [torch.arange(2), torch.arange(3)], [torch.arange(4), torch.arange(3)]
+    masks = [torch.tensor([1, 1, 0, 1]), torch.tensor([1, 1, 1])]
+
+    def nested(values):
+        return torch.nested.as_nested_tensor(list(values), layout=torch.jagged)
+
+    values = torch.randn(12, generator=generator)
+    data = TensorDict(
+        {
+            "prompts": nested(prompts),
+            "responses": nested(responses),
+            "response_mask": nested(masks),
+            "teacher_log_probs": nested(torch.randn(len(r), generator=generator) for r in responses),
+            BASE_FIELD: torch.tensor([1.0, -1.0]),
+            CORRECT_FIELD: torch.tensor([True, False]),
+            SCORED_FIELD: torch.tensor([True, True]),
+            ROW_FIELD: torch.tensor([1, 0]),
+        },
+        batch_size=2,
+    )
+    tu.assign_non_tensor(data, dp_size=1, batch_num_tokens=6, global_batch_size=2)
+    return data, values
+
+
+def outputs_of(values):
+    log_probs = values.clone().requires_grad_()
+    offsets = torch.tensor([0, 6, 12])
+    return log_probs, {"log_probs": torch.nested.nested_tensor_from_jagged(log_probs, offsets)}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_loss_that_forms_the_gap_has_the_gradient_of_two_passes(compose, name):
+    """With verl's own loss around it, bit for bit."""
+    config = compose(*ON_POLICY[1:], f"algorithm.adv_estimator={name}", f"{ACTOR}.ppo_micro_batch_size_per_gpu=2")
+    actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+    method = method_config(config)
+
+    def stock(model_output, data, dp_group=None):
+        return ppo_loss(actor, model_output, data, dp_group)
+
+    data, values = micro_batch()
+    with pytest.raises(KeyError):
+        stock(outputs_of(values)[1], data)  # without our loss there are no advantages to train with
+    one, model_output = outputs_of(values)
+    entropy = torch.rand(1, 12)
+    loss_function = OnePassLoss(stock, method, 3, False, lambda logits: logits.sum(-1), keeps_entropy=False)
+    handed = loss_function(student_logits=torch.stack([entropy, torch.zeros_like(entropy)], -1), data=data)
+    model_output["cast_entropy"] = torch.nested.nested_tensor_from_jagged(
+        handed["cast_entropy"][0], torch.tensor([0, 6, 12])
+    )
+    loss, metrics = loss_function(model_output=model_output, data=data)
+    loss.backward()
+    assert "advantages" not in data, "the batch is as it was"
+
+    two, model_output = outputs_of(values)
+    old = [values[1:5], values[8:11]]  # the log-prob of a token stands at the token before it
+    data["old_log_probs"] = torch.nested.as_nested_tensor(old, layout=torch.jagged)
+    padded = data.select("response_mask", "old_log_probs", "teacher_log_probs").to_padded_tensor()
+    nothing = torch.zeros(2, dtype=torch.int64)
+    base = BaseAdvantage(data[BASE_FIELD], nothing, nothing, data[CORRECT_FIELD])
+    data["advantages"] = token_advantage(
+        rule_of(method), base, *(padded[k] for k in ("response_mask", "old_log_probs", "teacher_log_probs")), method, 3
+    ).advantages
+    expected, expected_metrics = stock(model_output, data)
+    expected.backward()
+    assert torch.equal(loss, expected) and torch.equal(one.grad, two.grad) and one.grad.abs().sum() > 0
+    assert metrics.keys() == expected_metrics.keys()
+
+    kept = loss_function.outputs(2)  # in the order of the batch, not of the micro-batch
+    assert torch.equal(kept["log_probs"].values(), torch.cat([values[6:], values[:6]]))
+    assert torch.equal(kept["entropy"].values(), torch.cat([entropy[0, 6:], entropy[0, :6]]))
+    with pytest.raises(RuntimeError, match="1 of 3 responses took no part"):
+        loss_function.outputs(3)
+
+
+def test_reduced_to_grpo_the_base_is_verls():
+    """What is laid out for a one-pass update comes from the function that the estimator uses."""
+    rewards = torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.0, 1.0]])
+    mask, index = torch.ones(3, 2, dtype=torch.int64), np.array(["a"] * 3)
+    base = trajectory_advantage(rule_of(CastConfig()), rewards, mask, index, CastConfig())
+    assert torch.equal(base.value, compute_grpo_outcome_advantage(rewards, mask, index)[0][:, 0])
+
+
+def test_dropout_is_found_in_settings_and_modules():
+    class Engine:
+        module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.0))
+
+    class TextConfig:
+        settings = {"attention_dropout": 0.0, "hidden_size": 4}
+
+        def to_dict(self):
+            return self.settings
+
+    engine, text_config = Engine(), TextConfig()
+    assert dropouts(engine, text_config) == []
+    engine.module = [torch.nn.Sequential(torch.nn.Dropout(0.1))]
+    text_config.settings = {"attention_dropout": 0.2, "resid_pdrop": 0.0}
+    assert dropouts(engine, text_config) == ["0: p=0.1", "attention_dropout=0.2"]
