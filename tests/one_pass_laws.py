@@ -79,18 +79,15 @@ def check_one_pass(ranks: list) -> None:
     tu.assign_non_tensor(data, calculate_entropy=True, compute_loss=False)
     kept = one.worker.compute_log_prob(data)
     assert (kept is None) == (output is None)
-    half = "bf" in str(vars(one.engine.engine_config))
     if kept is not None:
-        for name in ("log_probs", "entropy"):
-            got, expected = one.responses_of(kept[name]), two.responses_of(output[name])
-            torch.testing.assert_close(got, expected, rtol=0, atol=5e-2 if half else 1e-5)
+        assert torch.equal(one.responses_of(kept["log_probs"]), old.values())
+        half = "bf" in str(vars(one.engine.engine_config))
+        got, expected = (this.responses_of(values["entropy"]) for this, values in ((one, kept), (two, output)))
+        torch.testing.assert_close(got, expected, rtol=0, atol=5e-2 if half else 1e-5)
     after_one, after_two = one.parameters(), two.parameters()
-    moved = max((after_two[name] - before[name]).abs().max().item() for name in before)
-    apart = max((after_two[name] - after_one[name]).abs().max().item() for name in before)
-    assert moved > 1e-3, "the update must move the policy, or nothing here is tested"
-    print(f"one pass and two: weights moved by {moved:.2e}, {apart:.2e} apart")
-    # Adam turns every gradient into a step of about one learning rate, so that the noise of a vanishing gradient shows.
-    assert apart <= (0.5 if half else 1e-3) * moved
+    assert max((after_two[name] - before[name]).abs().max().item() for name in before) > 1e-3, "the policy must move"
+    # On this CPU the update's forward has the very bits of the pass, so that one pass does exactly what two do.
+    assert all(torch.equal(after_one[name], after_two[name]) for name in after_two)
 
     # -- the log-probs are handed out once; then there are passes again
     again = one.log_probs()

@@ -26,6 +26,7 @@ def test_defaults_are_those_of_the_evaluated_run():
         "correct_threshold": 0.5,
         "gap_deadzone": 0.0,
         "noise_floor_interval": 0,
+        "one_pass": True,
         "dump": {"interval": 0, "groups": 4, "directory": None},
         "teacher": {
             "weights": "snapshot",

@@ -20,6 +20,7 @@ from verl_cast.passes import why_two_passes
 from verl_cast.rules import rule_of
 from verl_cast.step import plan_step
 from verl_cast.teacher_pass import SCORED_FIELD
+from verl_cast.trajectories import final_rows
 
 ACTOR, CORRECTION = "actor_rollout_ref.actor", "algorithm.rollout_correction"
 ON_POLICY = (
@@ -112,6 +113,16 @@ def test_a_step_takes_one_pass_only_where_the_batch_is_one_update(compose):
     assert fresh.gap_is_zero and fresh.one_pass and not fresh.teacher_runs, "no pass but the update's"
     rejecting = compose(*ON_POLICY, f"{CORRECTION}.rollout_rs=seq_mean_k1", f"{CORRECTION}.rollout_rs_threshold=1.1")
     assert plan(rejecting, [1, 0, 0] * 2, base_wrong=0.0, base_correct=0.0).scored.all(), "groups may yet change"
+
+
+def test_rows_of_a_session_follow_its_final_output(compose):
+    """Keys are {uid}_{session}_{index}; a uid may hold underscores, and rows come in any order."""
+    assert final_rows(["u_1_0_2", "u_1_1_0", "u_1_0_0", "v_0_10", "v_0_9", "u_1_0_1"]).tolist() == [0, 1, 0, 3, 3, 0]
+    assert final_rows(["a_0_0", "a_1_0"]).tolist() == [0, 1]
+    config = compose(*ON_POLICY)
+    _, data = rows([1, 0, 0])
+    with pytest.raises(ValueError, match="several outputs"):
+        plan_step(config, CastConfig(), ["p_0_0", "p_0_1", "p_1_0"], data, 1, AGE_1, True, True)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -174,20 +174,3 @@ def test_the_estimator_alone_chooses_the_trainer(estimator):
     assert isinstance(trainer, PPOTrainerSync)
     assert isinstance(trainer, SelfTeacherTrainerMixin) == (estimator == "cast")
     assert (type(trainer) is PPOTrainerSync) == (estimator != "cast")
-
-
-def test_final_rows_of_sessions():
-    """Keys are {uid}_{session}_{index}; a uid may hold underscores, and rows come in any order."""
-    from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
-
-    from verl_cast import CastConfig
-    from verl_cast.trainer import with_method
-
-    trainer = object.__new__(with_method(PPOTrainerSync, CastConfig))
-    trainer.method = CastConfig.from_dict({"teacher": {"context": "same"}})
-    keys = ["u_1_0_2", "u_1_1_0", "u_1_0_0", "v_0_10", "v_0_9", "u_1_0_1"]
-    assert trainer._final_rows(keys).tolist() == [0, 1, 0, 3, 3, 0]
-    assert trainer._final_rows(["a_0_0", "a_1_0"]).tolist() == [0, 1]
-    trainer.method = CastConfig()
-    with pytest.raises(ValueError, match="several outputs"):
-        trainer._final_rows(keys)

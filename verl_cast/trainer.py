@@ -98,14 +98,13 @@ class SelfTeacherTrainerMixin:
                 output = self.actor_rollout_wg.compute_teacher_log_probs(batch)
                 if len(output) != len(batch):
                     raise RuntimeError(f"CAST: teacher log-probs for {len(output)} of {len(batch)} responses.")
-                self._count_teacher_cost()
+            self._count_teacher_cost()
             return batch
         batch.extra_info[TEACHER_TOO] = self._step.teacher_runs
         result = super()._compute_old_log_prob(batch, metrics)
         for meta in (batch, result):
             meta.extra_info.pop(TEACHER_TOO, None)  # the reference pass may use the same method
-        if self._step.teacher_runs:
-            self._count_teacher_cost()
+        self._count_teacher_cost()
         return result
 
     def _begin_step(self, batch: KVBatchMeta) -> tuple[KVBatchMeta, Step]:
@@ -229,11 +228,16 @@ class SelfTeacherTrainerMixin:
         self.timing_raw[inside] = self.timing_raw.get(inside, 0.0) - seconds
 
     def _count_teacher_cost(self) -> None:
-        """The teacher's pass of this step, which ran in verl's stage of the old log-probs: seconds and memory."""
+        """The teacher's cost in this step, whose pass ran in verl's stage of the old log-probs: seconds and memory."""
         ranks = self.actor_rollout_wg.self_teacher_cost()
-        self._add_seconds("cast_teacher", "old_log_prob", max(rank["seconds"] for rank in ranks))
-        self._step.metrics["cast/teacher/host_gib"] = max(rank["host_bytes"] for rank in ranks) / 2**30
-        self._step.metrics["cast/teacher/peak_memory_gib"] = max(rank["peak_bytes"] for rank in ranks) / 2**30
+        cost = {name: max(rank[name] for rank in ranks) for name in ranks[0]}
+        if self._step.teacher_runs:
+            self._add_seconds("cast_teacher", "old_log_prob", cost["seconds"])
+            self._step.metrics["cast/teacher/peak_memory_gib"] = cost["peak_bytes"] / 2**30
+        for name in ("host", "refresh", "swap"):
+            self._step.metrics[f"cast/teacher/{name}_gib"] = cost[f"{name}_bytes"] / 2**30
+        for name in ("refresh", "swap"):
+            self._step.metrics[f"cast/teacher/{name}_seconds"] = cost[f"{name}_seconds"]
 
     def _dump_trajectories(self, batch: KVBatchMeta, inputs: EstimatorInputs, metrics: dict) -> None:
         rows = self._dump.choose(batch.keys, inputs)

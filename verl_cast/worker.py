@@ -129,17 +129,19 @@ class SelfTeacherWorkerMixin:
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def self_teacher_cost(self) -> dict[str, float]:
-        """What the latest pass cost this rank.
+        """What the teacher has cost this rank.
 
         Returns:
-            {"host_bytes": of the teacher's copy, "peak_bytes": by which the pass raised the peak of the accelerator,
-            "seconds": of the pass}. The peak is the process's, as in verl's perf/max_memory_allocated_gb, which a reset
+            {"host_bytes": of the teacher's copy, "peak_bytes": by which the latest pass raised the peak of the
+            accelerator, "seconds": of that pass}, and, since this was asked last, the seconds and bytes of
+            `SelfTeacher.take_cost`. The peak is the process's, as in verl's perf/max_memory_allocated_gb, which a reset
             would falsify.
         """
         return {
             "host_bytes": self.self_teacher.host_bytes,
             "peak_bytes": self.teacher_pass.peak_raised_by,
             "seconds": self.teacher_pass.seconds,
+            **self.self_teacher.take_cost(),
         }
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
