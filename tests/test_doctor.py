@@ -23,7 +23,7 @@ from transformers import AutoConfig
 from verl_run import command_and_environment
 
 import verl_cast.seams
-from verl_cast import TeacherConfig, fitness
+from verl_cast import CastConfig, TeacherConfig, fitness
 from verl_cast.cli import UserError
 from verl_cast.doctor import estimate, registration, run, seams, versions
 from verl_cast.doctor.lines import WIDTH, error, formatted, note
@@ -506,17 +506,22 @@ def test_host_memory_under_megatron_follows_model_parallelism(good_run):
 
 
 def test_extra_compute_in_forwards(good_run):
-    teacher = TeacherConfig()
-    plain = estimate.compute(good_run, teacher, student_tokens=100, teacher_tokens=100)
-    assert (plain.training, plain.teacher, plain.share) == (4, 1, 0.25)
-    assert estimate.compute(good_run, teacher, 100, 150).teacher == 1.5
+    method = CastConfig(one_pass=False)
+    plain = estimate.compute(good_run, method, student_tokens=100, teacher_tokens=100)
+    assert (plain.training, plain.teacher, plain.saved, plain.share) == (4, 1, 0, 0.25)
+    assert estimate.compute(good_run, method, 100, 150).teacher == 1.5
+    on_policy = changed(
+        good_run, **{"data.train_batch_size": 8, f"{ACTOR}.ppo_mini_batch_size": 8, f"{ACTOR}.ppo_epochs": 1}
+    )
+    one_pass = estimate.compute(on_policy, CastConfig(), 100, 110)
+    assert one_pass.saved == 1 and math.isclose(one_pass.share, 0.1 / 4), "the teacher's pass replaces another"
     checkpointed = changed(good_run, **{"actor_rollout_ref.model.enable_gradient_checkpointing": True})
-    assert estimate.compute(checkpointed, teacher, 100, 100).training == 5
+    assert estimate.compute(checkpointed, method, 100, 100).training == 5
     with_kl = changed(checkpointed, **{f"{ACTOR}.use_kl_loss": True, f"{ACTOR}.ppo_epochs": 2})
-    assert estimate.compute(with_kl, teacher, 100, 100).training == 10
+    assert estimate.compute(with_kl, method, 100, 100).training == 10
     adapter = changed(good_run, **{"actor_rollout_ref.model.lora_rank": 8})
-    assert estimate.compute(adapter, teacher, 100, 100).training == 3
-    same = TeacherConfig(context="same", refresh_interval=10)
+    assert estimate.compute(adapter, method, 100, 100).training == 3
+    same = CastConfig(teacher=TeacherConfig(context="same", refresh_interval=10))
     assert math.isclose(estimate.compute(good_run, same, 100, 100).teacher, 0.9), "none right after a snapshot"
 
 

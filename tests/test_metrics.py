@@ -14,7 +14,14 @@ from verl_cast.advantage import cast_advantage
 from verl_cast.metrics import cast_metrics, noise_metrics
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-TRAINER_METRICS = {f"cast/teacher/{name}" for name in ("age", "forward", "host_gib", "peak_memory_gib")}
+_TEACHER = (
+    "age",
+    "forward",
+    "host_gib",
+    "peak_memory_gib",
+    *(f"{w}_{u}" for w in ("refresh", "swap") for u in ("gib", "seconds")),
+)
+TRAINER_METRICS = {"cast/one_pass", *(f"cast/teacher/{name}" for name in _TEACHER)}
 NOISE_METRICS = {"cast/noise/abs_mean", "cast/noise/p99", "cast/noise/gap_share"}
 
 
@@ -157,7 +164,7 @@ def test_verl_averages_every_one_of_them():
     aggregator = MetricsAggregator()
     for name in set(hand_made()) | TRAINER_METRICS | NOISE_METRICS:
         assert aggregator._get_aggregation_type(name) == "weighted_avg", name
-    for stage in ("cast_teacher", "cast_noise", "cast_dump"):
+    for stage in ("cast_teacher", "cast_after_update", "cast_noise", "cast_dump"):
         assert aggregator._get_aggregation_type(f"timing_s/{stage}") == "time_sum"
 
 
@@ -176,4 +183,4 @@ def test_the_readme_lists_every_key_with_its_default():
     assert listed.keys() == expected.keys()
     for key, default in expected.items():
         default = "null" if default is None else list(default) if isinstance(default, tuple) else default
-        assert listed[key] == str(default), key
+        assert listed[key] == str(default).replace("True", "true"), key

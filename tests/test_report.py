@@ -593,6 +593,7 @@ def test_every_metric_in_a_figure_is_one_that_verl_or_cast_logs():
         "timing_s/ref",
         "timing_s/cast_noise",
         "timing_s/cast_dump",
+        "timing_s/cast_after_update",
         "timing_s/save_checkpoint",
     }
     assert named - of_the_advantage <= known | {"actor/kl_loss"}

@@ -48,8 +48,8 @@ def no_gap_can_act(config: DictConfig, method: CastConfig) -> str | None:
     what = "GRPO's advantages" if grpo else "the base advantages"
     return (
         f"{_PREFIX}.flip=none with gap_weight={method.gap_weight:g} and bounds {list(method.positive_clip)}, "
-        f"{list(method.negative_clip)}: no gap can act, and the run trains on {what} alone while it pays for the "
-        "teacher's forward. Set flip=both, or gap_weight above 0, or use algorithm.adv_estimator=grpo."
+        f"{list(method.negative_clip)}: no gap can act, and the run trains on {what} alone. "
+        "Set flip=both, or gap_weight above 0, or use algorithm.adv_estimator=grpo."
     )
 
 

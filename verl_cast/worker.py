@@ -11,6 +11,7 @@ import functools
 import glob
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -171,12 +172,13 @@ class SelfTeacherWorkerMixin:
         if one_pass is None:
             output = super().update_actor(data)
         else:
-            loss = self._one_pass_loss(data, one_pass)
+            stock_loss = self.actor.loss_fn
+            loss = self._one_pass_loss(stock_loss, data, one_pass)
             self.actor.set_loss_fn(loss)
             try:
                 output = super().update_actor(data)
             finally:
-                self.actor.set_loss_fn(self.loss_fn)
+                self.actor.set_loss_fn(stock_loss)
             if self.actor.engine.is_mp_src_rank_with_outputs():
                 self._update_outputs = loss.outputs(len(data))
             else:
@@ -185,7 +187,7 @@ class SelfTeacherWorkerMixin:
             self.self_teacher.policy_moved()
         return output
 
-    def _one_pass_loss(self, data: TensorDict, one_pass: dict[str, Any]) -> OnePassLoss:
+    def _one_pass_loss(self, stock_loss: Callable[..., Any], data: TensorDict, one_pass: dict[str, Any]) -> OnePassLoss:
         """The loss of this update, and in `data` what it asks of the engine."""
         data[ROW_FIELD] = torch.arange(len(data))
         keeps_entropy = tu.get(data, "calculate_entropy", default=False)
@@ -196,7 +198,7 @@ class SelfTeacherWorkerMixin:
             # verl's engines give the logits to the loss function under this flag: so the entropy costs no graph.
             tu.assign_non_tensor(data, distillation_use_topk=True)
             entropy = entropy_function(self.actor.engine_config.strategy)
-        return OnePassLoss(self.loss_fn, self._method, **one_pass, entropy=entropy, keeps_entropy=keeps_entropy)
+        return OnePassLoss(stock_loss, self._method, **one_pass, entropy=entropy, keeps_entropy=keeps_entropy)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_checkpoint(self, local_path, hdfs_path=None, global_step=0, max_ckpt_to_keep=None):

@@ -19,6 +19,7 @@ STAGES = {
     "cast_teacher": "self-teacher",
     "adv": "advantages",
     "update_actor": "update (FSDP2)",
+    "cast_after_update": "advantages and metrics",
     "update_weights": "weight sync",
     "save_checkpoint": "checkpoint",
 }

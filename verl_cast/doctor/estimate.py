@@ -1,4 +1,4 @@
-"""What a CAST run costs more than its GRPO twin: one forward, and the teacher's copy on the host.
+"""What a CAST run costs more than its GRPO twin: a forward or the difference of two, and the teacher's host copy.
 
 Estimates from the config and the model's shapes; no weight is loaded. Left out of the forward's share: the quadratic
 part of attention, and that a pass without gradient can use larger micro-batches.
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from omegaconf import DictConfig
 
-from verl_cast.config import TeacherConfig
+from verl_cast.config import MethodConfig, TeacherConfig
+from verl_cast.passes import why_two_passes
 
 _DTYPES = {
     "fp32": torch.float32,
@@ -28,19 +29,20 @@ class Compute:
 
     training: float  # old log-probs, update, reference: the training engine without CAST
     teacher: float  # the teacher's forward
+    saved: float  # the forward for old log-probs, where the update forms the gap (verl_cast/passes.py)
 
     @property
     def share(self) -> float:
         """What CAST adds to the training engine's."""
-        return self.teacher / self.training
+        return (self.teacher - self.saved) / self.training
 
     @property
     def share_with_generation(self) -> float:
         """The same with generation counted as one forward, which is its FLOPs and not its time."""
-        return self.teacher / (self.training + 1)
+        return (self.teacher - self.saved) / (self.training + 1)
 
 
-def compute(config: DictConfig, teacher: TeacherConfig, student_tokens: float, teacher_tokens: float) -> Compute:
+def compute(config: DictConfig, method: MethodConfig, student_tokens: float, teacher_tokens: float) -> Compute:
     """Args:
     student_tokens, teacher_tokens: of prompt and response together, per response.
     """
@@ -52,10 +54,10 @@ def compute(config: DictConfig, teacher: TeacherConfig, student_tokens: float, t
     else:
         recomputes = model.enable_gradient_checkpointing
     training = 1 + actor.ppo_epochs * (update + recomputes) + actor.use_kl_loss
-    forward = teacher_tokens / student_tokens
+    forward, teacher = teacher_tokens / student_tokens, method.teacher
     if teacher.context == "same" and teacher.weights == "snapshot":
         forward *= 1 - 1 / teacher.refresh_interval  # none right after a snapshot: the gap is 0
-    return Compute(training, forward)
+    return Compute(training, forward, saved=float(why_two_passes(config, method) is None))
 
 
 def lora_rank(config: DictConfig) -> int:

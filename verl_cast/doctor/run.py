@@ -21,6 +21,7 @@ from verl_cast.config import CastConfig
 from verl_cast.doctor import contexts, data, estimate
 from verl_cast.doctor.lines import BASELINE, Line, Section, cause_of, error, note, ok, warning
 from verl_cast.methods import ESTIMATOR_KEY, cast_config, is_cast_run, method_class
+from verl_cast.passes import why_two_passes
 from verl_cast.trajectories import DIRECTORY
 
 _OF_A_BASELINE = "prompts of its privileged teacher, their lengths, memory and warnings are not looked at: CAST's are"
@@ -223,6 +224,7 @@ def _teacher(config: DictConfig, method: CastConfig, found: data.Data) -> list[L
         if seen.teacher:
             if method.teacher.context != "same":
                 lines.append(contexts.check_length(config, model_config, max(seen.teacher)))
+            lines.append(_passes(config, method))
             lines.append(_compute(config, method, _mean(seen.student), _mean(seen.teacher), response))
     lines.append(_memory(config, method, model_config.hf_config))
     return lines + [_fitness(config)]
@@ -253,8 +255,8 @@ def _mean(lengths: list[int]) -> float:
 
 def _compute(config: DictConfig, method: CastConfig, student: float, teacher: float, response: int) -> Line:
     """The share depends on how long responses are; prompts weigh most beside short ones."""
-    longest = estimate.compute(config, method.teacher, student + response, teacher + response)
-    short = estimate.compute(config, method.teacher, student + response / 4, teacher + response / 4)
+    longest = estimate.compute(config, method, student + response, teacher + response)
+    short = estimate.compute(config, method, student + response / 4, teacher + response / 4)
     low, high = sorted((longest, short), key=lambda compute: compute.teacher)
 
     def span(first: float, second: float, form: str) -> str:
@@ -263,10 +265,21 @@ def _compute(config: DictConfig, method: CastConfig, student: float, teacher: fl
 
     return note(
         "extra compute",
-        f"about +{span(low.share, high.share, '.0%')} of the training engine's FLOPs (the teacher's forward is "
-        f"{span(low.teacher, high.teacher, '.2f')} beside {longest.training:g} forwards' worth), "
-        f"+{span(low.share_with_generation, high.share_with_generation, '.0%')} with generation counted as one more; "
+        f"about {span(low.share, high.share, '+.0%')} of the training engine's FLOPs (the teacher's forward is "
+        f"{span(low.teacher, high.teacher, '.2f')} beside {longest.training:g} forwards' worth"
+        f"{', one of which it replaces' if longest.saved else ''}), "
+        f"{span(low.share_with_generation, high.share_with_generation, '+.0%')} with generation counted as one more; "
         "an estimate without attention's quadratic part. The paper reports 1.25 x GRPO's wall-clock",
+    )
+
+
+def _passes(config: DictConfig, method: CastConfig) -> Line:
+    because = why_two_passes(config, method)
+    return note(
+        "passes",
+        "one: the update forms the gap, and the teacher's pass is the only one before it (unless the model has dropout)"
+        if because is None
+        else f"two, old log-probs and teacher: {because}",
     )
 
 

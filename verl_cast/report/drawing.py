@@ -19,7 +19,7 @@ DASHES = ("solid", "dash", "dot")
 GROUP_COLOURS = ("#7fb3d5", "#c9cdd2", "#e8b08a")  # all correct, mixed, all wrong
 STAGE_COLOURS = (
     "#8fb4d4", "#d9d3c7", "#b9c7a8", "#d8dcb0", "#7d5ba6", "#cdb7e0",
-    "#e6e6e6", "#c8c8c8", "#5f7f9f", "#9fc7c0", "#dcc27f", "#c9a0b4",
+    "#e6e6e6", "#c8c8c8", "#5f7f9f", "#93a5b5", "#9fc7c0", "#dcc27f", "#c9a0b4",
 )  # fmt: skip
 MARKERS_UP_TO = 40
 MANY_STEPS = 80

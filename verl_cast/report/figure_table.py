@@ -248,8 +248,8 @@ SECTIONS = (
             Figure(
                 "stages",
                 "Seconds per step, by stage",
-                "Mean over all steps. The self-teacher should cost what the old log-probs cost, times the ratio of "
-                "context lengths.",
+                "Mean over all steps. The self-teacher should cost what the old log-probs cost (in one-pass steps it "
+                "replaces them), times the ratio of context lengths.",
                 (
                     Line("timing_s/gen", "generation"),
                     Line("timing_s/reward", "reward"),
@@ -260,6 +260,7 @@ SECTIONS = (
                     Line("timing_s/adv", "advantages"),
                     Line("timing_s/cast_dump", "trajectory dump"),
                     Line("timing_s/update_actor", "update"),
+                    Line("timing_s/cast_after_update", "bookkeeping after a one-pass update"),
                     Line("timing_s/update_weights", "weight sync"),
                     Line("timing_s/save_checkpoint", "checkpoint"),
                     Line("timing_s/testing", "validation"),

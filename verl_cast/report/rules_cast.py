@@ -178,13 +178,17 @@ def gap_growth(run: Run) -> Note | None:
 
 
 def teacher_cost(run: Run) -> Note | None:
-    shares = run.ratio("timing_s/cast_teacher", "timing_s/step")[1]
-    against = run.ratio("timing_s/cast_teacher", "timing_s/old_log_prob")[1]
-    shares, against = ([value for value in values if not math.isnan(value)] for values in (shares, against))
-    if not shares or not against:
+    shares = [value for value in run.ratio("timing_s/cast_teacher", "timing_s/step")[1] if not math.isnan(value)]
+    if not shares:
         return None
-    share, ratio = sum(shares) / len(shares), sum(against) / len(against)
-    seen = f"The teacher's pass takes {percent(share)} of a step, {ratio:.2f} × the old log-probs."
+    seen = f"The teacher's pass takes {percent(sum(shares) / len(shares))} of a step"
+    if sum(run.values("cast/one_pass")) > 0:
+        return Note(OK, "The teacher's cost", f"{seen}, and replaces the pass for old log-probs (one pass).")
+    against = [v for v in run.ratio("timing_s/cast_teacher", "timing_s/old_log_prob")[1] if not math.isnan(v)]
+    if not against:
+        return None
+    ratio = sum(against) / len(against)
+    seen = f"{seen}, {ratio:.2f} × the old log-probs."
     if ratio > 1.5:
         return Note(
             LOOK,
