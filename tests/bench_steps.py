@@ -16,6 +16,7 @@ with one it is verl's own, in float32 all the same.
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -293,8 +294,9 @@ def summarize(steps: Sequence[Mapping], warmup: int) -> dict:
     """Medians and spreads of the rounds after the first `warmup`.
 
     Returns:
-        {"rounds": counted, "seconds": {arm: {stage: spread}}, "bytes": {arm: {name: largest}}, "ratios": {arm: {"step",
-        "training": spread}}}: ratios to the GRPO step of the same round, of every other arm.
+        {"rounds": counted, "seconds": {arm: {stage: spread}}, "bytes": {arm: {name: largest}}, "one_pass": {arm: CAST's
+        own metric}, "ratios": {arm: {"step", "training": spread}}}: ratios to the GRPO step of the same round, of every
+        other arm.
 
     Raises:
         BenchError: no whole round is left.
@@ -307,19 +309,21 @@ def summarize(steps: Sequence[Mapping], warmup: int) -> dict:
         by_arm.setdefault(step["arm"], []).append(step)
     if len({len(turns) for turns in by_arm.values()}) > 1:
         raise BenchError("the last round is not whole.")
-    seconds, memory, ratios = {}, {}, {}
+    seconds, memory, paths, ratios = {}, {}, {}, {}
     for arm, turns in by_arm.items():
         stages = {stage: None for turn in turns for stage in turn["seconds"]}
         seconds[arm] = {stage: spread([turn["seconds"].get(stage, 0.0) for turn in turns]) for stage in stages}
         names = {name: None for turn in turns for name in turn["bytes"]}
         memory[arm] = {name: max(turn["bytes"].get(name, 0) for turn in turns) for name in names}
+        paths[arm] = turns[0]["metrics"].get("cast/one_pass")  # of all, says check
         if arm != GRPO and GRPO in by_arm:
             pairs = list(zip(turns, by_arm[GRPO], strict=True))  # both in the order of the rounds
             ratios[arm] = {
                 part: spread([mine["seconds"][part] / grpo["seconds"][part] for mine, grpo in pairs])
                 for part in ("step", "training")
             }
-    return {"rounds": len(next(iter(by_arm.values()))), "seconds": seconds, "bytes": memory, "ratios": ratios}
+    rounds = len(next(iter(by_arm.values())))
+    return {"rounds": rounds, "seconds": seconds, "bytes": memory, "one_pass": paths, "ratios": ratios}
 
 
 def table(summary: Mapping) -> str:
@@ -341,6 +345,7 @@ def table(summary: Mapping) -> str:
         row(title, [times(summary["seconds"][arm].get(stage), " s") for arm in arms])
     for part, title in (("step", "ratio of whole steps"), ("training", "ratio without gen")):
         row(title, [times(summary["ratios"].get(arm, {}).get(part), " x") for arm in arms])
+    row("cast/one_pass", ["-" if summary["one_pass"][arm] is None else f"{summary['one_pass'][arm]:g}" for arm in arms])
     for name, title in (
         ("worker/peak", "accelerator peak"),
         ("worker/peak_rss", "actor worker, peak RSS"),
@@ -359,13 +364,16 @@ def table(summary: Mapping) -> str:
 
 
 def machine() -> dict:
+    """Where and on what the numbers are taken; `load` is the average of the minute before."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
     )
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    found = {"commit": commit.stdout.strip(), "accelerator": device, "threads": torch.get_num_threads()}
     return {
-        **found,
+        "commit": commit.stdout.strip(),
+        "accelerator": device,
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
         "torch": torch.__version__,
         "platform": platform.platform(),
         "utc": time.strftime("%F %T", time.gmtime()),
@@ -414,6 +422,8 @@ def _measured(name: str, arms: tuple[str, ...], overrides: list[str], arguments:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     model = None if arguments.model is None else arguments.model.resolve()
+    on = machine()
+    print(f"{name}: load average before the run {on['load']:.2f}; the ratios want an idle machine")
     try:
         rounds = arguments.warmup + arguments.rounds
         steps = run_point(name, directory, arms, rounds, model, overrides)
@@ -428,7 +438,7 @@ def _measured(name: str, arms: tuple[str, ...], overrides: list[str], arguments:
     print(f"\n{name}: {work}{_made(work)}; model {used}{' '.join(['', *overrides])}\n{table(summary)}\n", flush=True)
     if arguments.out is not None:
         described = {"point": name, "model": used, "workload": asdict(work), "overrides": overrides, "arms": arms}
-        line = {**described, "machine": machine(), "warmup": arguments.warmup, "summary": summary, "steps": steps}
+        line = {**described, "machine": on, "warmup": arguments.warmup, "summary": summary, "steps": steps}
         with arguments.out.open("a") as out:
             out.write(json.dumps(line) + "\n")
     return True

@@ -55,6 +55,7 @@ def test_ratios_are_taken_within_rounds_and_the_warm_up_is_left_out():
     assert summary["ratios"][TWO_PASS]["training"] == {"median": 2, "min": 2, "max": 2}
     assert summary["ratios"][TWO_PASS]["step"] == {"median": (9 / 5 + 22 / 12) / 2, "min": 9 / 5, "max": 22 / 12}
     assert GRPO not in summary["ratios"]
+    assert summary["one_pass"] == {GRPO: None, ONE_PASS: 1.0, TWO_PASS: 0.0}
     assert summary["bytes"][ONE_PASS] == {"worker/rss": 1008, "teacher": 2**28}, "the largest of the counted steps"
 
 
