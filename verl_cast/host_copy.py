@@ -29,14 +29,13 @@ PIECE_BYTES = 4 * 2**20
 
 
 class Piece(NamedTuple):
-    """A part of one tensor, of at most PIECE_BYTES (one row, where a row of a strided tensor is larger)."""
+    """A part of one tensor: rows of at most PIECE_BYTES, or one row."""
 
     name: str
     first: int  # its first element within the tensor
     live: torch.Tensor
     home: torch.Tensor  # the copy's piece, while the copy is not exchanged
     away: torch.Tensor  # the live tensor's piece, while the copy is exchanged
-    gap: torch.Tensor  # free while the copy is not exchanged
 
     def part_of(self, tensor: torch.Tensor) -> torch.Tensor:
         """The same part of a contiguous tensor of the same shape."""
@@ -48,40 +47,37 @@ class HostCopy:
 
     def __init__(self, tensors: dict[str, torch.Tensor]):
         self.nbytes = sum(tensor.nbytes for tensor in tensors.values())  # of the copy, the gaps not included
-        self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        self._dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-        self._first: dict[str, int] = {}
-        self._gaps = dict.fromkeys(self._dtypes.values(), 0)  # elements
-        lengths = dict.fromkeys(self._dtypes.values(), 0)
-        for name, tensor in tensors.items():
-            self._first[name] = lengths[tensor.dtype]
-            lengths[tensor.dtype] += tensor.numel()
-            largest = max((part.numel() for part in _parts(tensor)), default=0)
-            self._gaps[tensor.dtype] = max(self._gaps[tensor.dtype], largest)
-        self._buffers = {dtype: torch.empty(self._gaps[dtype] + lengths[dtype], dtype=dtype) for dtype in lengths}
+        lengths, gaps = {}, {}  # elements, by type
+        for tensor in tensors.values():
+            lengths[tensor.dtype] = lengths.get(tensor.dtype, 0) + tensor.numel()
+            gaps[tensor.dtype] = max(gaps.get(tensor.dtype, 0), *(part.numel() for part in _parts(tensor)), 0)
+        self._buffers = {dtype: torch.empty(gaps[dtype] + lengths[dtype], dtype=dtype) for dtype in lengths}
         self._on_accelerator = any(tensor.device.type != "cpu" for tensor in tensors.values())
         if any(tensor.device.type == "cuda" for tensor in tensors.values()):
             for buffer in self._buffers.values():
                 _page_lock(buffer)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The copy, by name, while it is not exchanged: views of the buffers."""
-        found = {}
-        for name, shape in self._shapes.items():
-            dtype = self._dtypes[name]
-            first = self._gaps[dtype] + self._first[name]
-            found[name] = self._buffers[dtype][first : first + shape.numel()].view(shape)
-        return found
+        self.tensors: dict[str, torch.Tensor] = {}  # the copy, while it is not exchanged: views of the buffers
+        self._places: dict[str, list[tuple[int, torch.Tensor, torch.Tensor]]] = {}  # first, home, away of the pieces
+        ends = dict.fromkeys(lengths, 0)
+        for name, tensor in tensors.items():
+            gap, buffer, away = gaps[tensor.dtype], self._buffers[tensor.dtype], ends[tensor.dtype]
+            self.tensors[name] = _part(buffer, gap + away, tensor)
+            self._places[name], first = [], 0
+            for part in _parts(tensor):
+                places = (_part(buffer, start + first, part) for start in (gap + away, away))
+                self._places[name].append((first, *places))
+                first += part.numel()
+            ends[tensor.dtype] += tensor.numel()
 
     def pieces(self, tensors: dict[str, torch.Tensor]) -> Iterator[Piece]:
         """What is copied, in the order of going in. `tensors`: of the names, shapes and types of the first ones."""
-        for name, dtype in self._dtypes.items():
-            buffer, away, first = self._buffers[dtype], self._first[name], 0
-            home = away + self._gaps[dtype]
-            for live in _parts(tensors[name]):
-                places = [_part(buffer, start + first, live) for start in (home, away)]
-                yield Piece(name, first, live, *places, gap=_part(buffer, 0, live))
-                first += live.numel()
+        for name, places in self._places.items():
+            for live, place in zip(_parts(tensors[name]), places, strict=True):
+                yield Piece(name, place[0], live, *place[1:])
+
+    def in_gap(self, piece: Piece) -> torch.Tensor:
+        """A place for the live piece that is free while the copy is not exchanged."""
+        return _part(self._buffers[piece.live.dtype], 0, piece.live)
 
     def wait(self) -> None:
         """Until everything is where it was copied to."""
@@ -95,13 +91,9 @@ def _part(flat: torch.Tensor, first: int, like: torch.Tensor) -> torch.Tensor:
 
 def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The tensor in pieces, in the order of its elements."""
-    if tensor.is_contiguous():
-        tensor = tensor.view(-1)
-    elif tensor.dim() == 0:
-        tensor = tensor.view(1)
-    if tensor.numel() == 0:
-        return ()
-    return tensor.split(max(1, PIECE_BYTES // (tensor.nbytes // tensor.shape[0])))
+    if tensor.nbytes <= PIECE_BYTES or tensor.dim() == 0:
+        return (tensor,) if tensor.numel() else ()
+    return tensor.split(max(1, PIECE_BYTES * len(tensor) // tensor.nbytes))
 
 
 def _page_lock(buffer: torch.Tensor) -> None:

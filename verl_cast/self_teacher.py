@@ -128,7 +128,7 @@ class SelfTeacher:
         if self.config.weights == "ema":
             self._average = {
                 name: tensor.float()
-                for name, tensor in self._host.tensors().items()
+                for name, tensor in self._host.tensors.items()
                 if tensor.is_floating_point() and tensor.dtype != torch.float32
             }
         self._taken_at = self._averaged_at = completed_steps
@@ -138,7 +138,7 @@ class SelfTeacher:
         shards = trainable_shards(self._module)
         self._check_same(shards)
         for piece in self._host.pieces(shards):
-            policy = piece.live if piece.live.device.type == "cpu" else piece.gap.copy_(piece.live)
+            policy = piece.live if piece.live.device.type == "cpu" else self._host.in_gap(piece).copy_(piece.live)
             rounded = piece.name in self._average
             average = piece.part_of(self._average[piece.name]) if rounded else piece.home
             average.lerp_(policy.to(average.dtype), 1 - self.config.ema_decay)
@@ -175,7 +175,6 @@ class SelfTeacher:
                     exchanges.callback(self._exchange, piece.live, (piece.home, piece.away))
 
     @staticmethod
-    @torch.no_grad()
     def _exchange(live: torch.Tensor, host: tuple[torch.Tensor, torch.Tensor]) -> None:
         """Write `live` to the first place on the host, and the second to `live`; or leave `live` as it was."""
         # No place is on the accelerator: one that is out of memory must still get its policy back. copy_, never
@@ -193,7 +192,8 @@ class SelfTeacher:
         """Count what is copied inside, `copies` times the trainable shard, and wait for it."""
         start = time.perf_counter()
         try:
-            yield
+            with torch.no_grad():
+                yield
         finally:
             self._host.wait()
             self._cost[f"{what}_seconds"] += time.perf_counter() - start
@@ -201,7 +201,7 @@ class SelfTeacher:
 
     def _check_same(self, shards: dict[str, torch.Tensor]) -> None:
         """The live parameters are those that the copy was taken of: a copy in another type would round the policy."""
-        copies = self._host.tensors()
+        copies = self._host.tensors
         for name in sorted(shards.keys() | copies.keys()):
             live, host = shards.get(name), copies.get(name)
             if live is None or host is None or (live.shape, live.dtype) != (host.shape, host.dtype):
@@ -218,7 +218,7 @@ class SelfTeacher:
             "taken_at": self._taken_at,
             "averaged_at": self._averaged_at,
             "is_live": self._is_live,
-            "parameters": self._host.tensors(),
+            "parameters": dict(self._host.tensors),
             "average": self._average,
         }
 
@@ -235,7 +235,7 @@ class SelfTeacher:
                 raise ValueError(f"its {key} is {state.get(key)!r}, this run's is {expected!r}")
         if self.holds_copy and state["taken_at"] is not None:
             self._copy(state["taken_at"])
-            copies = self._host.tensors()
+            copies = self._host.tensors
             described = {name: (tuple(t.shape), t.dtype) for name, t in state["parameters"].items()}
             if described != {name: (tuple(t.shape), t.dtype) for name, t in copies.items()}:
                 raise ValueError("its parameters are not those of this rank (other model, LoRA or layout of ranks)")
