@@ -172,6 +172,7 @@ class SelfTeacherTrainerMixin:
             fields.append("teacher_log_probs")
         if step.measures_noise:
             with self._stage("cast_noise", inside):
+                batch.extra_info["temperature"] = self.config.actor_rollout_ref.rollout.temperature
                 self.actor_rollout_wg.compute_log_probs_again(batch)
             fields.append("log_probs_again")
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
