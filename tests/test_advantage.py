@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
-from verl_cast import CastConfig
+from verl_cast import CastConfig, advantage
 from verl_cast.advantage import (
     ALL_CORRECT,
     ALL_WRONG,
     EXCLUDED,
+    MAX_EXPONENT,
     MIXED,
     apply_deadzone,
     base_advantage,
@@ -47,6 +48,7 @@ def random_base_and_gap(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         dict(gap_weight=0.5, gap_deadzone=0.25),
         dict(gap_weight=3.0, advantage_clip=None, positive_clip=(0.5, 1.5), negative_clip=(0.1, 2.0)),
         dict(positive_clip=(0.8, 1.2), negative_clip=(0.8, 1.2)),
+        dict(positive_clip=(1.1, 1.3), negative_clip=(1.2, 1.2)),
         dict(gap_weight=0.0),
     ],
 )
@@ -65,15 +67,15 @@ def test_every_token_equals_the_reference(flip, settings_):
     for dtype, tolerance in ((torch.float64, 1e-14), (torch.float32, 2e-6)):
         teacher, old = gap.to(dtype).unsqueeze(0), torch.zeros(1, NUM_RANDOM, dtype=dtype)
         used_gap = apply_deadzone(token_gap(teacher, old, torch.ones(1, NUM_RANDOM)), config.gap_deadzone)
-        advantages, flipped, *_ = shape_advantage(base.to(dtype).unsqueeze(0), used_gap, config)
-        torch.testing.assert_close(advantages.squeeze(0).double(), expected, rtol=tolerance, atol=tolerance)
-        assert flipped.any() == (flip != "none")
+        shaped = shape_advantage(base.to(dtype).unsqueeze(0), used_gap, config)
+        torch.testing.assert_close(shaped.advantages.squeeze(0).double(), expected, rtol=tolerance, atol=tolerance)
+        assert shaped.flipped.any() == (flip != "none")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_closed_form_of_section_7(dtype):
     base, gap = (x.to(dtype) for x in random_base_and_gap(seed=7))
-    advantages, *_ = shape_advantage(base.unsqueeze(0), gap.unsqueeze(0), CastConfig())
+    advantages = shape_advantage(base.unsqueeze(0), gap.unsqueeze(0), CastConfig()).advantages
     expected = [reference.closed_form(b, g) for b, g in zip(base.tolist(), gap.tolist(), strict=True)]
     torch.testing.assert_close(
         advantages.squeeze(0).double(),
@@ -200,6 +202,52 @@ def test_masked_tokens_get_nothing_whatever_stands_there():
     assert (result.advantages[:, [1, 3]] == 0).all()
     assert not result.flipped[:, [1, 3]].any()
     assert result.flipped.tolist() == [[False, False, True, False, False], [True, False, False, False, False]]
+
+
+@pytest.mark.parametrize("block_tokens", [1, 7, 100, 2**18])
+def test_the_size_of_a_block_changes_no_bit(monkeypatch, block_tokens):
+    """Rows are computed a few at a time on a CPU; where the cuts fall must not show, nor who sits beside a NaN."""
+    generator = torch.Generator().manual_seed(0)
+    rewards = (torch.rand(23, generator=generator) < 0.5).float().tolist()
+    gap = torch.randn(23, 37, generator=generator)
+    mask = torch.rand(23, 37, generator=generator) < 0.7
+    gap[3][~mask[3]] = float("nan")
+    tensors = batch(rewards, [i // 4 for i in range(23)], 37, gap, mask.long().tolist())
+    whole = cast_advantage(*tensors, CastConfig(gap_deadzone=0.1))
+    details = whole.compute_details()
+    monkeypatch.setattr(advantage, "BLOCK_TOKENS", block_tokens)
+    cut = cast_advantage(*tensors, CastConfig(gap_deadzone=0.1))
+    assert torch.equal(cut.advantages.view(torch.int32), whole.advantages.view(torch.int32))
+    for name, expected in details._asdict().items():
+        assert torch.equal(getattr(cut, name), expected), name
+    bad = mask.nonzero()[-1]
+    tensors[4][tuple(bad)] = float("nan")
+    with pytest.raises(ValueError, match="log-prob"):
+        cast_advantage(*tensors, CastConfig())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_zeros_have_the_sign_that_grpo_gives_them(dtype):
+    """A gap of −0.0 is no disagreement; 0.0 under the mask has B's sign, as in verl's product; no gap is −0.0."""
+    zeros = torch.zeros(3, 4, dtype=dtype)
+    rewards, mask = [1.0, 0.0, 0.0], [[1, 1, 0, 0]] * 3
+    tensors = batch(rewards, ["a", "a", "b"], 4, zeros, mask, dtype)
+    for teacher, old in ((zeros, zeros), (-zeros, zeros), (zeros, -zeros)):
+        result = cast_advantage(*tensors[:3], old, teacher, CastConfig())
+        assert not result.flipped.any()
+        B = result.base.value.unsqueeze(-1)
+        assert torch.equal(result.advantages, B.clamp(-1.2, 1.2) * tensors[1])
+        assert torch.equal(torch.signbit(result.advantages), torch.signbit(B * tensors[1]))
+        assert not torch.signbit(result.gap).any() and not torch.signbit(result.raw_gap).any()
+
+
+@pytest.mark.slow
+def test_no_weight_of_a_row_that_may_flip_lies_below_1():
+    """`shape_advantage` bounds such weights from above alone. Every float32 exponent from 0 to its clamp."""
+    last = int(torch.tensor(MAX_EXPONENT).view(torch.int32))
+    for start in range(0, last + 1, 2**25):
+        exponent = torch.arange(start, min(start + 2**25, last + 1), dtype=torch.int32).view(torch.float32)
+        assert (exponent.exp_() >= 1).all()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
