@@ -497,6 +497,17 @@ def by_correctness(e, tokens):
     return expected
 
 
+def of_gaps(gap, used_gap):
+    return {
+        "gap/mean": gap.mean(),
+        "gap/abs_mean": np.abs(gap).mean(),
+        "gap/positive_share": (gap > 0).mean(),
+        "gap/zero_share": (gap == 0).mean(),
+        "gap/deadzone_share": (used_gap != gap).mean(),
+        **dict(zip(QUANTILES, np.quantile(gap, [0.05, 0.25, 0.5, 0.75, 0.95]), strict=True)),
+    }
+
+
 def test_metrics_are_finite_and_right(chunk):
     """Catches a division by nothing, and a metric over rows, tokens or groups that do not count."""
     for batch, e, result in chunk:
@@ -520,12 +531,7 @@ def test_metrics_are_finite_and_right(chunk):
             **{f"group/{name}_share": n / max(1, sum(kinds)) for name, n in zip(LABELS, kinds, strict=True)},
             "correct_share": e.correct[counted].sum() / max(1, counted.sum()),
             "base/abs_mean": np.abs(e.base[counted]).sum() / max(1, counted.sum()),
-            "gap/mean": gap.sum() / total,
-            "gap/abs_mean": np.abs(gap).sum() / total,
-            "gap/positive_share": (gap > 0).sum() / total,
-            "gap/zero_share": (gap == 0).sum() / total,
-            "gap/deadzone_share": (used_gap != gap).sum() / total,
-            **(dict(zip(QUANTILES, np.quantile(gap, [0.05, 0.25, 0.5, 0.75, 0.95]), strict=True)) if gap.size else {}),
+            **(of_gaps(gap, used_gap) if gap.size else {}),
             **by_correctness(e, tokens),
             "flip/share": share(e.flipped, np.ones_like(tokens)),
             "flip/correct_share": share(e.flipped, B > 0),
