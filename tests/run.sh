@@ -23,8 +23,8 @@ ruff check .
 ruff format --check .
 [ $# -eq 0 ] || exec python -m pytest "$@"
 
-# First what needs one core, two files at a time; then the real runs, which need both.
+# First what needs one core, two files at a time (each with one thread); then the real runs, which need both.
 status=0
-python -m pytest -m "not slow" --numprocesses 2 --dist loadfile || status=$?
+OMP_NUM_THREADS=1 python -m pytest -m "not slow" --numprocesses 2 --dist loadfile || status=$?
 python -m pytest -m slow || status=$?
 exit $status
