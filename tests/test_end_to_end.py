@@ -175,7 +175,7 @@ def grpo(runs):
 
 @pytest.fixture(scope="module")
 def cast(runs):
-    """Killed with SIGKILL between two saves, in the middle of step 5."""
+    """Killed with SIGKILL between two saves, right after the update of step 5."""
     return runs("cast", expected=-signal.SIGKILL)
 
 
@@ -284,7 +284,6 @@ def test_metrics_say_what_happened(cast):
         assert ("cast/noise/p99" in m) == ("timing_s/cast_noise" in m) == (step == 3)  # noise_floor_interval=3
         # One pass, except where the noise floor asks for the weights before the update.
         assert m["cast/one_pass"] == ("timing_s/cast_after_update" in m) == (step != 3)
-        assert (m["timing_s/old_log_prob"] > m["timing_s/cast_teacher"] / 4) == (step == 3)
         assert m["actor/entropy"] > 0 and m["cast/entropy/wrong_mean"] > 0 and m["actor/ppo_kl"] == 0
         if step == 3:
             assert 0 <= m["cast/noise/p99"] < 1e-4 < m["cast/gap/abs_mean"]
@@ -322,7 +321,7 @@ def test_a_killed_run_goes_on_with_the_same_teacher(runs, cast):
     run) has led to the same weights, which give the same log-probs in step 5.
     """
     resumed = runs("cast_resumed")
-    assert [m["cast/one_pass"] for m in cast.metrics[3:]] == [1.0]
+    assert cast.metrics[3]["cast/one_pass"] == 1.0
     assert [m["cast/one_pass"] for m in resumed.metrics] == [0.0, 0.0, 0.0]
     for step in (4, 5):
         assert_same_batches(cast, resumed, step)
