@@ -197,6 +197,9 @@ def run_point(
     write_data(directory / "batch.parquet", work.prompts)
     settings = work.overrides(directory / "batch.parquet", model or directory / "model", steps)
     environment = {"VERL_USE_EXTERNAL_MODULES": "bench_trainer", "BENCH_ARMS": ",".join(arms)}
+    # Else Ray gives every actor one thread. As in the quick start.
+    environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
+    environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     if torch.cuda.is_available():
         settings.append("trainer.device=cuda")
         environment["VERL_PLATFORM"] = "cuda"
