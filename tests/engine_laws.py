@@ -155,27 +155,29 @@ class Rank:
         rows = values.split(self.data["responses"].offsets().diff().tolist())
         return torch.nested.as_nested_tensor(list(rows), layout=torch.jagged)
 
-    def update(self, **fields) -> None:
-        """verl's update; `fields` are those of the batch that are not the usual ones, and what it asks for."""
+    def update(self, settings: dict | None = None, **fields) -> None:
+        """verl's update; `fields` of the batch and `settings` are those that are not the usual ones."""
         from verl.utils import tensordict_utils as tu
 
+        from verl_cast.worker import ONE_PASS
+
         data = self.data.clone()
-        one_pass = fields.pop("cast_one_pass", None)
+        one_pass = fields.pop(ONE_PASS, None)
         if one_pass is None:
             fields = fields or {"old_log_probs": self.nested(self.handed_out(self.log_probs()))}
         else:
             del data["advantages"]  # the update forms them
-            tu.assign_non_tensor(data, cast_one_pass=one_pass)
+            tu.assign_non_tensor(data, **{ONE_PASS: one_pass})
         data.update(fields)
-        tu.assign_non_tensor(
-            data,
-            calculate_entropy=False,
-            global_batch_size=4 * self.num_dp,
-            mini_batch_size=4 * self.num_dp,
-            epochs=1,
-            seed=1,
-            dataloader_kwargs={"shuffle": False},
-        )
+        usual = {
+            "calculate_entropy": False,
+            "global_batch_size": 4 * self.num_dp,
+            "mini_batch_size": 4 * self.num_dp,
+            "epochs": 1,
+            "seed": 1,
+            "dataloader_kwargs": {"shuffle": False},
+        }
+        tu.assign_non_tensor(data, **{**usual, **(settings or {})})
         self.worker.update_actor(data)
 
     def live(self) -> dict[str, torch.Tensor]:
@@ -272,8 +274,8 @@ def main(directory: Path, engine_name: str, overrides: list[str]) -> None:
             torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
         assert same_bits(this.parameters(), after_two)
 
-    check_skipped_rows(this)
-    check_one_pass([Rank(directory, engine_name, overrides) for _ in range(2)])
+    check_skipped_rows(this, half_precision)
+    check_one_pass([Rank(directory, engine_name, overrides) for _ in range(2)], half_precision)
 
     check_checkpoint(this, directory / f"ckpt_{os.getpid() if this.world_size == 1 else os.environ['MASTER_PORT']}")
     check_other_weights(this, lora)

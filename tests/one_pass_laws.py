@@ -1,5 +1,6 @@
 """Laws of the passes over a batch, on the real shards of engine_laws.py: rows left out, one loading, one pass."""
 
+import pytest
 import torch
 from verl.utils import tensordict_utils as tu
 
@@ -7,12 +8,12 @@ from verl_cast import CastConfig
 from verl_cast.advantage import CAST_RULE, BaseAdvantage, token_advantage
 from verl_cast.one_pass import BASE_FIELD, CORRECT_FIELD
 from verl_cast.teacher_pass import SCORED_FIELD
-from verl_cast.worker import ONE_PASS, TEACHER_TOO
+from verl_cast.worker import AFTER_UPDATE, ONE_PASS, TEACHER_TOO
 
 NO_GROUP = torch.zeros(4, dtype=torch.int64)
 
 
-def check_skipped_rows(this) -> None:
+def check_skipped_rows(this, half_precision: bool) -> None:
     """Rows that are not scored cost no forward, and change nothing for the others, whatever the other ranks score."""
     this.init_teacher(context="plain")
     all_rows = this.teacher_log_probs()
@@ -30,11 +31,10 @@ def check_skipped_rows(this) -> None:
     packed = this.worker.actor.engine_config.use_dynamic_bsz
     assert len(went_through) == (4 if chunks else 1 if packed else 2), "as many as fill the micro-batches, no more"
     of_scored = scored[row]
-    half = this.engine.engine_config.get("dtype", "") == "bfloat16" or "bf" in str(vars(this.engine.engine_config))
-    torch.testing.assert_close(some_rows[of_scored], all_rows[of_scored], rtol=0, atol=0.2 if half else 1e-5)
+    torch.testing.assert_close(some_rows[of_scored], all_rows[of_scored], rtol=0, atol=0.2 if half_precision else 1e-5)
 
 
-def check_one_pass(ranks: list) -> None:
+def check_one_pass(ranks: list, half_precision: bool) -> None:
     """The update that forms the gap itself does what an update after two passes does."""
     one, two = ranks
     value = torch.tensor([0.7, -1.0, 1.0, -0.7])
@@ -75,21 +75,64 @@ def check_one_pass(ranks: list) -> None:
             ONE_PASS: {"completed_steps": 1, "gap_is_zero": False},
         }
     )
-    data = one.data.clone()
-    tu.assign_non_tensor(data, calculate_entropy=True, compute_loss=False)
-    kept = one.worker.compute_log_prob(data)
+    kept = after_update(one)
     assert (kept is None) == (output is None)
     if kept is not None:
         assert torch.equal(one.responses_of(kept["log_probs"]), old.values())
-        half = "bf" in str(vars(one.engine.engine_config))
         got, expected = (this.responses_of(values["entropy"]) for this, values in ((one, kept), (two, output)))
-        torch.testing.assert_close(got, expected, rtol=0, atol=5e-2 if half else 1e-5)
+        torch.testing.assert_close(got, expected, rtol=0, atol=5e-2 if half_precision else 1e-5)
     after_one, after_two = one.parameters(), two.parameters()
     assert max((after_two[name] - before[name]).abs().max().item() for name in before) > 1e-3, "the policy must move"
     # On this CPU the update's forward has the very bits of the pass, so that one pass does exactly what two do.
     assert all(torch.equal(after_one[name], after_two[name]) for name in after_two)
 
     # -- the log-probs are handed out once; then there are passes again
+    with pytest.raises(RuntimeError, match="asked for without one"):
+        after_update(one)
     again = one.log_probs()
     if again is not None:
         assert not torch.equal(again, one.responses_of(kept["log_probs"])), "after the update the policy is another"
+
+    # -- a teacher of the policy's very weights in the student's context: no gap, in micro-batches other than those of
+    # the passes, and with weights that were exchanged
+    settings, overridden = one.worker.actor.engine_config, {}
+    for name in ("micro_batch_size_per_gpu", "max_token_len_per_gpu"):
+        overridden[name] = getattr(settings, name)
+    settings.micro_batch_size_per_gpu = 1
+    if settings.use_dynamic_bsz:
+        settings.max_token_len_per_gpu //= 2
+    one.init_teacher(context="same")
+    one.worker.self_teacher.policy_moved()
+    teacher = one.teacher_log_probs()
+    passes = one.handed_out(None if teacher is None else {"teacher": teacher})
+    update = {BASE_FIELD: base.value, CORRECT_FIELD: base.correct, SCORED_FIELD: torch.ones(4, dtype=torch.bool)}
+    one.update(
+        teacher_log_probs=one.nested(passes["teacher"]),
+        **update,
+        **{ONE_PASS: {"completed_steps": 2, "gap_is_zero": False}},
+    )
+    kept = after_update(one)
+    if kept is not None:
+        assert torch.equal(one.responses_of(kept["log_probs"]), teacher), "bit for bit"
+    for name, value in overridden.items():
+        setattr(settings, name, value)
+
+    # -- no gap by construction, the entropy in the loss too, rows in another order
+    expected = one.log_probs()
+    one.update(
+        settings={"calculate_entropy": True, "dataloader_kwargs": {"shuffle": True}},
+        **update,
+        **{ONE_PASS: {"completed_steps": 3, "gap_is_zero": True}},
+    )
+    kept = after_update(one)
+    if kept is not None:
+        got = one.responses_of(kept["log_probs"])
+        torch.testing.assert_close(got, expected, rtol=0, atol=0.2 if half_precision else 1e-5)
+        assert (one.responses_of(kept["entropy"]) > 0).all()
+
+
+def after_update(this):
+    """What the trainer asks for after a one-pass update."""
+    data = this.data.clone()
+    tu.assign_non_tensor(data, calculate_entropy=True, compute_loss=False, **{AFTER_UPDATE: True})
+    return this.worker.compute_log_prob(data)

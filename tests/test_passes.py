@@ -15,7 +15,7 @@ from verl_cast import CastConfig
 from verl_cast.advantage import ALL_WRONG, MIXED, BaseAdvantage, token_advantage, trajectory_advantage
 from verl_cast.estimator import ESTIMATORS, EstimatorInputs, estimator_inputs
 from verl_cast.methods import METHODS, method_config
-from verl_cast.one_pass import BASE_FIELD, CORRECT_FIELD, ROW_FIELD, OnePassLoss, dropouts
+from verl_cast.one_pass import BASE_FIELD, CORRECT_FIELD, ENTROPY, ROW_FIELD, OnePassLoss, training_noise
 from verl_cast.passes import why_two_passes
 from verl_cast.rules import rule_of
 from verl_cast.step import plan_step
@@ -40,6 +40,9 @@ AGE_1 = {"is_policy": False, "age": 1}
         (("actor_rollout_ref.rollout.calculate_log_probs=True",), None),
         (("trainer.v1.trainer_mode=colocate_async",), None),
         (("trainer.v1.trainer_mode=separate_async", "trainer.v1.separate_async.parameter_sync_step=1"), None),
+        ((f"{ACTOR}.shuffle=True",), None),
+        (("+algorithm.cast.teacher.context=same",), None),
+        (("+algorithm.cast.teacher.context=same", f"{ACTOR}.shuffle=True"), f"{ACTOR}.shuffle=True: with context=same"),
         (("data.train_batch_size=4",), f"{ACTOR}.ppo_mini_batch_size=2: the policy moves"),
         ((f"{ACTOR}.ppo_epochs=2",), f"{ACTOR}.ppo_epochs=2: the policy moves"),
         (("+algorithm.cast.one_pass=False",), "algorithm.cast.one_pass=False: it is switched off"),
@@ -135,7 +138,11 @@ def test_where_no_gap_is_needed_none_matters_and_elsewhere_it_does(name):
             for flip in ("both", "correct", "wrong", "none")
             for weight in (0, 1)
         ]
-        configs += flips + [CastConfig(base_correct=0.0, base_wrong=0.0), CastConfig(base_correct=0.0, flip="wrong")]
+        configs += flips + [
+            CastConfig(flip="none", positive_clip=(1.0, 1.0)),
+            CastConfig(base_correct=0.0, base_wrong=0.0),
+            CastConfig(base_correct=0.0, flip="wrong"),
+        ]
     if name == "rlsd":
         configs.append(METHODS[name](gap_weight_decay_steps=2))  # over at step 5
     for config in configs:
@@ -216,9 +223,7 @@ def test_the_loss_that_forms_the_gap_has_the_gradient_of_two_passes(compose, nam
     entropy = torch.rand(1, 12)
     loss_function = OnePassLoss(stock, method, 3, False, lambda logits: logits.sum(-1), keeps_entropy=False)
     handed = loss_function(student_logits=torch.stack([entropy, torch.zeros_like(entropy)], -1), data=data)
-    model_output["cast_entropy"] = torch.nested.nested_tensor_from_jagged(
-        handed["cast_entropy"][0], torch.tensor([0, 6, 12])
-    )
+    model_output[ENTROPY] = torch.nested.nested_tensor_from_jagged(handed[ENTROPY][0], torch.tensor([0, 6, 12]))
     loss, metrics = loss_function(model_output=model_output, data=data)
     loss.backward()
     assert "advantages" not in data, "the batch is as it was"
@@ -252,18 +257,17 @@ def test_reduced_to_grpo_the_base_is_verls():
     assert torch.equal(base.value, compute_grpo_outcome_advantage(rewards, mask, index)[0][:, 0])
 
 
-def test_dropout_is_found_in_settings_and_modules():
+def test_what_acts_in_training_alone_is_found_in_settings_and_modules():
+    from transformers import MixtralConfig, PhimoeConfig, Qwen3Config
+
     class Engine:
         module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.0))
 
-    class TextConfig:
-        settings = {"attention_dropout": 0.0, "hidden_size": 4}
-
-        def to_dict(self):
-            return self.settings
-
-    engine, text_config = Engine(), TextConfig()
-    assert dropouts(engine, text_config) == []
-    engine.module = [torch.nn.Sequential(torch.nn.Dropout(0.1))]
-    text_config.settings = {"attention_dropout": 0.2, "resid_pdrop": 0.0}
-    assert dropouts(engine, text_config) == ["0: p=0.1", "attention_dropout=0.2"]
+    engine = Engine()
+    assert training_noise(engine, Qwen3Config()) == []
+    assert training_noise(engine, PhimoeConfig()) == ["input_jitter_noise=0.01", "router_jitter_noise=0.01"]
+    assert training_noise(engine, MixtralConfig(attention_dropout=0.2)) == ["attention_dropout=0.2"]
+    engine.module = [torch.nn.Sequential(torch.nn.Dropout(0.1), torch.nn.Dropout(0.1))]
+    engine.tf_config = type("Settings", (), {})()
+    engine.tf_config.hidden_dropout = 0.3
+    assert training_noise(engine, Qwen3Config()) == ["Dropout=0.1", "hidden_dropout=0.3"]

@@ -300,9 +300,13 @@ class Rule(NamedTuple):
 
 
 def cast_needs_gap(base: BaseAdvantage, config: CastConfig, completed_steps: int = 0) -> torch.Tensor:
-    """(B,) bool, rows whose advantage depends on the gap: not where B = 0, nor where λ = 0 and no token may flip."""
-    positive = config.gap_weight > 0 or config.flip in ("both", "correct")
-    negative = config.gap_weight > 0 or config.flip in ("both", "wrong")
+    """(B,) bool, rows whose advantage depends on the gap.
+
+    Not where B = 0, nor where no token may flip and the weight does nothing (λ = 0, or both bounds 1).
+    """
+    weighs = [config.gap_weight > 0 and bounds != (1.0, 1.0) for bounds in (config.positive_clip, config.negative_clip)]
+    positive = weighs[0] or config.flip in ("both", "correct")
+    negative = weighs[1] or config.flip in ("both", "wrong")
     return ((base.value > 0) & positive) | ((base.value < 0) & negative)
 
 

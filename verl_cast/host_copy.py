@@ -14,6 +14,7 @@ With an accelerator the buffers are page-locked, and all copies are queued on on
 Left out: going in and out on two streams at a time. It would at best halve the seconds of an exchange.
 """
 
+import contextlib
 import logging
 import weakref
 from collections.abc import Iterator
@@ -98,10 +99,14 @@ def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 def _page_lock(buffer: torch.Tensor) -> None:
     """Lock the buffer where it is: PyTorch's allocator of pinned memory would round it up to a power of two."""
+    if buffer.nbytes == 0:
+        return
     cudart = torch.cuda.cudart()
     address = buffer.data_ptr()
     error = int(cudart.cudaHostRegister(address, buffer.nbytes, 0))
     if error:
+        with contextlib.suppress(RuntimeError):
+            torch.zeros(1, device="cuda")  # CUDA's last error would else be raised by the next kernel
         logger.warning("CAST: host memory for the teacher cannot be page-locked (CUDA error %d): slower copies.", error)
     else:
         weakref.finalize(buffer, cudart.cudaHostUnregister, address).atexit = False

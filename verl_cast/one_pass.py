@@ -22,15 +22,20 @@ from verl_cast.teacher_pass import SCORED_FIELD
 BASE_FIELD, CORRECT_FIELD, ROW_FIELD = "cast_base", "cast_correct", "cast_row"
 # What the engine hands back for the entropy that this loss computes.
 ENTROPY = "cast_entropy"
-# Tokens whose logits the entropy looks at together: bounds its memory, which is taken where activations are held.
-ENTROPY_CHUNK = 256
+# Logits that the entropy looks at together, bytes in float32: bounds its memory, which is taken where activations are
+# held. Their backward takes far more later.
+ENTROPY_BYTES = 2**26
+# Settings (of a model's config, or of Megatron's) that act in training only; the first are torch's and transformers'.
+TRAINING_NOISE = ("dropout", "pdrop", "drop_rate", "drop_path", "layerdrop", "jitter")
 
 
 class OnePassLoss:
     """A loss function for verl's engines, around the stock one, for one update.
 
-    verl's engines call it with `model_output` and `data` of a micro-batch, and before that, as its data ask for
-    (`distillation_use_topk`), with the micro-batch's scaled logits.
+    verl's engines call it with `model_output` (log_probs nested (b, L)) and `data` (nested responses, response_mask and
+    teacher_log_probs, (b,) BASE_FIELD, CORRECT_FIELD, SCORED_FIELD and ROW_FIELD) of a micro-batch, and it returns the
+    stock loss and metrics; before that, as its data ask for (`distillation_use_topk`), with the micro-batch's scaled
+    logits (b, tokens, V), and it returns their entropies (b, tokens).
 
     Args:
         stock_loss: verl's own (`ppo_loss` with the actor's config).
@@ -39,6 +44,10 @@ class OnePassLoss:
         gap_is_zero: teacher and policy are the same weights on the same tokens.
         entropy: (…, V) logits -> (…) nats; the engine's own function. None: the engine's output has the entropy.
         keeps_entropy: the stock loss itself wants the engine's entropy.
+
+    Raises (when called):
+        KeyError: the batch holds no teacher log-probs.
+        ValueError: a log-probability that counts is NaN or infinite.
     """
 
     def __init__(
@@ -86,7 +95,7 @@ class OnePassLoss:
         base = BaseAdvantage(value, unknown, unknown, correct)
         fields = ["response_mask"] if self._gap_is_zero else ["response_mask", "teacher_log_probs"]
         padded = data.select(*fields).to_padded_tensor()
-        mask, teacher = padded["response_mask"], padded.get("teacher_log_probs", old_log_probs)
+        mask, teacher = padded["response_mask"], old_log_probs if self._gap_is_zero else padded["teacher_log_probs"]
         rule, scored = rule_of(self._config), data[SCORED_FIELD]
         return token_advantage(
             rule, base, mask, old_log_probs, teacher, self._config, self._completed_steps, scored
@@ -95,7 +104,8 @@ class OnePassLoss:
     @torch.no_grad()
     def _entropy_of(self, logits: torch.Tensor) -> torch.Tensor:
         """(b, tokens) of logits (b, tokens, V), which are left as they are."""
-        chunks = logits.detach().split(ENTROPY_CHUNK, dim=1)
+        rows, _, vocabulary = logits.shape
+        chunks = logits.detach().split(max(1, ENTROPY_BYTES // (4 * rows * vocabulary)), dim=1)
         return torch.cat([self._entropy(chunk).float() for chunk in chunks], dim=1)
 
     def _keep(self, data: TensorDict, log_probs: torch.Tensor, entropy: torch.Tensor) -> None:
@@ -127,18 +137,25 @@ def entropy_function(strategy: str) -> Callable[[torch.Tensor], torch.Tensor]:
     return entropy_from_logits
 
 
-def dropouts(engine: Any, text_config: Any) -> list[str]:
-    """What makes a forward in training mode another one than in evaluation mode: it has no place in one pass."""
-    names = {f"{key}={value}" for key, value in _dropout_settings(text_config.to_dict())}
-    names |= {f"{key}={value}" for key, value in _dropout_settings(vars(getattr(engine, "tf_config", None) or object))}
+def training_noise(engine: Any, hf_config: Any) -> list[str]:
+    """What makes a forward in training mode another one than in evaluation mode: `name=value` of every such setting.
+
+    Args:
+        engine: verl's, initialized.
+        hf_config: the model's config; parts of it (text, vision) are looked at too.
+    """
+    names = set(_noise_settings(hf_config.to_dict()))
+    names |= set(_noise_settings(vars(engine.tf_config) if hasattr(engine, "tf_config") else {}))  # Megatron's
     for chunk in engine.module if isinstance(engine.module, list) else [engine.module]:
-        for name, part in chunk.named_modules():
+        for part in chunk.modules():
             if isinstance(part, torch.nn.modules.dropout._DropoutNd) and part.p > 0:
-                names.add(f"{name}: p={part.p}")
+                names.add(f"{type(part).__name__}={part.p}")
     return sorted(names)
 
 
-def _dropout_settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _noise_settings(settings: Mapping[str, Any]) -> Iterator[str]:
     for key, value in settings.items():
-        if key.endswith(("dropout", "pdrop", "drop_rate")) and isinstance(value, int | float) and value > 0:
-            yield key, value
+        if isinstance(value, Mapping):
+            yield from _noise_settings(value)
+        elif any(word in str(key) for word in TRAINING_NOISE) and isinstance(value, int | float) and value > 0:
+            yield f"{key}={value}"

@@ -16,12 +16,15 @@ _CORRECTION = "algorithm.rollout_correction"
 def why_two_passes(config: DictConfig, method: MethodConfig) -> str | None:
     """Why no step of this run can do without a pass for old log-probs: key and value; None where steps can.
 
-    What only the workers (dropout) or only a step knows (its number of rows, the noise floor) is not looked at.
+    What only the workers know (dropout and the like), or only a step (its rows, the noise floor), is not looked at.
 
     Args:
         config: verl's, of a run that `check_run` accepts.
         method: its settings.
     """
+
+    if not method.one_pass:
+        return f"{method.key()}.one_pass=False: it is switched off"
 
     def value(key: str):
         return OmegaConf.select(config, key)
@@ -29,15 +32,20 @@ def why_two_passes(config: DictConfig, method: MethodConfig) -> str | None:
     correction = weighs_by_old_log_probs(config)
     prompts_per_update = value("data.train_batch_size")
     several_updates = value(f"{_ACTOR}.ppo_mini_batch_size") != prompts_per_update
+    same_but_shuffled = method.teacher.context == "same" and value(f"{_ACTOR}.shuffle")
     asynchronous = value("trainer.v1.trainer_mode") == "separate_async"
     reasons = (
-        (not method.one_pass, f"{method.key()}.one_pass", "it is switched off"),
         (value(f"{_ACTOR}.ppo_epochs") != 1, f"{_ACTOR}.ppo_epochs", "the policy moves between the epochs"),
         (several_updates, f"{_ACTOR}.ppo_mini_batch_size", "the policy moves between the mini-batches"),
         (
             asynchronous and value("trainer.v1.separate_async.parameter_sync_step") != 1,
             "trainer.v1.separate_async.parameter_sync_step",
             "the policy moves between the updates of a step",
+        ),
+        (
+            same_but_shuffled,
+            f"{_ACTOR}.shuffle",
+            "with context=same the teacher must score the very micro-batches of the update",
         ),
         (correction, _CORRECTION, "it weighs or rejects by old log-probs, before the update"),
         (
@@ -58,7 +66,7 @@ def why_two_passes(config: DictConfig, method: MethodConfig) -> str | None:
         if applies:
             shown = value(key)
             shown = OmegaConf.to_container(shown) if OmegaConf.is_config(shown) else shown
-            return f"{key}={'False' if key.endswith('.one_pass') else shown}: {reason}"
+            return f"{key}={shown}: {reason}"
     return None
 
 

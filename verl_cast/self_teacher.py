@@ -50,6 +50,7 @@ class SelfTeacher:
         self._taken_at: int | None = None  # completed training steps when the first or latest copy was taken
         self._averaged_at: int | None = None  # completed training steps when the average was last moved
         self._is_live = config.weights == "current"  # the live parameters are the teacher's
+        self._is_home = True  # the copy is on the host, the policy in the model
         self._cost = dict(NO_COST)
 
     @property
@@ -106,6 +107,7 @@ class SelfTeacher:
     @torch.no_grad()
     def follow(self, completed_steps: int) -> None:
         """Bring the teacher up to date with the policy, where `follow_due` says so."""
+        self._require_home()
         if self.without_adapter:
             self._taken_at = 0
             return
@@ -159,6 +161,8 @@ class SelfTeacher:
             raise RuntimeError("CAST: the self-teacher has no weights yet; follow() comes before the first pass.")
         shards = trainable_shards(self._module)
         self._check_same(shards)
+        self._require_home()
+        self._is_home = False
         swapped: list[Piece] = []
         try:
             with self._counted("swap", copies=2):
@@ -173,6 +177,14 @@ class SelfTeacher:
                 exchanges.callback(reshard, self._module)
                 for piece in swapped:
                     exchanges.callback(self._exchange, piece.live, (piece.home, piece.away))
+            self._is_home = True
+
+    def _require_home(self) -> None:
+        if not self._is_home:
+            raise RuntimeError(
+                "CAST: the teacher's weights are in the model: its pass is running, or the policy could not be put "
+                "back after an error."
+            )
 
     @staticmethod
     def _exchange(live: torch.Tensor, host: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -212,6 +224,7 @@ class SelfTeacher:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to compute the same teacher log-probs: weights, and when they were taken."""
+        self._require_home()
         return {
             "version": STATE_VERSION,
             "weights": self.config.weights,

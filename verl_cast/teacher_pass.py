@@ -50,30 +50,39 @@ class TeacherPass:
         if not context.is_same and model.processor is not None and has_mrope:
             raise ValueError(_not_scored(teacher.config, "the model has multi-dimensional positions (vision-language)"))
 
-    def log_probs(self, data: TensorDict) -> torch.Tensor | None:
+    def log_probs(self, data: TensorDict, like_update: bool) -> torch.Tensor | None:
         """log π_φ of the response tokens: nested (B, response length), float32, on the host.
 
-        Rows that are not scored hold 0. None on ranks without outputs. See `compute_teacher_log_probs` for `data`.
+        Rows that are not scored hold 0. None on ranks without outputs.
+
+        Args:
+            data: see `compute_teacher_log_probs`.
+            like_update: log π_old is the update's own, not that of a pass: in the student's own context the teacher's
+                pass then has the update's micro-batches.
         """
         started, peak_before = time.perf_counter(), get_torch_device().max_memory_allocated()
-        log_probs = self._log_probs(data)
+        log_probs = self._log_probs(data, like_update)
         self.seconds = time.perf_counter() - started
         self.peak_raised_by = get_torch_device().max_memory_allocated() - peak_before
         return log_probs
 
-    def _log_probs(self, data: TensorDict) -> torch.Tensor | None:
+    def _log_probs(self, data: TensorDict, like_update: bool) -> torch.Tensor | None:
         rows = self._rows_to_score(data)
         log_probs = [torch.zeros(length) for length in data["response_mask"].offsets().diff().tolist()]
         if len(rows) > 0:
             part = data if len(rows) == len(data) else tu.index_select_tensor_dict(data, rows)
-            # Fixed micro-batches are padded to their longest row; in the student's own context they stay those of the
-            # old log-probs, so that one kernel's rounding is compared with its own.
-            fixed = not self._actor.engine_config.use_dynamic_bsz
+            config = self._actor.engine_config
             if not self.context.is_same:
                 part = self._in_teacher_context(part)
-                if fixed:
+                if not config.use_dynamic_bsz:  # fixed micro-batches are padded to their longest row
                     order = torch.argsort(part["input_ids"].offsets().diff(), descending=True, stable=True)
                     part, rows = tu.index_select_tensor_dict(part, order), rows[order]
+            elif like_update:
+                tu.assign_non_tensor(
+                    part,
+                    max_token_len_per_gpu=config.max_token_len_per_gpu,
+                    micro_batch_size_per_gpu=config.micro_batch_size_per_gpu,
+                )
             scores = self._score(part, tu.get(data, "temperature"))
             if scores is None:
                 return None
@@ -87,12 +96,15 @@ class TeacherPass:
         """The rows that the teacher's pass takes: those that are scored, and as many more as the engine needs.
 
         Every data-parallel rank must take part in as many micro-batches as the others, and fixed micro-batches must be
-        full. Rows of the latter sort are the shortest, and what they give is thrown away by the estimator.
+        full. Rows of the latter sort are the shortest, and what they give is thrown away by the estimator. In the
+        student's own context it is all rows or none: there teacher and policy can agree to the last bit, which takes
+        the very micro-batches of log π_old (kernels round by their batch, and the flip makes signs of it; section 7).
         """
         engine, engine_config = self._actor.engine, self._actor.engine_config
         scored = data[SCORED_FIELD].cpu()
-        if (getattr(engine_config, "virtual_pipeline_model_parallel_size", None) or 1) > 1:
-            return torch.arange(len(scored))  # its number of micro-batches has further conditions
+        virtual_stages = getattr(engine_config, "virtual_pipeline_model_parallel_size", None) or 1
+        if self.context.is_same or virtual_stages > 1:  # (whose number of micro-batches has further conditions)
+            return torch.arange(len(scored))
         wanted = torch.tensor([int(scored.sum())], device=get_device_id())
         group = engine.get_data_parallel_group()
         if group is not None:

@@ -37,7 +37,7 @@ from verl_cast.passes import why_two_passes
 from verl_cast.seams import SEAMS, check_seams
 from verl_cast.step import REWARD_FIELDS, Step, plan_step
 from verl_cast.teacher_pass import SCORED_FIELD
-from verl_cast.worker import ONE_PASS, TEACHER_TOO, with_self_teacher
+from verl_cast.worker import AFTER_UPDATE, ONE_PASS, TEACHER_TOO, with_self_teacher
 
 _ACTOR_ROLES = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef)
 
@@ -83,8 +83,12 @@ class SelfTeacherTrainerMixin:
         host_mib = max(rank["host_bytes"] for rank in ranks) / 2**20
         print(f"[verl_cast] self-teacher ready on {len(ranks)} rank(s), {host_mib:.1f} MiB of host memory each")
         because = why_two_passes(self.config, self.method)
-        if because is None and ranks[0]["dropout"]:
-            because = f"{', '.join(ranks[0]['dropout'])}: the update's forward is another one"
+        noise = sorted({setting for rank in ranks for setting in rank["noise"]})
+        if because is None and noise:
+            because = f"{', '.join(noise)}: the update's forward is another one"
+        own = [cls for cls in type(self).__mro__ if "_compute_old_log_prob" in vars(cls) and not _is_known(cls)]
+        if because is None and own:
+            because = f"{own[0].__module__}.{own[0].__name__} has a _compute_old_log_prob of its own"
         self._two_passes_because = because
         origin = "of the update's own forward (one pass)" if because is None else f"of a pass of their own ({because})"
         print(f"[verl_cast] old log-probs: {origin}")
@@ -124,9 +128,12 @@ class SelfTeacherTrainerMixin:
             live_is_old=self.local_trigger_step == 0,
             may_be_one_pass=self._two_passes_because is None,
         )
-        if step.teacher_runs:
-            fields = TensorDict({SCORED_FIELD: step.scored}, batch_size=len(batch))
-            if self.method.teacher.PRIVILEGED:
+        if step.teacher_runs or step.one_pass:
+            fields = {SCORED_FIELD: step.scored}
+            if step.one_pass:
+                fields |= {BASE_FIELD: step.base.value, CORRECT_FIELD: step.base.correct}
+            fields = TensorDict(fields, batch_size=len(batch))
+            if step.teacher_runs and self.method.teacher.PRIVILEGED:
                 from verl_cast.baselines.shown import shown_to_teacher
 
                 fields.update(shown_to_teacher(batch, self.method, self.tokenizer))
@@ -134,14 +141,11 @@ class SelfTeacherTrainerMixin:
         return batch, step
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        """verl's stage around the estimator; in a one-pass step what the update needs in its place."""
+        """verl's stage around the estimator; in a one-pass step it comes after the update."""
         if not self._step.one_pass:
             return self._compute_token_advantage(batch, metrics, inside="adv")
-        base = self._step.base
-        fields = {BASE_FIELD: base.value, CORRECT_FIELD: base.correct, SCORED_FIELD: self._step.scored}
-        return tq.kv_batch_put(
-            keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(fields, batch_size=len(batch))
-        )
+        batch.fields = None  # the update takes all that is stored: the teacher's and the reference's log-probs too
+        return batch
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """verl's update; after a one-pass update verl's stages before it, with the log-probs that it computed."""
@@ -155,7 +159,11 @@ class SelfTeacherTrainerMixin:
         with self._stage("cast_after_update", inside="update_actor"):
             # The workers need the rows' lengths and nothing else, and run no forward.
             rows = KVBatchMeta(
-                keys=batch.keys, tags=batch.tags, partition_id=batch.partition_id, fields=["response_mask"]
+                keys=batch.keys,
+                tags=batch.tags,
+                partition_id=batch.partition_id,
+                fields=["response_mask"],
+                extra_info={AFTER_UPDATE: True},
             )
             batch = PPOTrainer._compute_old_log_prob(self, rows, metrics)
             return self._compute_token_advantage(batch, metrics, inside="cast_after_update")
@@ -258,6 +266,10 @@ class SelfTeacherTrainerMixin:
             self._teacher_context,
             None if age is None else int(age),
         )
+
+
+def _is_known(trainer_cls: type) -> bool:
+    return trainer_cls.__module__.split(".")[0] in ("verl", "verl_cast")
 
 
 def _check_one_teacher(ranks: list[dict[str, Any]]) -> None:

@@ -23,15 +23,15 @@ from verl.utils.profiler import DistProfiler
 import verl_cast
 from verl_cast.config import MethodConfig, TeacherConfig
 from verl_cast.context import TeacherContext
-from verl_cast.one_pass import ROW_FIELD, OnePassLoss, dropouts, entropy_function
+from verl_cast.one_pass import ROW_FIELD, OnePassLoss, entropy_function, training_noise
 from verl_cast.self_teacher import SelfTeacher
 from verl_cast.teacher_pass import TeacherPass, response_log_probs
 
 logger = logging.getLogger(__name__)
 
-# What a batch can ask of verl's own methods (KVBatchMeta.extra_info). TEACHER_TOO: True. ONE_PASS: completed_steps and
-# gap_is_zero of OnePassLoss.
-TEACHER_TOO, ONE_PASS = "cast_teacher_too", "cast_one_pass"
+# What a batch can ask of verl's own methods (KVBatchMeta.extra_info). TEACHER_TOO, AFTER_UPDATE: True. ONE_PASS:
+# completed_steps and gap_is_zero of OnePassLoss.
+TEACHER_TOO, ONE_PASS, AFTER_UPDATE = "cast_teacher_too", "cast_one_pass", "cast_after_update"
 
 
 class SelfTeacherWorkerMixin:
@@ -49,8 +49,8 @@ class SelfTeacherWorkerMixin:
 
         Returns:
             {"version": of this package on this rank, "host_bytes": of the teacher's copy, "taken_at": completed steps
-            when the copy was taken, "restored": whether it is a saved one, "dropout": names of the model's dropouts
-            that act in training}.
+            when the copy was taken, "restored": whether it is a saved one, "noise": settings of this rank's model that
+            make a forward in training mode another one}.
         """
         self._method = config
         engine, model_config = self.actor.engine, self.actor.model_config
@@ -75,7 +75,7 @@ class SelfTeacherWorkerMixin:
             "host_bytes": self.self_teacher.host_bytes,
             "taken_at": self.self_teacher.taken_at,
             "restored": restored,
-            "dropout": dropouts(engine, model_config.hf_config.get_text_config()),
+            "noise": training_noise(engine, model_config.hf_config),
         }
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
@@ -94,7 +94,7 @@ class SelfTeacherWorkerMixin:
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     @DistProfiler.annotate(color="cyan", role="actor_compute_teacher_log_probs")
     def compute_teacher_log_probs(self, data: TensorDict) -> TensorDict | None:
-        """log π_φ of the response tokens, with the teacher's weights and context.
+        """log π_φ of the response tokens, with the teacher's weights and context, before a one-pass update.
 
         Args:
             data: this rank's rows, as for verl's `compute_log_prob`: prompts, responses, input_ids, position_ids,
@@ -104,7 +104,7 @@ class SelfTeacherWorkerMixin:
             {"teacher_log_probs": nested (B, response length)}, 0 in rows that are not scored; None on ranks that hold
             no outputs.
         """
-        log_probs = self.teacher_pass.log_probs(data)
+        log_probs = self.teacher_pass.log_probs(data, like_update=True)
         return None if log_probs is None else TensorDict({"teacher_log_probs": log_probs}, batch_size=data.batch_size)
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
@@ -112,10 +112,16 @@ class SelfTeacherWorkerMixin:
     def compute_log_prob(self, data: TensorDict) -> TensorDict | None:
         """verl's log-probs and entropy; with TEACHER_TOO also what `compute_teacher_log_probs` returns.
 
-        Both passes then share one loading of offloaded parameters. After a one-pass update the log-probs and entropy of
-        that update's own forward are returned, and there is no pass at all.
+        Both passes then share one loading of offloaded parameters. With AFTER_UPDATE the log-probs and entropy of the
+        one-pass update's own forward are returned, and there is no pass at all.
+
+        Raises:
+            RuntimeError: AFTER_UPDATE, and there was none, or the reverse.
         """
-        if self._update_outputs is not None:
+        after_update = tu.pop(data, AFTER_UPDATE, default=False)
+        if after_update != (self._update_outputs is not None):
+            raise RuntimeError("CAST: log-probs of a one-pass update were asked for without one, or not asked for.")
+        if after_update:
             outputs, self._update_outputs = self._update_outputs, None
             return outputs if self.actor.engine.is_mp_src_rank_with_outputs() else None
         if not tu.pop(data, TEACHER_TOO, default=False):
@@ -123,9 +129,9 @@ class SelfTeacherWorkerMixin:
         with self.actor.engine.eval_mode():
             tu.assign_non_tensor(data, disable_auto_offload=True)
             output = super().compute_log_prob(data)
-            scores = self.compute_teacher_log_probs(data)
+            teacher_log_probs = self.teacher_pass.log_probs(data, like_update=False)
         if output is not None:
-            output["teacher_log_probs"] = scores["teacher_log_probs"]
+            output["teacher_log_probs"] = teacher_log_probs
         return output
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
@@ -196,6 +202,7 @@ class SelfTeacherWorkerMixin:
             tu.assign_non_tensor(data, calculate_entropy=True)  # they hand out no logits, and know the entropy anyway
         elif not keeps_entropy:
             # verl's engines give the logits to the loss function under this flag: so the entropy costs no graph.
+            # (Megatron's then also empties the allocator's cache before its optimizer step.)
             tu.assign_non_tensor(data, distillation_use_topk=True)
             entropy = entropy_function(self.actor.engine_config.strategy)
         return OnePassLoss(stock_loss, self._method, **one_pass, entropy=entropy, keeps_entropy=keeps_entropy)
