@@ -5,7 +5,8 @@ import torch
 from verl.utils import tensordict_utils as tu
 
 from verl_cast import CastConfig
-from verl_cast.advantage import CAST_RULE, BaseAdvantage, token_advantage
+from verl_cast.advantage import CAST_RULE, token_advantage
+from verl_cast.base import BaseAdvantage
 from verl_cast.one_pass import BASE_FIELD, CORRECT_FIELD
 from verl_cast.teacher_pass import SCORED_FIELD
 from verl_cast.worker import AFTER_UPDATE, ONE_PASS, TEACHER_TOO

@@ -10,18 +10,14 @@ from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
 from verl_cast import CastConfig, advantage
 from verl_cast.advantage import (
-    ALL_CORRECT,
-    ALL_WRONG,
-    EXCLUDED,
     MAX_EXPONENT,
-    MIXED,
     apply_deadzone,
-    base_advantage,
     cast_advantage,
     compute_cast_advantage,
     shape_advantage,
     token_gap,
 )
+from verl_cast.base import ALL_CORRECT, ALL_WRONG, EXCLUDED, MIXED, base_advantage
 
 GRPO = CastConfig(gap_weight=0.0, flip="none", base_correct=0.0, base_wrong=0.0, advantage_clip=None)
 NUM_RANDOM = 200_000

@@ -10,7 +10,7 @@ import verl
 from verl.trainer.ppo import core_algos
 
 import verl_cast.seams as seams
-from verl_cast.advantage import GRPO_EPSILON
+from verl_cast.base import GRPO_EPSILON
 from verl_cast.seams import SEAMS, SUPPORTED_VERL, SeamChanged, check_seams
 
 

@@ -12,7 +12,8 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.utils.losses import ppo_loss
 
 from verl_cast import CastConfig
-from verl_cast.advantage import ALL_WRONG, MIXED, BaseAdvantage, token_advantage, trajectory_advantage
+from verl_cast.advantage import token_advantage, trajectory_advantage
+from verl_cast.base import ALL_WRONG, MIXED, BaseAdvantage
 from verl_cast.estimator import ESTIMATORS, EstimatorInputs, estimator_inputs
 from verl_cast.methods import METHODS, method_config
 from verl_cast.one_pass import BASE_FIELD, CORRECT_FIELD, ENTROPY, ROW_FIELD, OnePassLoss, training_noise
@@ -265,7 +266,7 @@ def test_what_acts_in_training_alone_is_found_in_settings_and_modules():
 
     engine = Engine()
     assert training_noise(engine, Qwen3Config()) == []
-    assert training_noise(engine, PhimoeConfig()) == ["input_jitter_noise=0.01", "router_jitter_noise=0.01"]
+    assert training_noise(engine, PhimoeConfig()) == ["router_jitter_noise=0.01"]
     assert training_noise(engine, MixtralConfig(attention_dropout=0.2)) == ["attention_dropout=0.2"]
     engine.module = [torch.nn.Sequential(torch.nn.Dropout(0.1), torch.nn.Dropout(0.1))]
     engine.tf_config = type("Settings", (), {})()

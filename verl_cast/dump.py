@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from verl_cast import trajectories
-from verl_cast.advantage import ALL_CORRECT, ALL_WRONG, EXCLUDED, MIXED
+from verl_cast.base import ALL_CORRECT, ALL_WRONG, EXCLUDED, MIXED
 from verl_cast.config import CastConfig, CastConfigError
 from verl_cast.context import TeacherContext
 from verl_cast.estimator import EstimatorInputs

@@ -10,7 +10,8 @@ import math
 import numpy as np
 import torch
 
-from verl_cast.advantage import ALL_CORRECT, ALL_WRONG, EXCLUDED, MIXED, BaseAdvantage, TokenAdvantage
+from verl_cast.advantage import TokenAdvantage
+from verl_cast.base import ALL_CORRECT, ALL_WRONG, EXCLUDED, MIXED, BaseAdvantage
 
 GAP_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NOISE_QUANTILE = 0.99

@@ -13,7 +13,8 @@ import torch
 from tensordict import TensorDict
 from verl.workers.utils.padding import no_padding_2_padding
 
-from verl_cast.advantage import BaseAdvantage, token_advantage
+from verl_cast.advantage import token_advantage
+from verl_cast.base import BaseAdvantage
 from verl_cast.config import MethodConfig
 from verl_cast.rules import rule_of
 from verl_cast.teacher_pass import SCORED_FIELD

@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 
-from verl_cast.advantage import EXCLUDED, BaseAdvantage, trajectory_advantage
+from verl_cast.advantage import trajectory_advantage
+from verl_cast.base import EXCLUDED, BaseAdvantage
 from verl_cast.config import MethodConfig
 from verl_cast.passes import rows_of_an_update, weighs_by_old_log_probs
 from verl_cast.rules import rule_of

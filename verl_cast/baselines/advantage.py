@@ -18,16 +18,14 @@ import numpy as np
 import torch
 
 from verl_cast.advantage import (
-    EXCLUDED,
     MAX_EXPONENT,
-    BaseAdvantage,
     Rule,
     ShapedAdvantage,
     TokenAdvantage,
-    grpo_advantage,
     token_advantage,
     trajectory_advantage,
 )
+from verl_cast.base import EXCLUDED, BaseAdvantage, grpo_advantage
 from verl_cast.baselines.config import BaselineConfig, GrpoOpsdConfig, OpsdConfig, RlrtConfig, RlsdConfig
 
 

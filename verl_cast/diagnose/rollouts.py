@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from verl_cast import trajectories
-from verl_cast.advantage import MIXED, TokenAdvantage, cast_advantage
+from verl_cast.advantage import TokenAdvantage, cast_advantage
+from verl_cast.base import MIXED
 from verl_cast.cli import UserError
 from verl_cast.config import CastConfig, CastConfigError
 from verl_cast.diagnose import stats, tokens
