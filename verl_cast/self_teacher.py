@@ -55,7 +55,7 @@ class SelfTeacher:
 
     @property
     def host_bytes(self) -> int:
-        """Bytes of the copy on this rank's host, without the gap beside it (4 MiB at most for each dtype)."""
+        """Bytes of the copy on this rank's host, without the gap beside it (a few MiB: its largest piece)."""
         return self._host.nbytes + sum(tensor.nbytes for tensor in self._average.values())
 
     def take_cost(self) -> dict[str, float]:

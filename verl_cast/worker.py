@@ -108,7 +108,6 @@ class SelfTeacherWorkerMixin:
         return None if log_probs is None else TensorDict({"teacher_log_probs": log_probs}, batch_size=data.batch_size)
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
-    @DistProfiler.annotate(color="blue", role="actor_compute_log_prob")
     def compute_log_prob(self, data: TensorDict) -> TensorDict | None:
         """verl's log-probs and entropy; with TEACHER_TOO also what `compute_teacher_log_probs` returns.
 
