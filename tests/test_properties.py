@@ -17,6 +17,16 @@ from verl_cast.metrics import cast_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Many small tensors: threads that share them take several times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 NUM_CHUNKS, BATCHES_PER_CHUNK, ROWS_PER_BATCH = 10, 28, 4096  # 1.15 million rows and more
 LABELS = ("mixed", "all_correct", "all_wrong")
 
