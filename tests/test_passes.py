@@ -188,6 +188,7 @@ def micro_batch():
         {
             "prompts": nested(prompts),
             "responses": nested(responses),
+            "input_ids": nested([torch.arange(6), torch.arange(6)]),
             "response_mask": nested(masks),
             "teacher_log_probs": nested(torch.randn(len(r), generator=generator) for r in responses),
             BASE_FIELD: torch.tensor([1.0, -1.0]),
@@ -224,6 +225,11 @@ def test_the_loss_that_forms_the_gap_has_the_gradient_of_two_passes(compose, nam
     entropy = torch.rand(1, 12)
     loss_function = OnePassLoss(stock, method, 3, False, lambda logits: logits.sum(-1), keeps_entropy=False)
     handed = loss_function(student_logits=torch.stack([entropy, torch.zeros_like(entropy)], -1), data=data)
+    responses = torch.tensor([1, 2, 3, 4, 8, 9, 10])  # the positions before their tokens
+    assert torch.equal(handed[ENTROPY][0].nonzero()[:, 0], responses)
+    assert torch.equal(handed[ENTROPY][0, responses], entropy[0, responses])
+    part = loss_function(student_logits=torch.rand(1, 6, 2), data=data)[ENTROPY]  # of a rank with half of the tokens
+    assert part.shape == (1, 6) and (part > 0).all()
     model_output[ENTROPY] = torch.nested.nested_tensor_from_jagged(handed[ENTROPY][0], torch.tensor([0, 6, 12]))
     loss, metrics = loss_function(model_output=model_output, data=data)
     loss.backward()
@@ -245,7 +251,7 @@ def test_the_loss_that_forms_the_gap_has_the_gradient_of_two_passes(compose, nam
 
     kept = loss_function.outputs(2)  # in the order of the batch, not of the micro-batch
     assert torch.equal(kept["log_probs"].values(), torch.cat([values[6:], values[:6]]))
-    assert torch.equal(kept["entropy"].values(), torch.cat([entropy[0, 6:], entropy[0, :6]]))
+    assert torch.equal(kept["entropy"].values(), torch.cat([handed[ENTROPY][0, 6:], handed[ENTROPY][0, :6]]))
     with pytest.raises(RuntimeError, match="1 of 3 responses took no part"):
         loss_function.outputs(3)
 

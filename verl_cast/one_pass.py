@@ -77,7 +77,7 @@ class OnePassLoss:
         data_format: str | None = None,
     ) -> Any:
         if student_logits is not None:
-            return {ENTROPY: self._entropy_of(student_logits)}
+            return {ENTROPY: self._entropy_of(student_logits, data)}
         entropy = model_output.pop(ENTROPY) if self._entropy is not None else model_output["entropy"].detach()
         if self._entropy is None and not self._keeps_entropy:
             del model_output["entropy"]  # and with it its graph, before the backward
@@ -103,11 +103,19 @@ class OnePassLoss:
         ).advantages
 
     @torch.no_grad()
-    def _entropy_of(self, logits: torch.Tensor) -> torch.Tensor:
-        """(b, tokens) of logits (b, tokens, V), which are left as they are."""
-        rows, _, vocabulary = logits.shape
-        chunks = logits.detach().split(max(1, ENTROPY_BYTES // (4 * rows * vocabulary)), dim=1)
-        return torch.cat([self._entropy(chunk).float() for chunk in chunks], dim=1)
+    def _entropy_of(self, logits: torch.Tensor, data: TensorDict) -> torch.Tensor:
+        """(b, tokens) of logits (b, tokens, V), which are left as they are.
+
+        Where all rows lie one after the other, those of the prompts are left out (0): nobody reads them.
+        """
+        rows, tokens, vocabulary = logits.shape
+        at_once = max(1, ENTROPY_BYTES // (4 * rows * vocabulary))
+        if rows > 1 or tokens != data["input_ids"].values().shape[0]:  # padded, or a part of them (sequence parallel)
+            return torch.cat([self._entropy(part).float() for part in logits.detach().split(at_once, dim=1)], dim=1)
+        entropy = torch.zeros(1, tokens, device=logits.device)
+        for part in _predicting_responses(data).to(logits.device).split(at_once):
+            entropy[0, part] = self._entropy(logits.detach()[:, part])[0].float()
+        return entropy
 
     def _keep(self, data: TensorDict, log_probs: torch.Tensor, entropy: torch.Tensor) -> None:
         rows = zip(data[ROW_FIELD].tolist(), log_probs.unbind(), entropy.unbind(), strict=True)
@@ -125,6 +133,12 @@ class OnePassLoss:
         columns = zip(*(self._rows[row] for row in range(num_rows)), strict=True)
         nested = (torch.nested.as_nested_tensor(list(column), layout=torch.jagged).cpu() for column in columns)
         return TensorDict(dict(zip(("log_probs", "entropy"), nested, strict=True)), batch_size=[num_rows])
+
+
+def _predicting_responses(data: TensorDict) -> torch.Tensor:
+    """Positions in rows that lie one after the other, whose logits predict a response: each before one of its tokens."""
+    ends, lengths = data["input_ids"].offsets()[1:].tolist(), data["responses"].offsets().diff().tolist()
+    return torch.cat([torch.arange(end - length - 1, end - 1) for end, length in zip(ends, lengths, strict=True)])
 
 
 def entropy_function(strategy: str) -> Callable[[torch.Tensor], torch.Tensor]:
