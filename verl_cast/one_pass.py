@@ -136,7 +136,7 @@ class OnePassLoss:
 
 
 def _predicting_responses(data: TensorDict) -> torch.Tensor:
-    """Positions in rows that lie one after the other, whose logits predict a response: each before one of its tokens."""
+    """Positions, in rows one after the other, whose logits predict a response: each before one of its tokens."""
     ends, lengths = data["input_ids"].offsets()[1:].tolist(), data["responses"].offsets().diff().tolist()
     return torch.cat([torch.arange(end - length - 1, end - 1) for end, length in zip(ends, lengths, strict=True)])
 
