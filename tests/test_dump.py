@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,8 +14,9 @@ from omegaconf import OmegaConf
 import verl_cast
 from verl_cast import CastConfig, CastConfigError, trajectories
 from verl_cast.context import TeacherContext
-from verl_cast.dump import TrajectoryDump, token_texts
+from verl_cast.dump import TrajectoryDump, _estimator_columns, token_texts
 from verl_cast.estimator import ESTIMATORS, EstimatorInputs, estimator_inputs
+from verl_cast.report.dump_view import _in_deadzone
 
 LENGTHS = [4, 2, 3, 4, 1, 4]
 KEYS = ["u2_0_0", "u1_0_0", "u1_1_0", "u2_1_0", "pad_0_0", "u0_0_0"]
@@ -189,3 +191,14 @@ def test_token_texts_of_garbage_take_linear_time():
     ids = tokenizer.encode("日")[:1] * 4000
     texts = token_texts(tokenizer, ids)
     assert "".join(texts) == tokenizer.decode(ids) and sum(map(bool, texts)) >= 1000
+
+
+def test_a_response_that_the_teacher_did_not_score_has_no_log_probs_of_it(tmp_path):
+    """Mixed groups only: what stands for the others in the trainer is no probability, and no token's dead zone."""
+    _, cast = dump(tmp_path)
+    inputs, _ = batch(cast)
+    inputs.result = dataclasses.replace(inputs.result, scored=torch.tensor([True, False, True, True, True, True]))
+    scored, unscored = (_estimator_columns(row, LENGTHS[row], inputs) for row in (0, 1))
+    assert scored["teacher_log_probs"] == inputs.teacher_log_probs[0, : LENGTHS[0]].tolist()
+    assert LENGTHS[1] > 0 and all(math.isnan(value) for value in unscored["teacher_log_probs"])
+    assert "1" not in _in_deadzone({**unscored, "gap": [0.0] * LENGTHS[1]})

@@ -141,7 +141,8 @@ def _estimator_columns(row: int, length: int, inputs: EstimatorInputs) -> dict[s
     tokens = {
         "response_mask": inputs.response_mask.bool(),
         "old_log_probs": inputs.old_log_probs,
-        "teacher_log_probs": inputs.teacher_log_probs,
+        # What stands for a row that the teacher did not score is no log-prob of it.
+        "teacher_log_probs": inputs.teacher_log_probs.masked_fill(~result.scored.unsqueeze(-1), float("nan")),
         "gap": result.gap,
         "advantages": result.advantages,
         "flipped": result.flipped,

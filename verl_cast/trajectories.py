@@ -13,7 +13,7 @@ A file `step_00000010.parquet` has one row per trajectory, whole groups only, an
     response_text      list<string> T  the text of every token; joined, the response
     response_mask      list<bool>   T  tokens that the policy wrote and that count
     old_log_probs      list<float>  T  log π_old at the sampling temperature
-    teacher_log_probs  list<float>  T  log π_φ, likewise
+    teacher_log_probs  list<float>  T  log π_φ, likewise; NaN in a response that the teacher did not score (gap 0)
     gap                list<float>  T  as the advantage used it: 0 inside the dead zone and where the mask is 0
     advantages         list<float>  T  Â, 0 where the mask is 0
     flipped            list<bool>   T  Â has the opposite sign of the base advantage

@@ -169,7 +169,9 @@ def _number(value: float) -> float | None:
 def _in_deadzone(row: dict[str, Any]) -> str:
     """1 for every token that counts, whose gap is 0 though teacher and policy differ."""
     tokens = zip(row["response_mask"], row["gap"], row["old_log_probs"], row["teacher_log_probs"], strict=True)
-    return "".join("01"[mask and gap == 0 and old != teacher] for mask, gap, old, teacher in tokens)
+    return "".join(
+        "01"[mask and gap == 0 and math.isfinite(teacher) and old != teacher] for mask, gap, old, teacher in tokens
+    )
 
 
 def _mean(values: list[float]) -> float | None:
