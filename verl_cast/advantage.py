@@ -166,7 +166,7 @@ def shape_advantage(base: torch.Tensor, gap: torch.Tensor, config: CastConfig) -
             torch.maximum(torch.minimum(raw_weight, -lower_of_flipped), -upper_of_flipped),
         )
 
-    coefficient = (weight - side).mul_(config.gap_weight).add_(side)
+    coefficient = torch.lerp(side, weight, config.gap_weight)  # exactly the side at λ = 0, and the weight at λ = 1
     if config.gap_weight > 1:  # else it cannot fall below 0; where tokens may flip it is 1 or more, or −1 or less
         torch.maximum(coefficient, torch.where(may_flip, -torch.inf, 0.0).to(base.dtype), out=coefficient)
     unclipped = coefficient.mul_(base)

@@ -23,9 +23,9 @@ from verl_cast.teacher_pass import SCORED_FIELD
 BASE_FIELD, CORRECT_FIELD, ROW_FIELD = "cast_base", "cast_correct", "cast_row"
 # What the engine hands back for the entropy that this loss computes.
 ENTROPY = "cast_entropy"
-# Logits that the entropy looks at together, bytes in float32: bounds its memory, which is taken where activations are
-# held. Their backward takes far more later.
-ENTROPY_BYTES = 2**26
+# Logits that the entropy looks at together, bytes in float32. On an accelerator this bounds the memory that it takes
+# while activations are held (their backward takes far more later); on a CPU they stay in the cache, a third of the time.
+ENTROPY_BYTES, ENTROPY_BYTES_CPU = 2**26, 2**21
 # Settings (of a model's config, or of Megatron's) that act in training only; the first are torch's and transformers'.
 TRAINING_NOISE = ("dropout", "pdrop", "drop_rate", "drop_path", "layerdrop", "jitter")
 
@@ -108,13 +108,19 @@ class OnePassLoss:
 
         Where all rows lie one after the other, those of the prompts are left out (0): nobody reads them.
         """
+        logits = logits.detach()
         rows, tokens, vocabulary = logits.shape
-        at_once = max(1, ENTROPY_BYTES // (4 * rows * vocabulary))
+        at_once = ENTROPY_BYTES_CPU if logits.device.type == "cpu" else ENTROPY_BYTES
+        size = max(1, at_once // (4 * rows * vocabulary))
+
+        def of(part: torch.Tensor) -> torch.Tensor:
+            return torch.cat([self._entropy(piece).float() for piece in part.split(size, dim=1)], dim=1)
+
         if rows > 1 or tokens != data["input_ids"].values().shape[0]:  # padded, or a part of them (sequence parallel)
-            return torch.cat([self._entropy(part).float() for part in logits.detach().split(at_once, dim=1)], dim=1)
+            return of(logits)
         entropy = torch.zeros(1, tokens, device=logits.device)
-        for part in _predicting_responses(data).to(logits.device).split(at_once):
-            entropy[0, part] = self._entropy(logits.detach()[:, part])[0].float()
+        for response in _predicting_responses(data):
+            entropy[:, response] = of(logits[:, response])
         return entropy
 
     def _keep(self, data: TensorDict, log_probs: torch.Tensor, entropy: torch.Tensor) -> None:
@@ -135,10 +141,10 @@ class OnePassLoss:
         return TensorDict(dict(zip(("log_probs", "entropy"), nested, strict=True)), batch_size=[num_rows])
 
 
-def _predicting_responses(data: TensorDict) -> torch.Tensor:
-    """Positions, in rows one after the other, whose logits predict a response: each before one of its tokens."""
+def _predicting_responses(data: TensorDict) -> Iterator[slice]:
+    """Where, in rows one after the other, the logits predict each response: one place before its tokens."""
     ends, lengths = data["input_ids"].offsets()[1:].tolist(), data["responses"].offsets().diff().tolist()
-    return torch.cat([torch.arange(end - length - 1, end - 1) for end, length in zip(ends, lengths, strict=True)])
+    return (slice(end - length - 1, end - 1) for end, length in zip(ends, lengths, strict=True))
 
 
 def entropy_function(strategy: str) -> Callable[[torch.Tensor], torch.Tensor]:
