@@ -541,8 +541,11 @@ def test_no_file_of_the_package_is_a_context_with_the_answer(tmp_path):
 # ----------------------------------------------------------------------------------------------------- whole command
 
 
-def dump(directory, tiny_directory, model=None, steps=(10,), context="plain", seed=0, **changes):
-    """A trajectory dump of the tiny model: two groups of four a step, old log-probs its own at temperature 0.7."""
+def dump(directory, tiny_directory, model=None, steps=(10,), context="plain", seed=0, unscored="", **changes):
+    """A trajectory dump of the tiny model: two groups of four a step, old log-probs its own at temperature 0.7.
+
+    `unscored`: groups, of "a" and "b", whose last response the teacher did not score.
+    """
     rng = np.random.default_rng(seed)
     tokenizer, policy = tiny.tokenizer(), tiny.model()
     for step in steps:
@@ -555,6 +558,7 @@ def dump(directory, tiny_directory, model=None, steps=(10,), context="plain", se
                 with torch.no_grad():
                     old = np.array(alone(policy, prompt, response))
                 gap = rng.normal(0, 0.3, len(response))
+                scored = not (group in unscored and i == 3)
                 correct = kind == "mixed" and i < 2
                 row = {
                     "step": step,
@@ -568,7 +572,7 @@ def dump(directory, tiny_directory, model=None, steps=(10,), context="plain", se
                     "response_text": [tokenizer.decode([token]) for token in response],
                     "response_mask": [True] * len(response),
                     "old_log_probs": old,
-                    "teacher_log_probs": old + gap,
+                    "teacher_log_probs": old + gap if scored else np.full(len(response), np.nan),
                     "gap": gap,
                     "advantages": gap,
                     "flipped": [False] * len(response),
@@ -645,6 +649,16 @@ def test_a_checkpoint_of_another_policy_is_noticed(tmp_path, tiny_directory):
     assert same["gap"]["all"]["abs_mean"] == 0  # the policy's own log-probs, not the other model's
 
 
+def test_groups_that_the_teacher_did_not_score_whole_are_left_out_and_said(tmp_path, tiny_directory, capsys):
+    dump(tmp_path / "dump", tiny_directory, steps=(10, 20), unscored="b")
+    arguments = ["diagnose", "--rollouts", str(tmp_path / "dump"), "--no-fitness", "--no-gaps", "--out", str(tmp_path)]
+    assert cli.main([*arguments, TEMPERATURE]) == 0
+    counts = json.loads((tmp_path / "diagnosis.json").read_text())["rollouts"]
+    assert (counts["trajectories"], counts["problems"], counts["right"]) == (8, 2, 4)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "2 of 2 dumped groups (2 more have responses that the teacher did not score)" in printed
+
+
 def no_reference(path, tiny_directory):
     dump(path, tiny_directory, reference=None)
 
@@ -682,6 +696,10 @@ def missing_model(path, tiny_directory):
     dump(path, tiny_directory, model="/nowhere/model")
 
 
+def unscored(path, tiny_directory):
+    dump(path, tiny_directory, unscored="ab")
+
+
 def empty(path, tiny_directory):
     path.mkdir()
 
@@ -700,6 +718,7 @@ def missing(path, tiny_directory):
         (mixed_models, "/another/model"),
         (mixed_settings, "different settings"),
         (missing_model, "/nowhere/model"),
+        (unscored, "the teacher scored no group"),
         (empty, "holds no trajectory dump"),
         (missing, "no such file or directory"),
     ],

@@ -175,6 +175,7 @@ def command_and_environment(
         "trainer.resume_mode=disable",
         "+ray_kwargs.ray_init.num_cpus=16",
         "+ray_kwargs.ray_init.num_gpus=1",
+        "+ray_kwargs.ray_init.include_dashboard=False",  # a dozen processes to start, for nobody
         "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
     ]
     modules = []

@@ -185,7 +185,7 @@ def read_dump(paths: Sequence[str], problems: int, seed: int) -> tuple[Rollouts,
         problems: at most this many groups, drawn over all files.
 
     Raises:
-        UserError: no dump, a damaged one, or files of different runs.
+        UserError: no dump, a damaged one, files of different runs, or no group that the teacher scored whole.
     """
     rows, runs = [], {}
     files = dump_files(paths)
@@ -215,12 +215,21 @@ def read_dump(paths: Sequence[str], problems: int, seed: int) -> tuple[Rollouts,
         raise UserError(f"{files[0]}: its settings are none of this verl_cast {error}") from error
 
     names = list(dict.fromkeys(f"{row['step']}/{row['group']}" for row in rows))
+    # A gap that no advantage depends on was not measured. Groups stay whole: a part of one has another base advantage.
+    unscored = {f"{row['step']}/{row['group']}" for row in rows if np.isnan(row["teacher_log_probs"]).any()}
+    names = [name for name in names if name not in unscored]
+    if not names:
+        raise UserError(
+            f"--rollouts: the teacher scored no group of {files[0]} whole, as the run's settings (base_correct, "
+            "base_wrong, gap_weight, flip) left gaps without effect; leave --rollouts out, to sample and score anew."
+        )
+    without = f" ({len(unscored)} more have responses that the teacher did not score)" if unscored else ""
     kept = {names[i] for i in np.random.default_rng(seed).permutation(len(names))[:problems]}
     rows = [row for row in rows if f"{row['step']}/{row['group']}" in kept]
     steps = sorted({row["step"] for row in rows})
     span = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
     rollouts = Rollouts(
-        about=f"{span} of a run: {len(kept)} of {len(names)} dumped groups",
+        about=f"{span} of a run: {len(kept)} of {len(names)} dumped groups{without}",
         method=method,
         norm_by_std=about["norm_adv_by_std_in_grpo"],
         final_row=trajectories.final_rows([f"{row['step']}/{row['row']}" for row in rows]),
