@@ -1,5 +1,8 @@
 """Laws of the passes over a batch, on the real shards of engine_laws.py: rows left out, one loading, one pass."""
 
+import dataclasses
+import functools
+
 import pytest
 import torch
 from verl.utils import tensordict_utils as tu
@@ -36,7 +39,7 @@ def check_skipped_rows(this, half_precision: bool) -> None:
 
 
 def check_one_pass(ranks: list, half_precision: bool) -> None:
-    """The update that forms the gap itself does what an update after two passes does."""
+    """The update that forms the gap itself does what an update after two passes does, here with KL in the loss."""
     one, two = ranks
     value = torch.tensor([0.7, -1.0, 1.0, -0.7])
     base = BaseAdvantage(value, NO_GROUP, NO_GROUP, value > 0)
@@ -56,6 +59,16 @@ def check_one_pass(ranks: list, half_precision: bool) -> None:
         assert torch.equal(two.responses_of(output["log_probs"]), old)
     passes = two.handed_out(None if output is None else {"old": old, "teacher": teacher})
     old, teacher = (two.nested(passes[name]) for name in ("old", "teacher"))
+
+    # -- a KL term, to log-probs near the policy's
+    reference = two.nested(
+        old.values() + 0.1 * torch.randn(old.values().shape, generator=torch.Generator().manual_seed(1))
+    )
+    for this in ranks:
+        stock_loss = this.worker.actor.loss_fn
+        config = dataclasses.replace(stock_loss.keywords["config"], use_kl_loss=True, kl_loss_coef=0.5)
+        this.worker.actor.set_loss_fn(functools.partial(stock_loss.func, config=config))
+        this.data["ref_log_prob"] = reference
 
     # -- two passes: advantages from both, then the update
     mask = two.data["response_mask"].to_padded_tensor(0)

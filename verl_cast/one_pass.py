@@ -24,7 +24,7 @@ BASE_FIELD, CORRECT_FIELD, ROW_FIELD = "cast_base", "cast_correct", "cast_row"
 # What the engine hands back for the entropy that this loss computes.
 ENTROPY = "cast_entropy"
 # Logits that the entropy looks at together, bytes in float32. On an accelerator this bounds the memory that it takes
-# while activations are held (their backward takes far more later); on a CPU they stay in the cache, a third of the time.
+# while activations are held (their backward takes far more later); on a CPU they stay in its cache.
 ENTROPY_BYTES, ENTROPY_BYTES_CPU = 2**26, 2**21
 # Settings (of a model's config, or of Megatron's) that act in training only; the first are torch's and transformers'.
 TRAINING_NOISE = ("dropout", "pdrop", "drop_rate", "drop_path", "layerdrop", "jitter")
