@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The test command: sets up the CPU environment (.venv) and runs every test. With arguments: one pytest with them.
 #
-#   bash tests/run.sh                    everything, about 45 minutes on 2 cores
+#   bash tests/run.sh                    everything, 42 minutes on 2 cores
 #   bash tests/run.sh -m "not slow"      without the runs through Ray and vLLM
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
