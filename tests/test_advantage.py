@@ -8,16 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
-from verl_cast import CastConfig, advantage
-from verl_cast.advantage import (
-    MAX_EXPONENT,
-    apply_deadzone,
-    cast_advantage,
-    compute_cast_advantage,
-    shape_advantage,
-    token_gap,
-)
-from verl_cast.base import ALL_CORRECT, ALL_WRONG, EXCLUDED, MIXED, base_advantage
+from verl_cast import CastConfig
+from verl_cast.advantage import compute_cast_advantage
+from verl_cast.advantage.base import ALL_CORRECT, ALL_WRONG, EXCLUDED, MIXED, BaseAdvantage
+from verl_cast.advantage.cast import CastRule
+from verl_cast.advantage.compute import compute_advantage, token_advantage
 
 GRPO = CastConfig(gap_weight=0.0, flip="none", base_correct=0.0, base_wrong=0.0, advantage_clip=None)
 NUM_RANDOM = 200_000
@@ -35,6 +30,13 @@ def random_base_and_gap(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     base[2::5] = -1.0
     # numbers that float32 holds exactly, so that both precisions are asked the same question
     return base.float().double(), gap.float().double()
+
+
+def tokens(config: CastConfig, base: torch.Tensor, gap: torch.Tensor):
+    """The token's part of the method for responses of one token, with these B and g."""
+    row = BaseAdvantage(base, base > 0)
+    gap = gap.unsqueeze(-1)
+    return token_advantage(CastRule(config), row, torch.ones_like(gap), torch.zeros_like(gap), gap)
 
 
 @pytest.mark.parametrize(
@@ -61,20 +63,18 @@ def test_every_token_equals_the_reference(flip, settings_):
         dtype=torch.float64,
     )
     for dtype, tolerance in ((torch.float64, 1e-14), (torch.float32, 2e-6)):
-        teacher, old = gap.to(dtype).unsqueeze(0), torch.zeros(1, NUM_RANDOM, dtype=dtype)
-        used_gap = apply_deadzone(token_gap(teacher, old, torch.ones(1, NUM_RANDOM)), config.gap_deadzone)
-        shaped = shape_advantage(base.to(dtype).unsqueeze(0), used_gap, config)
-        torch.testing.assert_close(shaped.advantages.squeeze(0).double(), expected, rtol=tolerance, atol=tolerance)
-        assert shaped.flipped.any() == (flip != "none")
+        result = tokens(config, base.to(dtype), gap.to(dtype))
+        torch.testing.assert_close(result.advantages.squeeze(-1).double(), expected, rtol=tolerance, atol=tolerance)
+        assert result.flipped.any() == (flip != "none")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_closed_form_of_section_7(dtype):
     base, gap = (x.to(dtype) for x in random_base_and_gap(seed=7))
-    advantages = shape_advantage(base.unsqueeze(0), gap.unsqueeze(0), CastConfig()).advantages
+    advantages = tokens(CastConfig(), base, gap).advantages
     expected = [reference.closed_form(b, g) for b, g in zip(base.tolist(), gap.tolist(), strict=True)]
     torch.testing.assert_close(
-        advantages.squeeze(0).double(),
+        advantages.squeeze(-1).double(),
         torch.tensor(expected, dtype=torch.float64),
         rtol=0,
         atol=1e-15 if dtype == torch.float64 else 3e-7,
@@ -122,7 +122,7 @@ def test_reduces_to_grpo_bit_for_bit(groups, norm, seed):
 def test_mixed_groups_have_verls_grpo_advantage_for_any_reward(groups, norm):
     rewards, index = zip(*((r, g) for g, group in enumerate(groups) for r in group), strict=True)
     tensors = batch(rewards, index)
-    base = base_advantage(tensors[0].sum(-1), tensors[2], torch.ones(len(rewards), dtype=torch.bool), GRPO, norm)
+    base = CastRule(GRPO).base(tensors[0].sum(-1), tensors[2], torch.ones(len(rewards), dtype=torch.bool), norm)
     verls, _ = compute_grpo_outcome_advantage(tensors[0].clone(), tensors[1], tensors[2], norm_adv_by_std_in_grpo=norm)
     mixed = base.kind == MIXED
     assert torch.equal(base.value[mixed], verls[mixed, 0])
@@ -132,7 +132,7 @@ def test_graded_rewards_in_float64_have_verls_last_bits_too():
     """torch's std over the rows of a matrix runs another kernel than over one group, and differs in the last bits."""
     rewards = torch.randn(200, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).flatten()
     index = np.repeat(np.arange(200), 5)
-    base = base_advantage(rewards, index, torch.ones(1000, dtype=torch.bool), GRPO)
+    base = CastRule(GRPO).base(rewards, index, torch.ones(1000, dtype=torch.bool))
     verls, _ = compute_grpo_outcome_advantage(rewards[:, None].clone(), torch.ones(1000, 1), index)
     mixed = base.kind == MIXED
     assert mixed.sum() > 500 and torch.equal(base.value[mixed], verls[mixed, 0])
@@ -148,7 +148,7 @@ def test_base_advantage_of_every_group_type(groups, b_correct, b_wrong):
     rewards, index = zip(*((r, g) for g, group in enumerate(groups) for r in group), strict=True)
     scores = torch.tensor(rewards, dtype=torch.float64)
     config = CastConfig(base_correct=b_correct, base_wrong=b_wrong)
-    base = base_advantage(scores, np.array(index), torch.ones(len(rewards), dtype=torch.bool), config)
+    base = CastRule(config).base(scores, np.array(index), torch.ones(len(rewards), dtype=torch.bool))
     expected = [b for group in groups for b in reference.base(group, 0.5, b_correct, b_wrong)]
     torch.testing.assert_close(base.value, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
     for row, (reward, group) in enumerate(zip(rewards, index, strict=True)):
@@ -160,10 +160,10 @@ def test_base_advantage_of_every_group_type(groups, b_correct, b_wrong):
 def test_group_type_is_decided_by_correctness_not_by_spread():
     """Graded rewards that are all above (below) the threshold: a spread, but an all-correct (all-wrong) group."""
     tensors = batch([0.6, 0.9, 1.0, 0.1, 0.2, 0.3], ["a"] * 3 + ["b"] * 3)
-    base = base_advantage(tensors[0].sum(-1), tensors[2], torch.ones(6, dtype=torch.bool), CastConfig())
+    base = CastRule(CastConfig()).base(tensors[0].sum(-1), tensors[2], torch.ones(6, dtype=torch.bool))
     assert base.value.tolist() == [1.0] * 3 + [-1.0] * 3
-    shifted = base_advantage(
-        tensors[0].sum(-1), tensors[2], torch.ones(6, dtype=torch.bool), CastConfig(correct_threshold=0.95)
+    shifted = CastRule(CastConfig(correct_threshold=0.95)).base(
+        tensors[0].sum(-1), tensors[2], torch.ones(6, dtype=torch.bool)
     )
     assert shifted.kind.tolist() == [MIXED] * 3 + [ALL_WRONG] * 3
 
@@ -171,18 +171,18 @@ def test_group_type_is_decided_by_correctness_not_by_spread():
 def test_rows_without_tokens_are_in_no_group():
     """A padded, rejected or empty row does not turn an all-correct group into a mixed one, and gets nothing itself."""
     mask = [[1] * 5, [1] * 5, [0] * 5]
-    result = cast_advantage(*batch([1.0, 1.0, 0.0], ["a"] * 3, mask=mask), CastConfig())
+    result = compute_advantage(*batch([1.0, 1.0, 0.0], ["a"] * 3, mask=mask), CastConfig())
     assert result.base.kind.tolist() == [ALL_CORRECT, ALL_CORRECT, EXCLUDED]
     assert result.advantages.tolist() == [[1.0] * 5, [1.0] * 5, [0.0] * 5]
     # GRPO's statistics of the others do not move either
-    with_row = cast_advantage(*batch([1.0, 0.0, 1.0], ["a"] * 3, mask=mask), CastConfig())
-    without = cast_advantage(*batch([1.0, 0.0], ["a"] * 2), CastConfig())
+    with_row = compute_advantage(*batch([1.0, 0.0, 1.0], ["a"] * 3, mask=mask), CastConfig())
+    without = compute_advantage(*batch([1.0, 0.0], ["a"] * 2), CastConfig())
     assert torch.equal(with_row.advantages[:2], without.advantages)
 
 
 def test_padding_rows_and_empty_batches_give_no_nan():
     tensors = batch([0.0, 0.0], ["pad", "pad"], mask=[[0] * 5] * 2, gap=float("nan"))
-    result = cast_advantage(*tensors, CastConfig())
+    result = compute_advantage(*tensors, CastConfig())
     assert result.advantages.tolist() == [[0.0] * 5] * 2
     empty = torch.zeros(3, 0)
     advantages, _ = compute_cast_advantage(empty, empty.long(), np.array(["a"] * 3), empty, empty, CastConfig())
@@ -193,33 +193,11 @@ def test_masked_tokens_get_nothing_whatever_stands_there():
     """Tool tokens, truncation: NaN or huge values under a zero mask neither spread nor raise."""
     gap = [[0.5, float("nan"), -0.5, float("inf"), 0.0]] * 2
     mask = [[1, 0, 1, 0, 1]] * 2
-    result = cast_advantage(*batch([1.0, 0.0], ["a", "a"], gap=gap, mask=mask), CastConfig())
+    result = compute_advantage(*batch([1.0, 0.0], ["a", "a"], gap=gap, mask=mask), CastConfig())
     assert torch.isfinite(result.advantages).all()
     assert (result.advantages[:, [1, 3]] == 0).all()
     assert not result.flipped[:, [1, 3]].any()
     assert result.flipped.tolist() == [[False, False, True, False, False], [True, False, False, False, False]]
-
-
-@pytest.mark.parametrize("block_tokens", [1, 7, 100, 2**18])
-def test_the_size_of_a_block_changes_no_bit(monkeypatch, block_tokens):
-    """Rows are computed a few at a time on a CPU; where the cuts fall must not show, nor who sits beside a NaN."""
-    generator = torch.Generator().manual_seed(0)
-    rewards = (torch.rand(23, generator=generator) < 0.5).float().tolist()
-    gap = torch.randn(23, 37, generator=generator)
-    mask = torch.rand(23, 37, generator=generator) < 0.7
-    gap[3][~mask[3]] = float("nan")
-    tensors = batch(rewards, [i // 4 for i in range(23)], 37, gap, mask.long().tolist())
-    whole = cast_advantage(*tensors, CastConfig(gap_deadzone=0.1))
-    details = whole.compute_details()
-    monkeypatch.setattr(advantage, "BLOCK_TOKENS", block_tokens)
-    cut = cast_advantage(*tensors, CastConfig(gap_deadzone=0.1))
-    assert torch.equal(cut.advantages.view(torch.int32), whole.advantages.view(torch.int32))
-    for name, expected in details._asdict().items():
-        assert torch.equal(getattr(cut, name), expected), name
-    bad = mask.nonzero()[-1]
-    tensors[4][tuple(bad)] = float("nan")
-    with pytest.raises(ValueError, match="log-prob"):
-        cast_advantage(*tensors, CastConfig())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -229,21 +207,12 @@ def test_zeros_have_the_sign_that_grpo_gives_them(dtype):
     rewards, mask = [1.0, 0.0, 0.0], [[1, 1, 0, 0]] * 3
     tensors = batch(rewards, ["a", "a", "b"], 4, zeros, mask, dtype)
     for teacher, old in ((zeros, zeros), (-zeros, zeros), (zeros, -zeros)):
-        result = cast_advantage(*tensors[:3], old, teacher, CastConfig())
+        result = compute_advantage(*tensors[:3], old, teacher, CastConfig())
         assert not result.flipped.any()
         B = result.base.value.unsqueeze(-1)
         assert torch.equal(result.advantages, B.clamp(-1.2, 1.2) * tensors[1])
         assert torch.equal(torch.signbit(result.advantages), torch.signbit(B * tensors[1]))
         assert not torch.signbit(result.gap).any() and not torch.signbit(result.raw_gap).any()
-
-
-@pytest.mark.slow
-def test_no_weight_of_a_row_that_may_flip_lies_below_1():
-    """`shape_advantage` bounds such weights from above alone. Every float32 exponent from 0 to its clamp."""
-    last = int(torch.tensor(MAX_EXPONENT).view(torch.int32))
-    for start in range(0, last + 1, 2**25):
-        exponent = torch.arange(start, min(start + 2**25, last + 1), dtype=torch.int32).view(torch.float32)
-        assert (exponent.exp_() >= 1).all()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -260,12 +229,12 @@ def test_only_the_final_output_of_a_session_is_graded():
     index = ["p"] * 4
     final_row = torch.tensor([2, 2, 2, 3])
     rewards = [0.0, 0.0, 1.0, 0.0]  # only the final output's reward may count
-    result = cast_advantage(*batch(rewards, index), CastConfig(), final_row=final_row)
-    plain = cast_advantage(*batch([1.0, 0.0], ["p"] * 2), CastConfig())
+    result = compute_advantage(*batch(rewards, index), CastConfig(), final_row=final_row)
+    plain = compute_advantage(*batch([1.0, 0.0], ["p"] * 2), CastConfig())
     assert torch.equal(result.base.value, plain.base.value[torch.tensor([0, 0, 0, 1])])
     # gaps stay each output's own
     gap = [[-0.1] * 5, [0.1] * 5, [0.0] * 5, [0.0] * 5]
-    shaped = cast_advantage(*batch(rewards, index, gap=gap), CastConfig(), final_row=final_row)
+    shaped = compute_advantage(*batch(rewards, index, gap=gap), CastConfig(), final_row=final_row)
     assert (shaped.advantages[0] < 0).all() and (shaped.advantages[1] > 0).all()
 
 
@@ -280,7 +249,7 @@ def test_bounds_and_signs(seed, deadzone, flip):
     rewards = (torch.rand(24, generator=generator) < 0.5).float().tolist()
     gap = torch.randn(24, 7, generator=generator)
     config = CastConfig(gap_deadzone=deadzone, flip=flip)
-    result = cast_advantage(*batch(rewards, [i // 4 for i in range(24)], 7, gap), config)
+    result = compute_advantage(*batch(rewards, [i // 4 for i in range(24)], 7, gap), config)
     B = result.base.value.unsqueeze(-1)
     assert (result.advantages.abs() <= 1.2).all()
     flips = result.advantages * B < 0

@@ -10,9 +10,9 @@ import pytest
 from omegaconf import OmegaConf
 from records import fitness_record
 
-from verl_cast import advice, fitness
-from verl_cast.check import check_run
-from verl_cast.run_config import compose
+from verl_cast.launch import advice, fitness
+from verl_cast.launch.check import check_run
+from verl_cast.tools.run_config import compose
 
 CAST, ROLLOUT, ACTOR = "algorithm.cast", "actor_rollout_ref.rollout", "actor_rollout_ref.actor"
 PRECISION = f"{ACTOR}.fsdp_config.mixed_precision"
@@ -242,5 +242,5 @@ def test_every_piece_of_advice_is_shown_here():
 
 
 def test_importing_it_imports_neither_torch_nor_verl():
-    code = "import sys, verl_cast.advice; print({'torch', 'verl'} & set(sys.modules))"
+    code = "import sys, verl_cast.launch.advice; print({'torch', 'verl'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

@@ -11,16 +11,17 @@ import pytest
 import reference_baselines
 import tiny
 import torch
+from laid_out import inputs_of
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, get_adv_estimator_fn
 
 from verl_cast import CastConfigError
-from verl_cast.baselines.advantage import baseline_advantage, current_gap_weight
-from verl_cast.baselines.config import BASELINES, GrpoOpsdConfig, OpsdConfig, RlrtConfig, RlsdConfig
-from verl_cast.baselines.privileged import PrivilegedContext, reference_messages
-from verl_cast.baselines.references import check_references, peers, references
-from verl_cast.check import apply_method_defaults, check_run, packaged_defaults, summary
-from verl_cast.context import TeacherContext
-from verl_cast.methods import METHODS, method_config
+from verl_cast.advantage.compute import compute_advantage, rule_of
+from verl_cast.config.baselines import BASELINES, GrpoOpsdConfig, OpsdConfig, RlrtConfig, RlsdConfig
+from verl_cast.config.methods import METHODS, method_config
+from verl_cast.launch.check import apply_method_defaults, check_run, packaged_defaults, summary
+from verl_cast.teacher.context import TeacherContext
+from verl_cast.teacher.privileged.context import PrivilegedContext, reference_messages
+from verl_cast.teacher.privileged.references import check_references, peers, references
 
 NAMES = [method.NAME for method in BASELINES]
 MESSAGES = [{"role": "user", "content": "What is 1 + 1?"}]
@@ -58,7 +59,7 @@ def test_every_rule_equals_the_reference(name, graded):
         rewards, mask, index, old, teacher = batch(seed, graded=graded)
         step = 3 * seed
         kwargs = {"step": step} if name == "rlsd" else {}
-        result = baseline_advantage(rewards, mask, index, old, teacher, method(), completed_steps=step)
+        result = compute_advantage(rewards, mask, index, old, teacher, method(), completed_steps=step)
         A = grpo(rewards, torch.ones_like(mask), index)[:, 0]
         for i in range(len(mask)):
             correct = bool(rewards[i].sum() > 0.5)
@@ -74,16 +75,16 @@ def test_every_rule_equals_the_reference(name, graded):
 def test_without_the_gap_it_is_verls_grpo_bit_for_bit(config, dtype, graded):
     for seed in range(10):
         rewards, mask, index, old, teacher = batch(seed, dtype, graded)
-        advantages = baseline_advantage(rewards, mask, index, old, teacher, config).advantages
+        advantages = compute_advantage(rewards, mask, index, old, teacher, config).advantages
         assert torch.equal(advantages, grpo(rewards, mask, index))
 
 
 def test_rlsd_is_grpo_bit_for_bit_when_its_weight_has_decayed():
-    weights = [current_gap_weight(RlsdConfig(), step) for step in (0, 25, 50, 51, 1000)]
+    weights = [rule_of(RlsdConfig(), step).gap_weight for step in (0, 25, 50, 51, 1000)]
     assert weights == [0.5, 0.25, 0.0, 0.0, 0.0]
-    assert current_gap_weight(RlsdConfig(gap_weight_decay_steps=0), 1000) == 0.5
+    assert rule_of(RlsdConfig(gap_weight_decay_steps=0), 1000).gap_weight == 0.5
     rewards, mask, index, old, teacher = batch(0, torch.float32)
-    late = baseline_advantage(rewards, mask, index, old, teacher, RlsdConfig(), completed_steps=50)
+    late = compute_advantage(rewards, mask, index, old, teacher, RlsdConfig(), completed_steps=50)
     assert torch.equal(late.advantages, grpo(rewards, mask, index))
 
 
@@ -91,7 +92,7 @@ def test_rlsd_and_rlrt_keep_the_verifiers_sign_and_give_one_sided_groups_nothing
     for seed in range(10):
         rewards, mask, index, old, teacher = batch(seed)
         for config, bound in ((RlsdConfig(), 0.5 * 0.2), (RlrtConfig(), 0.5 * 1.0)):
-            result = baseline_advantage(rewards, mask, index, old, teacher, config)
+            result = compute_advantage(rewards, mask, index, old, teacher, config)
             A = grpo(rewards, mask, index)
             assert not result.flipped.any() and bool((result.advantages * A >= 0).all())
             assert bool(((result.advantages - A).abs() <= bound * A.abs() + 1e-12).all())
@@ -100,7 +101,7 @@ def test_rlsd_and_rlrt_keep_the_verifiers_sign_and_give_one_sided_groups_nothing
 
 def test_rlrt_leaves_wrong_responses_alone_and_rewards_what_the_teacher_would_not_have_said():
     rewards, mask, index, old, teacher = batch(1)
-    result = baseline_advantage(rewards, mask, index, old, teacher, RlrtConfig())
+    result = compute_advantage(rewards, mask, index, old, teacher, RlrtConfig())
     A, correct = grpo(rewards, mask, index), rewards.sum(-1) > 0.5
     assert torch.equal(result.advantages[~correct], A[~correct])
     mixed = torch.tensor(index == "a") & correct
@@ -112,8 +113,8 @@ def test_rlrt_leaves_wrong_responses_alone_and_rewards_what_the_teacher_would_no
 
 def test_opsd_looks_at_no_reward():
     rewards, mask, index, old, teacher = batch(2)
-    one = baseline_advantage(rewards, mask, index, old, teacher, OpsdConfig()).advantages
-    other = baseline_advantage(1 - rewards, mask, index, old, teacher, OpsdConfig()).advantages
+    one = compute_advantage(rewards, mask, index, old, teacher, OpsdConfig()).advantages
+    other = compute_advantage(1 - rewards, mask, index, old, teacher, OpsdConfig()).advantages
     assert torch.equal(one, other) and torch.equal(one, (teacher - old) * mask)
 
 
@@ -121,9 +122,9 @@ def test_opsd_looks_at_no_reward():
 def test_padding_and_masked_tokens_count_nowhere(name):
     rewards, mask, index, old, teacher = batch(3)
     config = METHODS[name]()
-    alone = baseline_advantage(rewards, mask, index, old, teacher, config).advantages
+    alone = compute_advantage(rewards, mask, index, old, teacher, config).advantages
     nan = torch.full((2, mask.shape[1]), float("nan"), dtype=mask.dtype)
-    padded = baseline_advantage(
+    padded = compute_advantage(
         torch.cat([rewards, torch.zeros_like(nan)]),
         torch.cat([mask, torch.zeros_like(nan)]),
         np.append(index, ["a", "pad"]),
@@ -133,30 +134,30 @@ def test_padding_and_masked_tokens_count_nowhere(name):
     ).advantages
     assert torch.equal(padded[:-2], alone) and not padded[-2:].any()
     broken = teacher.masked_fill(~mask.bool(), float("nan"))
-    assert torch.equal(baseline_advantage(rewards, mask, index, old, broken, config).advantages, alone)
+    assert torch.equal(compute_advantage(rewards, mask, index, old, broken, config).advantages, alone)
     with pytest.raises(ValueError, match="NaN or infinite"):
-        baseline_advantage(rewards, mask, index, old, teacher.masked_fill(mask.bool(), float("nan")), config)
+        compute_advantage(rewards, mask, index, old, teacher.masked_fill(mask.bool(), float("nan")), config)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_estimator_stops_a_trainer_that_computed_no_teacher_log_probs(name):
     from verl_cast import CastConfig
-    from verl_cast.estimator import EstimatorInputs, estimator_inputs
+    from verl_cast.training.estimator import estimator_inputs
 
     rewards, mask, index, old, teacher = batch(0)
     estimator = get_adv_estimator_fn(name)
     call = {"token_level_rewards": rewards, "response_mask": mask, "index": index, "config": {}}
     with pytest.raises(RuntimeError, match=f"adv_estimator={name}.*would be GRPO"):
         estimator(**call)
-    inputs = EstimatorInputs(CastConfig(), old, teacher, torch.arange(12))
+    inputs = inputs_of(CastConfig(), rewards, old, teacher)
     with estimator_inputs(inputs), pytest.raises(RuntimeError, match=f"adv_estimator={name}"):
         estimator(**call)  # laid out for another method
-    inputs = EstimatorInputs(METHODS[name](), old, teacher, torch.arange(12), completed_steps=7)
-    with estimator_inputs(inputs):
+    inputs = inputs_of(METHODS[name](), rewards, old, teacher, completed_steps=7)
+    with estimator_inputs(inputs) as results:
         advantages, returns = estimator(**call)
-    expected = baseline_advantage(rewards, mask, index, old, teacher, METHODS[name](), completed_steps=7)
+    expected = compute_advantage(rewards, mask, index, old, teacher, METHODS[name](), completed_steps=7)
     assert torch.equal(advantages, expected.advantages) and torch.equal(returns, advantages)
-    assert inputs.metrics["cast/gap_weight"] == current_gap_weight(METHODS[name](), 7)
+    assert len(results) == 1 and results[0].advantages is advantages
 
 
 # ------------------------------------------------------------------------------------------------ what a teacher reads
@@ -207,8 +208,9 @@ def test_references_of_rows():
 def test_a_cast_run_never_loads_a_privileged_context():
     code = (
         "import sys, verl, verl.trainer.ppo.core_algos, verl.trainer.ppo.v1.trainer_base\n"
-        "import verl_cast.trainer, verl_cast.worker, verl_cast.check, verl_cast.estimator\n"
-        "print([name for name in sys.modules if name.endswith('.privileged')])"
+        "import verl_cast.training.trainer, verl_cast.training.worker, verl_cast.training.estimator\n"
+        "import verl_cast.launch.check\n"
+        "print([name for name in sys.modules if '.privileged' in name])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -6,8 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from verl_cast import CastConfig, CastConfigError, TeacherConfig
-from verl_cast.check import METHOD_DEFAULTS, apply_method_defaults, check_run, summary
-from verl_cast.methods import cast_config
+from verl_cast.config.methods import cast_config
+from verl_cast.launch.check import METHOD_DEFAULTS, apply_method_defaults, check_run, summary
 
 CAST = ("algorithm.adv_estimator=cast", "actor_rollout_ref.rollout.n=8")
 MEGATRON = ("model_engine=megatron",)
@@ -222,12 +222,12 @@ def test_a_slow_average_of_the_policy_may_share_its_prompt(compose):
         (
             ["+algorithm.cast.teacher.context=same", "+algorithm.cast.teacher.weights=current"],
             "algorithm.cast.teacher.context",
-            "nothing is taught",
+            "teaches nothing",
         ),
         (
             ["+algorithm.cast.teacher.context=same", "+algorithm.cast.teacher.refresh_interval=1"],
             "algorithm.cast.teacher.context",
-            "nothing is taught",
+            "teaches nothing",
         ),
         (["+algorithm.cast.flipp=both"], "algorithm.cast.flipp", "did you mean"),
         (["+algorithm.cast.teacher.context=/nowhere/t.jinja"], "algorithm.cast.teacher.context", "cannot be read"),

@@ -4,7 +4,7 @@ import pytest
 from tiny import tokenizer
 
 from verl_cast import CastConfigError
-from verl_cast.context import TeacherContext, load_template, problem_text
+from verl_cast.teacher.context import TeacherContext, load_template, problem_text
 
 QUESTION = "What is 3 + 4?"
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]

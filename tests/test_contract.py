@@ -10,7 +10,7 @@ import verl
 from verl.trainer.ppo import core_algos
 
 import verl_cast.seams as seams
-from verl_cast.base import GRPO_EPSILON
+from verl_cast.advantage.base import GRPO_EPSILON
 from verl_cast.seams import SEAMS, SUPPORTED_VERL, SeamChanged, check_seams
 
 
@@ -44,7 +44,7 @@ def test_the_entry_point_is_installed():
 
 
 def test_the_registries_hold_cast():
-    from verl_cast.estimator import ESTIMATORS
+    from verl_cast.training.estimator import ESTIMATORS
 
     assert core_algos.get_adv_estimator_fn("cast") is ESTIMATORS["cast"]
     assert "cast" in core_algos.POLICY_LOSS_REGISTRY
@@ -52,7 +52,7 @@ def test_the_registries_hold_cast():
 
 def test_a_registered_estimator_gets_what_ours_takes():
     """verl calls estimators by keyword; ours must accept all that it sends, and needs nothing that it does not."""
-    from verl_cast.estimator import ESTIMATORS
+    from verl_cast.training.estimator import ESTIMATORS
 
     required = [
         name
@@ -68,8 +68,8 @@ def test_every_trainer_mode_takes_the_mixin():
     """The three modes of verl 0.9; every hook that the mixin does not override stays the mode's own."""
     from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, get_trainer_cls
 
-    from verl_cast.methods import METHODS
-    from verl_cast.trainer import SelfTeacherTrainerMixin, with_method
+    from verl_cast.config.methods import METHODS
+    from verl_cast.training.trainer import SelfTeacherTrainerMixin, with_method
 
     importlib.import_module("verl.trainer.ppo.v1")
     assert {"sync", "colocate_async", "separate_async"} <= set(TRAINER_REGISTRY)
@@ -87,7 +87,7 @@ def test_the_worker_mixin_fits_both_worker_classes():
     from verl.single_controller.base.decorator import MAGIC_ATTR
     from verl.workers.engine_workers import ActorRolloutRefWorker
 
-    from verl_cast.worker import with_self_teacher
+    from verl_cast.training.worker import with_self_teacher
 
     for worker_cls in (ActorRolloutRefWorker, DetachActorWorker):
         mixed = with_self_teacher(worker_cls)

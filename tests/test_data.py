@@ -10,9 +10,9 @@ import pyarrow.parquet
 import pytest
 from omegaconf import OmegaConf
 
-from verl_cast import cli
-from verl_cast.context import DAPO_PREFIX, DAPO_SUFFIX, INSTRUCTION
-from verl_cast.data.sources import SOURCES
+from verl_cast.teacher.context import DAPO_PREFIX, DAPO_SUFFIX, INSTRUCTION
+from verl_cast.tools import cli
+from verl_cast.tools.data.sources import SOURCES
 
 
 @pytest.fixture(autouse=True)
@@ -256,7 +256,7 @@ def test_verl_reads_it(tmp_path, tiny_directory, compose):
     import tiny
     from verl.utils.dataset.rl_dataset import RLHFDataset
 
-    from verl_cast.doctor import data as doctor
+    from verl_cast.tools.doctor import data as doctor
 
     source = write(tmp_path / "d.parquet", DAPO)
     assert prepare(tmp_path, "--only=dapo", f"--source=dapo={source}") == 0

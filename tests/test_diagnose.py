@@ -17,14 +17,15 @@ import tiny
 import torch
 
 import verl_cast
-from verl_cast import cli, run_config, trajectories
-from verl_cast.cli import UserError
-from verl_cast.config import CastConfig, CastConfigError
-from verl_cast.context import load_template
-from verl_cast.diagnose import command, contexts, direction, gaps, page, privileged, stats, tokens
-from verl_cast.diagnose.rollouts import Rollouts, Trajectory
-from verl_cast.metrics import centred, correlation
-from verl_cast.vllm_process import root_cause
+from verl_cast import trajectories
+from verl_cast.advantage.metrics import centred, correlation
+from verl_cast.config.cast import CastConfig, CastConfigError
+from verl_cast.teacher.context import load_template
+from verl_cast.tools import cli, run_config, stats
+from verl_cast.tools.cli import UserError
+from verl_cast.tools.diagnose import command, contexts, direction, gaps, page, privileged, tokens
+from verl_cast.tools.diagnose.rollouts import Rollouts, Trajectory
+from verl_cast.tools.vllm_process import root_cause
 
 ROOT = Path(verl_cast.__file__).parent
 
@@ -166,7 +167,7 @@ def made_up(seed=0, **method):
     [{}, {"gap_weight": 0.5, "advantage_clip": None}, {"gap_weight": 6.0}, {"base_wrong": 0.0}, {"base_correct": 0.0}],
 )
 def test_the_lever_table_is_the_method_token_by_token(method):
-    """Against tests/reference.py, which shares nothing with verl_cast.advantage."""
+    """Against tests/reference.py, which shares nothing with verl_cast.advantage.cast."""
     rollouts = made_up(**method)
     lam, clip = rollouts.method.gap_weight, rollouts.method.advantage_clip
     table = direction.lever_table(rollouts, rollouts.teachers["plain"])
@@ -244,17 +245,14 @@ def test_the_relation_sees_a_teacher_that_knows_and_one_that_is_wrong():
 
 def test_the_relation_is_the_metric_of_a_run():
     """`cast/gap/correctness_corr` during training and the diagnosis before it are one number."""
-    from verl_cast.metrics import cast_metrics
+    from verl_cast.advantage.metrics import advantage_metrics
 
     rollouts = made_up()
     result, _ = rollouts.advantage(rollouts.teachers["plain"], rollouts.method)
-    mask = torch.zeros_like(result.gap)
-    for i, t in enumerate(rollouts.trajectories):
-        mask[i, : len(t.mask)] = torch.tensor(t.mask)
-    metrics = cast_metrics(result, mask)
+    metrics = advantage_metrics(result)
     relation = direction.relation(rollouts, rollouts.teachers["plain"], seed=0)
     for ours, name in (("correlation", "correctness_corr"), ("correlation_in_group", "correctness_corr_in_group")):
-        assert relation[ours]["value"] == pytest.approx(metrics[f"cast/gap/{name}"], abs=1e-5)
+        assert relation[ours]["value"] == pytest.approx(metrics[f"gap/{name}"], abs=1e-5)
     low, high = relation["correlation"]["interval"]
     assert low < relation["correlation"]["value"] < high
 
@@ -290,7 +288,7 @@ def overrides(tiny_directory):
 
 @pytest.fixture(scope="session")
 def scorer(tiny_directory):
-    from verl_cast.diagnose.scoring import Scorer
+    from verl_cast.tools.diagnose.scoring import Scorer
 
     return Scorer(str(tiny_directory / "model"), temperature=0.7, pad_token_id=3)
 
@@ -303,7 +301,7 @@ def alone(model, prompt, response, temperature=0.7):
 
 
 def test_scores_are_those_of_a_forward_without_padding(scorer, monkeypatch):
-    from verl_cast.diagnose import scoring
+    from verl_cast.tools.diagnose import scoring
 
     rng = np.random.default_rng(0)
 
@@ -325,7 +323,7 @@ def test_scores_are_those_of_a_forward_without_padding(scorer, monkeypatch):
 
 
 def test_batches_keep_within_their_bounds(scorer, monkeypatch):
-    from verl_cast.diagnose import scoring
+    from verl_cast.tools.diagnose import scoring
 
     rng = np.random.default_rng(1)
     prompts = [[7] * int(rng.integers(1, 50)) for _ in range(40)]
@@ -350,13 +348,13 @@ def test_a_context_longer_than_the_model_is_refused(scorer):
 
 @pytest.fixture(scope="session")
 def setup(overrides):
-    from verl_cast.diagnose.setup import Setup
+    from verl_cast.tools.diagnose.setup import Setup
 
     return Setup(run_config.compose(overrides), overrides)
 
 
 def changed(setup, *extra, overrides):
-    from verl_cast.diagnose.setup import Setup
+    from verl_cast.tools.diagnose.setup import Setup
 
     return Setup(run_config.compose([*overrides, *extra]), [*overrides, *extra])
 
@@ -379,7 +377,7 @@ def test_problems_are_drawn_once_and_by_the_seed(setup):
 
 
 def test_the_verifier_is_the_runs_own(setup, tiny_directory):
-    from verl_cast.diagnose.setup import Verifier
+    from verl_cast.tools.diagnose.setup import Verifier
 
     verifier, problem = Verifier(setup), setup.problems("val", 1, 0)[0]
     namespace = {}
@@ -403,7 +401,7 @@ def test_the_verifier_is_the_runs_own(setup, tiny_directory):
     ],
 )
 def test_a_command_that_cannot_be_diagnosed_is_refused(overrides, extra, words):
-    from verl_cast.diagnose.setup import Verifier
+    from verl_cast.tools.diagnose.setup import Verifier
 
     with pytest.raises(UserError) as error:
         setup = changed(None, *extra, overrides=overrides)
@@ -510,27 +508,36 @@ def test_the_privileged_context_shows_the_answer_in_the_last_user_message():
 
 def test_no_module_that_trains_imports_the_privileged_context():
     """Every module but the commands', imported in one process."""
-    files = [path for folder in (ROOT, ROOT / "platform") for path in folder.glob("*.py") if path.stem != "__main__"]
+    files = [
+        path
+        for path in ROOT.rglob("*.py")
+        if not {"tools", "privileged"} & set(path.parts) and path.stem not in ("__init__", "__main__")
+    ]
     names = [f"{path.relative_to(ROOT.parent).with_suffix('')}".replace("/", ".") for path in files]
-    assert {"verl_cast.trainer", "verl_cast.worker", "verl_cast.context", "verl_cast.estimator"} <= set(names)
+    assert {
+        "verl_cast.training.trainer",
+        "verl_cast.training.worker",
+        "verl_cast.teacher.context",
+        "verl_cast.training.estimator",
+    } <= set(names)
     code = (
-        "import importlib, sys\n"
+        "import importlib, sys, verl\n"
         "for name in sys.argv[1:]: importlib.import_module(name)\n"
-        "print([name for name in sys.modules if name.startswith('verl_cast.diagnose')])"
+        "print([name for name in sys.modules if name.startswith('verl_cast.tools.diagnose')])"
     )
     done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip().splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("context", ["privileged", "opsd", "reference", "verl_cast.diagnose.privileged"])
+@pytest.mark.parametrize("context", ["privileged", "opsd", "reference", "verl_cast.tools.diagnose.privileged"])
 def test_no_config_value_selects_the_privileged_context(context):
     with pytest.raises(CastConfigError, match="teacher.context"):
         CastConfig.from_dict({"teacher": {"context": context}})
 
 
 def test_no_file_of_the_package_is_a_context_with_the_answer(tmp_path):
-    for path in (ROOT / "diagnose").rglob("*.jinja"):
+    for path in (ROOT / "tools" / "diagnose").rglob("*.jinja"):
         with pytest.raises(CastConfigError):
             load_template(str(path))
     (tmp_path / "leak.jinja").write_text("{{ problem }} {{ reference }}")
@@ -775,7 +782,7 @@ def test_the_whole_diagnosis_through_vllm(tmp_path, tiny_directory, overrides):
     assert [one["context"] for one in result["direction"]] == ["plain", str(template)]
     assert "teacher (shown.jinja)" in done.stdout and len(list((cache / "fitness").glob("*.json"))) == 2
     looked_up = (
-        "import sys; from verl_cast import fitness, run_config; "
+        "import sys; from verl_cast.launch import fitness; from verl_cast.tools import run_config; "
         "print(fitness.find(run_config.compose(sys.argv[1:]))['context'])"
     )
     found = subprocess.run(

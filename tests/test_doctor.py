@@ -23,12 +23,13 @@ from transformers import AutoConfig
 from verl_run import command_and_environment
 
 import verl_cast.seams
-from verl_cast import CastConfig, TeacherConfig, fitness
-from verl_cast.cli import UserError
-from verl_cast.doctor import estimate, registration, run, seams, versions
-from verl_cast.doctor.lines import WIDTH, error, formatted, note
-from verl_cast.run_config import compose
-from verl_cast.self_teacher import SelfTeacher
+from verl_cast import CastConfig, TeacherConfig
+from verl_cast.launch import fitness
+from verl_cast.teacher.weights import SelfTeacher
+from verl_cast.tools.cli import UserError
+from verl_cast.tools.doctor import estimate, registration, run, seams, versions
+from verl_cast.tools.doctor.lines import WIDTH, error, formatted, note
+from verl_cast.tools.run_config import compose
 
 # What verl and Megatron say when they are imported is not of these tests.
 pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")]
@@ -126,7 +127,7 @@ print(context.address_info["gcs_address"], flush=True)
 sys.stdin.read()
 """
 LOOK = """
-from verl_cast.doctor import registration
+from verl_cast.tools.doctor import registration
 with registration.ray_workers(None, None) as workers:
     here = registration.probe()
     lines = registration.check_here(here) + registration.check_workers(workers, here)

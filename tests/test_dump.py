@@ -9,14 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
+from laid_out import inputs_of
 from omegaconf import OmegaConf
 
 import verl_cast
 from verl_cast import CastConfig, CastConfigError, trajectories
-from verl_cast.context import TeacherContext
-from verl_cast.dump import TrajectoryDump, _estimator_columns, token_texts
-from verl_cast.estimator import ESTIMATORS, EstimatorInputs, estimator_inputs
-from verl_cast.report.dump_view import _in_deadzone
+from verl_cast.teacher.context import TeacherContext
+from verl_cast.tools.report.dump_view import _in_deadzone
+from verl_cast.training.dump import TrajectoryDump, _estimator_columns, token_texts
+from verl_cast.training.estimator import ESTIMATORS, estimator_inputs
 
 LENGTHS = [4, 2, 3, 4, 1, 4]
 KEYS = ["u2_0_0", "u1_0_0", "u1_1_0", "u2_1_0", "pad_0_0", "u0_0_0"]
@@ -44,8 +45,8 @@ def batch(cast):
     )
     rewards = torch.zeros(6, 4)
     rewards[:, 0] = torch.tensor(REWARDS)
-    inputs = EstimatorInputs(cast, old, teacher, torch.arange(6))
-    with estimator_inputs(inputs):
+    inputs = inputs_of(cast, rewards, old, teacher)
+    with estimator_inputs(inputs) as results:
         ESTIMATORS["cast"](rewards, mask.long(), np.array([key[:2] for key in KEYS]), None)
     data = {
         "prompts": [torch.tensor([5, 6, 7])] * 6,
@@ -54,27 +55,27 @@ def batch(cast):
         "raw_prompt": [[{"role": "user", "content": f"problem {key}"}] for key in KEYS],
         "reward_model": [{"ground_truth": i} for i in range(6)],
     }
-    return inputs, data
+    return inputs, results[0], data
 
 
 def written(tmp_path, context="plain", **settings):
     writer, cast = dump(tmp_path, **settings)
-    inputs, data = batch(cast)
-    rows = writer.choose(KEYS, inputs)
+    inputs, result, data = batch(cast)
+    rows = writer.choose(KEYS, result)
     chosen = {name: [values[row] for row in rows] for name, values in data.items()}
     tokenizer = tiny.tokenizer()
-    writer.write(4, KEYS, rows, chosen, inputs, tokenizer, TeacherContext(context, None, tokenizer), 3)
+    writer.write(4, KEYS, rows, chosen, inputs, result, tokenizer, TeacherContext(context, None, tokenizer), 3)
     (path,) = trajectories.files(writer.directory).values()
-    return path, inputs, rows
+    return path, inputs, result, rows
 
 
 def test_what_is_read_is_what_the_estimator_knew(tmp_path):
-    path, inputs, rows = written(tmp_path)
+    path, inputs, result, rows = written(tmp_path)
     assert path == tmp_path / "cast_trajectories" / "step_00000004.parquet"
     records, about = trajectories.read(path)
     assert about == {
         "model": "the/model",
-        "cast": json.loads(json.dumps(dataclasses.asdict(inputs.config))),
+        "cast": json.loads(json.dumps(dataclasses.asdict(inputs.rule.config))),
         "temperature": 0.7,
         "norm_adv_by_std_in_grpo": False,
         "verl_cast": verl_cast.__version__,
@@ -90,22 +91,22 @@ def test_what_is_read_is_what_the_estimator_knew(tmp_path):
         assert record["response_ids"] == list(range(40, 40 + length))
         assert "".join(record["response_text"]) == tiny.tokenizer().decode(record["response_ids"])
         assert record["correct"] == (REWARDS[row] > 0.5)
-        assert record["base_advantage"] == float(inputs.result.base.value[row])
+        assert record["base_advantage"] == float(result.base.value[row])
         for name, values in {
             "old_log_probs": inputs.old_log_probs,
             "teacher_log_probs": inputs.teacher_log_probs,
-            "gap": inputs.result.gap,
-            "advantages": inputs.result.advantages,
-            "flipped": inputs.result.flipped,
-            "response_mask": inputs.response_mask.bool(),
+            "gap": result.gap,
+            "advantages": result.advantages,
+            "flipped": result.flipped,
+            "response_mask": result.mask,
         }.items():
             assert record[name] == values[row, :length].tolist(), name
 
 
 def test_whole_groups_that_count_are_chosen(tmp_path):
     writer, cast = dump(tmp_path, groups=99)
-    inputs, _ = batch(cast)
-    chosen = [KEYS[row] for row in writer.choose(KEYS, inputs)]
+    _, result, _ = batch(cast)
+    chosen = [KEYS[row] for row in writer.choose(KEYS, result)]
     assert chosen == ["u0_0_0", "u1_0_0", "u1_1_0", "u2_0_0", "u2_1_0"], "padding is no group"
 
 
@@ -134,11 +135,11 @@ def test_a_full_disk_is_said_and_training_goes_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pq, "write_table", full)
     writer, cast = dump(tmp_path)
-    inputs, data = batch(cast)
+    inputs, result, data = batch(cast)
     tokenizer = tiny.tokenizer()
     with pytest.warns(UserWarning, match="trajectories of step 4 could not be dumped: .*No space left"):
-        with writer.looking_on(4):
-            writer.write(4, KEYS, [0], data, inputs, tokenizer, TeacherContext("same", None, tokenizer), None)
+        with writer.errors_logged(4):
+            writer.write(4, KEYS, [0], data, inputs, result, tokenizer, TeacherContext("same", None, tokenizer), None)
     assert trajectories.files(writer.directory) == {}
 
 
@@ -196,9 +197,9 @@ def test_token_texts_of_garbage_take_linear_time():
 def test_a_response_that_the_teacher_did_not_score_has_no_log_probs_of_it(tmp_path):
     """Mixed groups only: what stands for the others in the trainer is no probability, and no token's dead zone."""
     _, cast = dump(tmp_path)
-    inputs, _ = batch(cast)
-    inputs.result = dataclasses.replace(inputs.result, scored=torch.tensor([True, False, True, True, True, True]))
-    scored, unscored = (_estimator_columns(row, LENGTHS[row], inputs) for row in (0, 1))
+    inputs, result, _ = batch(cast)
+    result = dataclasses.replace(result, scored=torch.tensor([True, False, True, True, True, True]))
+    scored, unscored = (_estimator_columns(row, LENGTHS[row], inputs, result) for row in (0, 1))
     assert scored["teacher_log_probs"] == inputs.teacher_log_probs[0, : LENGTHS[0]].tolist()
     assert LENGTHS[1] > 0 and all(math.isnan(value) for value in unscored["teacher_log_probs"])
     assert "1" not in _in_deadzone({**unscored, "gap": [0.0] * LENGTHS[1]})

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-TESTS = Path(__file__).parent
+SUPPORT = Path(__file__).parent / "support"
 MODEL, FSDP = "actor_rollout_ref.model", "actor_rollout_ref.actor.fsdp_config"
 LORA = [f"{MODEL}.lora_rank=4", f"{MODEL}.lora_alpha=8", f"{MODEL}.target_modules=all-linear"]
 PACKED = [
@@ -54,7 +54,7 @@ def run_ranks(
             environment = {"VERL_PLATFORM": "cpu", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             ranks.append(
                 subprocess.Popen(
-                    [sys.executable, str(TESTS / script), str(directory), engine, *arguments],
+                    [sys.executable, str(SUPPORT / script), str(directory), engine, *arguments],
                     env={**os.environ, **environment, "RANK": str(rank), "WORLD_SIZE": str(world_size)},
                     stdout=log.open("w"),
                     stderr=subprocess.STDOUT,

@@ -22,10 +22,10 @@ import torch
 from safetensors.torch import load_file
 from test_engine import LORA, TENSOR_PARALLEL, run_ranks
 
-from verl_cast import cli
-from verl_cast.cli import UserError
-from verl_cast.evaluate import benchmarks, command, models, results, table
-from verl_cast.evaluate.record import Record
+from verl_cast.tools import cli
+from verl_cast.tools.cli import UserError
+from verl_cast.tools.evaluate import benchmarks, command, models, results, table
+from verl_cast.tools.evaluate.record import Record
 
 # ---------------------------------------------------------------------------------------------------------- numbers
 
@@ -203,7 +203,8 @@ def test_a_reward_function_by_verls_loader(tmp_path):
     arguments = {"data_source": "x", "ground_truth": "5", "extra_info": {}}
     assert score(solution_str=r"\boxed{5} " + "and so on " * 100, **arguments)["score"] == 1
     assert score(solution_str="Answer: 5", **arguments)["score"] == 0  # no box
-    parts = [Path(command.verl_cast.__file__).parent / f"{name}.py" for name in ("verifier", "answers", "equivalence")]
+    package = Path(command.verl_cast.__file__).parent / "verifier"
+    parts = [package / f"{name}.py" for name in ("__init__", "answers", "equivalence")]
     assert sha256 == hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
     (tmp_path / "mine.py").write_text("def own(solution_str, add=0, **_):\n    return len(solution_str) + add\n")
     own, other = command.reward_function(f"{tmp_path}/mine.py:own", {"add": 1})

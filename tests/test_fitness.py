@@ -11,7 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 from records import fitness_record
 
-from verl_cast import fitness, run_config
+from verl_cast.launch import fitness
+from verl_cast.tools import run_config
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +142,7 @@ def test_a_user_without_a_home_is_said_and_ignored(run, caplog, monkeypatch):
 
 
 def test_looking_for_a_record_is_light():
-    heavy = "{'torch', 'verl', 'vllm', 'verl_cast.diagnose'}"
-    code = f"import sys, verl_cast.fitness; print(sorted({heavy} & set(sys.modules)))"
+    heavy = "{'torch', 'verl', 'vllm', 'verl_cast.tools.diagnose'}"
+    code = f"import sys, verl_cast.launch.fitness; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -10,8 +10,8 @@ import torch
 from verl.trainer.ppo.v1.utils import MetricsAggregator
 
 from verl_cast import CastConfig, DumpConfig, TeacherConfig
-from verl_cast.advantage import cast_advantage
-from verl_cast.metrics import cast_metrics, noise_metrics
+from verl_cast.advantage.compute import compute_advantage
+from verl_cast.advantage.metrics import advantage_metrics, noise_metrics
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 _TEACHER = (
@@ -31,8 +31,9 @@ def metrics_of(rewards, index, gap, mask, config=None, entropy=None):
     token_rewards = torch.zeros(mask.shape)
     token_rewards[:, 0] = torch.tensor(rewards)
     gap = torch.tensor(gap)
-    result = cast_advantage(token_rewards, mask, np.array(index), torch.zeros_like(gap), gap, config)
-    return cast_metrics(result, mask, None if entropy is None else torch.tensor(entropy))
+    result = compute_advantage(token_rewards, mask, np.array(index), torch.zeros_like(gap), gap, config)
+    own = advantage_metrics(result, None if entropy is None else torch.tensor(entropy))
+    return {f"cast/{name}": value for name, value in own.items()}
 
 
 def hand_made(**settings):
@@ -134,16 +135,21 @@ def test_what_has_no_meaning_in_a_batch_is_left_out():
     assert set(hand_made()) - set(m) == absent
 
 
+def noise(again, old, gap, mask):
+    result = compute_advantage(torch.zeros(mask.shape), mask, np.array(["a", "a"]), old, old + gap, CastConfig())
+    return {f"cast/{name}": value for name, value in noise_metrics(result, old, again).items()}
+
+
 def test_the_noise_floor():
     old = torch.zeros(2, 3)
     again = torch.tensor([[0.001, -0.002, 0.0], [0.003, 7.0, 7.0]])
     gap = torch.tensor([[0.0005, -0.5, 0.0], [-0.0029, 0.0, 0.0]])
-    m = noise_metrics(again, old, gap, torch.tensor([[1, 1, 1], [1, 0, 0]]))
+    m = noise(again, old, gap, torch.tensor([[1, 1, 1], [1, 0, 0]]))
     assert set(m) == NOISE_METRICS
     assert m["cast/noise/abs_mean"] == pytest.approx(0.0015)
     assert m["cast/noise/p99"] == pytest.approx(np.quantile([0.001, 0.002, 0, 0.003], 0.99))
     assert m["cast/noise/gap_share"] == pytest.approx(2 / 4)  # the exact zero is no doubtful sign
-    assert noise_metrics(again, old, gap, torch.zeros(2, 3)) == {}
+    assert noise(again, old, gap, torch.zeros(2, 3)) == {}
 
 
 def test_padding_changes_nothing_and_an_empty_batch_is_finite():

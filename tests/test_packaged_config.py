@@ -12,13 +12,13 @@ import verl
 import yaml
 from omegaconf import OmegaConf
 
-from verl_cast import run_config
-from verl_cast.baselines.config import BASELINES
-from verl_cast.cli import UserError
-from verl_cast.config import CastConfig
+from verl_cast.config.baselines import BASELINES
+from verl_cast.config.cast import CastConfig
+from verl_cast.tools import run_config
+from verl_cast.tools.cli import UserError
 
 ROOT = Path(__file__).parent.parent
-PACKAGED = ROOT / "verl_cast" / "hydra_config" / "cast_trainer.yaml"
+PACKAGED = ROOT / "verl_cast" / "config" / "cast_trainer.yaml"
 METHODS = {method.NAME: method for method in (CastConfig, *BASELINES)}
 
 

@@ -5,23 +5,22 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from laid_out import inputs_of
 from tensordict import NonTensorStack, TensorDict
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.utils.losses import ppo_loss
 
-from verl_cast import CastConfig
-from verl_cast.advantage import token_advantage, trajectory_advantage
-from verl_cast.base import ALL_WRONG, MIXED, BaseAdvantage
-from verl_cast.estimator import ESTIMATORS, EstimatorInputs, estimator_inputs
-from verl_cast.methods import METHODS, method_config
-from verl_cast.one_pass import BASE_FIELD, CORRECT_FIELD, ENTROPY, ROW_FIELD, OnePassLoss, training_noise
-from verl_cast.passes import why_two_passes
-from verl_cast.rules import rule_of
-from verl_cast.step import plan_step
-from verl_cast.teacher_pass import SCORED_FIELD
-from verl_cast.trajectories import final_rows
+from verl_cast import CastConfig, wire
+from verl_cast.advantage.base import ALL_WRONG, MIXED, BaseAdvantage
+from verl_cast.advantage.compute import rule_of, token_advantage, trajectory_advantage
+from verl_cast.config.methods import METHODS, method_config
+from verl_cast.training.estimator import ESTIMATORS, estimator_inputs
+from verl_cast.training.one_pass_loss import ENTROPY, ROW, OnePassLoss
+from verl_cast.training.passes import training_noise, why_two_passes
+from verl_cast.training.step_plan import plan_step
+from verl_cast.wire import final_rows
 
 ACTOR, CORRECTION = "actor_rollout_ref.actor", "algorithm.rollout_correction"
 ON_POLICY = (
@@ -91,7 +90,8 @@ def test_a_step_needs_the_teacher_for_the_rows_whose_gap_matters(compose):
     mixed, all_wrong = [1, 0, 0], [0, 0, 0]
     default = plan(config, mixed + all_wrong)
     assert default.scored.all() and default.one_pass and default.teacher_runs
-    assert default.metrics == {"cast/teacher/forward": 1.0, "cast/one_pass": 1.0, "cast/teacher/age": 1.0}
+    assert default.metrics() == {"teacher/forward": 1.0, "one_pass": 1.0, "teacher/age": 1.0}
+    assert default.base_is_final and default.rewards.tolist() == mixed + all_wrong
     assert default.base.kind.tolist() == [MIXED] * 3 + [ALL_WRONG] * 3
 
     empty = plan(config, mixed + all_wrong, lengths=[3, 3, 0, 3, 3, 3])
@@ -116,7 +116,8 @@ def test_a_step_takes_one_pass_only_where_the_batch_is_one_update(compose):
     fresh = plan(same, [1, 0, 0] * 2, teacher=is_policy)
     assert fresh.gap_is_zero and fresh.one_pass and not fresh.teacher_runs, "no pass but the update's"
     rejecting = compose(*ON_POLICY, f"{CORRECTION}.rollout_rs=seq_mean_k1", f"{CORRECTION}.rollout_rs_threshold=1.1")
-    assert plan(rejecting, [1, 0, 0] * 2, base_wrong=0.0, base_correct=0.0).scored.all(), "groups may yet change"
+    may_change = plan(rejecting, [1, 0, 0] * 2, base_wrong=0.0, base_correct=0.0)
+    assert may_change.scored.all() and not may_change.base_is_final, "groups may yet change"
 
 
 def test_rows_of_a_session_follow_its_final_output(compose):
@@ -154,24 +155,37 @@ def test_where_no_gap_is_needed_none_matters_and_elsewhere_it_does(name):
         index = np.repeat(["a", "b", "c"], 4)
         old = torch.zeros(12, 6)
         gaps = [torch.randn(12, 6, generator=generator) for _ in range(4)]
-        rule = rule_of(config)
-        base = trajectory_advantage(rule, rewards, mask, index, config)
-        needed = rule.needs_gap(base, config, 5)
-        results = [token_advantage(rule, base, mask, old, gap, config, 5).advantages for gap in gaps]
+        rule = rule_of(config, completed_steps=5)
+        base = trajectory_advantage(rule, rewards, mask, index)
+        needed = rule.needs_gap(base)
+        results = [token_advantage(rule, base, mask, old, gap).advantages for gap in gaps]
         differs = torch.stack([(result != results[0]).any(-1) for result in results]).any(0)
         assert torch.equal(differs, needed), config
-        skipped = token_advantage(
-            rule, base, mask, old, gaps[0].masked_fill(~needed[:, None], float("nan")), config, 5, needed
-        )
+        unscored = gaps[0].masked_fill(~needed[:, None], float("nan"))
+        skipped = token_advantage(rule, base, mask, old, unscored, needed)
         assert torch.equal(skipped.advantages, results[0]), "what is not scored is not looked at"
 
 
 def test_an_unscored_row_that_needs_its_gap_stops_the_run():
     rewards = torch.tensor([[1.0], [0.0]])
     zeros, mask = torch.zeros(2, 1), torch.ones(2, 1, dtype=torch.int64)
-    inputs = EstimatorInputs(CastConfig(), zeros, zeros, torch.arange(2), scored=torch.tensor([True, False]))
-    with estimator_inputs(inputs), pytest.raises(RuntimeError, match="1 responses need the teacher's log-probs"):
-        ESTIMATORS["cast"](rewards, mask, np.array(["a", "a"]), None)
+    index = np.array(["a", "a"])
+    base = trajectory_advantage(rule_of(CastConfig()), rewards, mask, index)
+    for formed_before in (None, base):
+        inputs = inputs_of(CastConfig(), rewards, zeros, zeros, scored=torch.tensor([True, False]), base=formed_before)
+        with estimator_inputs(inputs), pytest.raises(RuntimeError, match="1 responses need the teacher's log-probs"):
+            ESTIMATORS["cast"](rewards, mask, index, None)
+
+
+def test_rewards_that_change_after_the_base_was_formed_stop_the_run():
+    rewards = torch.tensor([[1.0], [0.0]])
+    zeros, mask, index = torch.zeros(2, 1), torch.ones(2, 1, dtype=torch.int64), np.array(["a", "a"])
+    base = trajectory_advantage(rule_of(CastConfig()), rewards, mask, index)
+    with estimator_inputs(inputs_of(CastConfig(), rewards, zeros, zeros, base=base)) as results:
+        ESTIMATORS["cast"](rewards, mask, index, None)
+        assert results[0].base is base, "formed once"
+        with pytest.raises(RuntimeError, match="the rewards of 2 responses have changed"):
+            ESTIMATORS["cast"](1 - rewards, mask, index, None)
 
 
 def micro_batch():
@@ -191,10 +205,10 @@ def micro_batch():
             "input_ids": nested([torch.arange(6), torch.arange(6)]),
             "response_mask": nested(masks),
             "teacher_log_probs": nested(torch.randn(len(r), generator=generator) for r in responses),
-            BASE_FIELD: torch.tensor([1.0, -1.0]),
-            CORRECT_FIELD: torch.tensor([True, False]),
-            SCORED_FIELD: torch.tensor([True, True]),
-            ROW_FIELD: torch.tensor([1, 0]),
+            wire.BASE: torch.tensor([1.0, -1.0]),
+            wire.CORRECT: torch.tensor([True, False]),
+            wire.SCORED: torch.tensor([True, True]),
+            ROW: torch.tensor([1, 0]),
         },
         batch_size=2,
     )
@@ -213,7 +227,7 @@ def test_the_loss_that_forms_the_gap_has_the_gradient_of_two_passes(compose, nam
     """With verl's own loss around it, bit for bit."""
     config = compose(*ON_POLICY[1:], f"algorithm.adv_estimator={name}", f"{ACTOR}.ppo_micro_batch_size_per_gpu=2")
     actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
-    method = method_config(config)
+    rule = rule_of(method_config(config), completed_steps=3)
 
     def stock(model_output, data, dp_group=None):
         return ppo_loss(actor, model_output, data, dp_group)
@@ -223,7 +237,7 @@ def test_the_loss_that_forms_the_gap_has_the_gradient_of_two_passes(compose, nam
         stock(outputs_of(values)[1], data)  # without our loss there are no advantages to train with
     one, model_output = outputs_of(values)
     entropy = torch.rand(1, 12)
-    loss_function = OnePassLoss(stock, method, 3, False, lambda logits: logits.sum(-1), keeps_entropy=False)
+    loss_function = OnePassLoss(stock, rule, False, lambda logits: logits.sum(-1), keeps_entropy=False)
     handed = loss_function(student_logits=torch.stack([entropy, torch.zeros_like(entropy)], -1), data=data)
     responses = torch.tensor([1, 2, 3, 4, 8, 9, 10])  # the positions before their tokens
     assert torch.equal(handed[ENTROPY][0].nonzero()[:, 0], responses)
@@ -239,11 +253,9 @@ def test_the_loss_that_forms_the_gap_has_the_gradient_of_two_passes(compose, nam
     old = [values[1:5], values[8:11]]  # the log-prob of a token stands at the token before it
     data["old_log_probs"] = torch.nested.as_nested_tensor(old, layout=torch.jagged)
     padded = data.select("response_mask", "old_log_probs", "teacher_log_probs").to_padded_tensor()
-    nothing = torch.zeros(2, dtype=torch.int64)
-    base = BaseAdvantage(data[BASE_FIELD], nothing, nothing, data[CORRECT_FIELD])
-    data["advantages"] = token_advantage(
-        rule_of(method), base, *(padded[k] for k in ("response_mask", "old_log_probs", "teacher_log_probs")), method, 3
-    ).advantages
+    base = BaseAdvantage(data[wire.BASE], data[wire.CORRECT])
+    log_probs = (padded[key] for key in ("response_mask", "old_log_probs", "teacher_log_probs"))
+    data["advantages"] = token_advantage(rule, base, *log_probs).advantages
     expected, expected_metrics = stock(model_output, data)
     expected.backward()
     assert torch.equal(loss, expected) and torch.equal(one.grad, two.grad) and one.grad.abs().sum() > 0
@@ -260,7 +272,7 @@ def test_reduced_to_grpo_the_base_is_verls():
     """What is laid out for a one-pass update comes from the function that the estimator uses."""
     rewards = torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.0, 1.0]])
     mask, index = torch.ones(3, 2, dtype=torch.int64), np.array(["a"] * 3)
-    base = trajectory_advantage(rule_of(CastConfig()), rewards, mask, index, CastConfig())
+    base = trajectory_advantage(rule_of(CastConfig()), rewards, mask, index)
     assert torch.equal(base.value, compute_grpo_outcome_advantage(rewards, mask, index)[0][:, 0])
 
 

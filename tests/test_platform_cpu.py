@@ -25,8 +25,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from verl_cast.platform.cpu_config import RULES, check_config
-from verl_cast.platform.seams import SeamChanged, expect_mentions, expect_parameters
+from verl_cast.platform.cpu_config import REQUIREMENTS, check_config
+from verl_cast.platform.expect import SeamChanged, expect_mentions, expect_parameters
 
 pytestmark = pytest.mark.timeout(180)
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
@@ -60,14 +60,14 @@ def test_changed_body_is_refused_by_name():
 
 def probe_install():
     """Before anything else is imported: what `import verl` alone has done."""
-    import verl_cast.platform.cpu as cpu
+    from verl_cast.platform import cpu, vllm
 
     heavy = {"vllm", "verl.workers.engine.base", "verl.workers.rollout.vllm_rollout.vllm_rollout"} & set(sys.modules)
     cpu.install()
     cpu.install()
     from verl.plugin.platform import get_platform
 
-    finders = [finder for finder in sys.meta_path if isinstance(finder, cpu.VllmDistributionName)]
+    finders = [finder for finder in sys.meta_path if isinstance(finder, vllm.VllmDistributionName)]
     return {
         "heavy": sorted(heavy),
         "platform": type(get_platform()).__name__,
@@ -554,7 +554,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.key)
+@pytest.mark.parametrize("rule", REQUIREMENTS, ids=lambda rule: rule.key)
 def test_each_bad_setting_is_named_with_its_remedy(rule):
     config = good_config()
     OmegaConf.update(config, rule.key, BAD[rule.key])

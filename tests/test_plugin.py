@@ -65,7 +65,7 @@ def test_a_built_wheel_carries_the_entry_point_and_all_modules(tmp_path):
     entry_points = configparser.ConfigParser()
     entry_points.read_string(wheel.read(next(name for name in names if name.endswith("entry_points.txt"))).decode())
     assert dict(entry_points["verl.plugins"]) == {"cast": "verl_cast.plugin"}
-    assert dict(entry_points["console_scripts"]) == {"verl-cast": "verl_cast.cli:main"}
+    assert dict(entry_points["console_scripts"]) == {"verl-cast": "verl_cast.tools.cli:main"}
 
 
 def test_another_version_of_verl_is_refused_in_one_sentence():
@@ -111,7 +111,7 @@ def test_a_changed_seam_is_loud_and_stops_cast_but_not_grpo():
 def test_a_run_begins_with_what_it_is_and_what_to_think_about():
     done = python(
         """
-        from verl_cast.run_config import compose
+        from verl_cast.tools.run_config import compose
         from verl.utils.config import validate_config
         rollout = "actor_rollout_ref.rollout"
         config = compose([
@@ -167,7 +167,7 @@ def test_the_estimator_alone_chooses_the_trainer(estimator):
     from verl.trainer.ppo.v1.trainer_base import PPOTrainer
     from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-    from verl_cast.trainer import SelfTeacherTrainerMixin
+    from verl_cast.training.trainer import SelfTeacherTrainerMixin
 
     config = OmegaConf.create({"algorithm": {"adv_estimator": estimator}})
     trainer = PPOTrainer.__new__(PPOTrainerSync, config=config)

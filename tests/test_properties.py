@@ -1,7 +1,7 @@
 """Laws of the method on more than a million random rows, against an expectation in numpy float64 from its text.
 
 Every batch is drawn from a seed of its own, which every failure names: `draw(SEED)` gives that batch again. The
-expectation shares no line with `verl_cast.advantage`. Each test says which mistakes it would catch; all were tried.
+expectation shares no line with verl_cast.advantage. Each test says which mistakes it would catch; all were tried.
 """
 
 import math
@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from verl_cast import CastConfig
-from verl_cast.advantage import cast_advantage, compute_cast_advantage
-from verl_cast.metrics import cast_metrics
+from verl_cast.advantage import compute_cast_advantage
+from verl_cast.advantage.compute import compute_advantage
+from verl_cast.advantage.metrics import advantage_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -58,7 +59,7 @@ class Batch:
 
     def result(self, config: CastConfig | None = None):
         tensors = self.rewards, self.mask, self.index, self.old, self.teacher
-        return cast_advantage(*tensors, config or self.config, self.norm, self.final_row)
+        return compute_advantage(*tensors, config or self.config, self.norm, self.final_row)
 
     def take(self, rows: np.ndarray) -> "Batch":
         """The batch with these rows, in this order; the final row of every row must be among them."""
@@ -441,9 +442,7 @@ def test_rows_that_do_not_count_change_nothing(chunk):
         got = more.take(place).result()
         assert same_bits(got.advantages[place < num_rows], result.advantages), batch
         assert (got.advantages[place >= num_rows] == 0).all(), batch
-        assert cast_metrics(got, more.take(place).mask) == pytest.approx(
-            cast_metrics(result, batch.mask), rel=1e-4, abs=1e-6
-        ), batch
+        assert advantage_metrics(got) == pytest.approx(advantage_metrics(result), rel=1e-4, abs=1e-6), batch
 
 
 def test_what_stands_where_nothing_counts_changes_nothing(chunk):
@@ -521,7 +520,7 @@ def of_gaps(gap, used_gap):
 def test_metrics_are_finite_and_right(chunk):
     """Catches a division by nothing, and a metric over rows, tokens or groups that do not count."""
     for batch, e, result in chunk:
-        m = cast_metrics(result, batch.mask)
+        m = advantage_metrics(result)
         assert all(isinstance(v, float) and math.isfinite(v) for v in m.values()), f"{batch}: {m}"
         counted = e.kind != ""
         tokens = batch.on & counted[:, None]
@@ -553,17 +552,17 @@ def test_metrics_are_finite_and_right(chunk):
         scale = np.abs(advantage).max(initial=1) + np.abs(gap).max(initial=1)
         for name, value in expected.items():
             share_like = "share" in name or "mass" in name
-            assert m[f"cast/{name}"] == pytest.approx(value, rel=1e-4, abs=1e-5 if share_like else 1e-5 * scale), (
+            assert m[name] == pytest.approx(value, rel=1e-4, abs=1e-5 if share_like else 1e-5 * scale), (
                 f"{batch}: {name}"
             )
         # a magnitude within rounding of the clip may stand on either side of it
         clip = batch.config.advantage_clip
         if clip is None:
-            assert m["cast/advantage/clipped_share"] == 0, batch
+            assert m["advantage/clipped_share"] == 0, batch
             continue
         over = [(np.abs(e.unclipped) >= clip + s * (e.tolerance + clip * 1e-6)) & tokens for s in (1, -1)]
         low, high = (o.sum() / total for o in over)
-        assert low - 1e-6 <= m["cast/advantage/clipped_share"] <= high + 1e-6, batch
+        assert low - 1e-6 <= m["advantage/clipped_share"] <= high + 1e-6, batch
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])

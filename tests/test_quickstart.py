@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from verl_cast import fitness
+from verl_cast.launch import fitness
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "examples" / "quickstart"))

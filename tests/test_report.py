@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from verl_cast import cli, trajectories
-from verl_cast.report import notes, reader, reading, runs
+from verl_cast import trajectories
+from verl_cast.tools import cli
+from verl_cast.tools.report import findings, metrics_file, notes, runs
 
 HOSTILE = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'></script>"
 KINDS = {0: "mixed", 1: "all_correct", 2: "all_wrong"}
@@ -41,7 +42,7 @@ def dump_rows(step, rng, num_groups=3, size=8, teacher_prompt="worked examples: 
     """Rows of one dumped step: random gaps, advantages of verl_cast.advantage."""
     import torch
 
-    from verl_cast.advantage import cast_advantage
+    from verl_cast.advantage.compute import compute_advantage
     from verl_cast.config import CastConfig
 
     rows, index, rewards = [], [], []
@@ -90,7 +91,7 @@ def dump_rows(step, rng, num_groups=3, size=8, teacher_prompt="worked examples: 
         gap[i, :n] = torch.tensor(rng.normal(0.06 if row["correct"] else -0.15, 0.35, n) * (rng.random(n) < 0.8))
         reward[i, 0] = rewards[i]
     teacher = (old + gap).clamp_max(-1e-4)
-    result = cast_advantage(
+    result = compute_advantage(
         reward, mask, np.array(index, dtype=object), old, teacher, CastConfig(gap_deadzone=deadzone)
     )
     for i, row in enumerate(rows):
@@ -253,7 +254,7 @@ def test_console_and_file_logger_give_the_same_numbers(tmp_path, monkeypatch):
     logger.finish()
     prefix = "\x1b[36m(TaskRunnerV1 pid=1234, ip=10.0.0.1)\x1b[0m "
     console = write_console(tmp_path / "train.log", metrics, lambda step: "\rTraining: 25%|##| 1/4\r" + prefix)
-    from_json, from_console = reader.read(tmp_path / "metrics.jsonl"), reader.read(console)
+    from_json, from_console = metrics_file.read(tmp_path / "metrics.jsonl"), metrics_file.read(console)
     np.testing.assert_equal(from_console.steps, from_json.steps)
     assert math.isnan(from_json.steps[2]["actor/grad_norm"]) and math.isnan(from_json.steps[3]["perf/throughput"])
     assert {s: {n: v for n, v in values.items() if math.isfinite(v)} for s, values in metrics.items()} == {
@@ -266,10 +267,10 @@ def test_console_and_file_logger_give_the_same_numbers(tmp_path, monkeypatch):
 def test_a_half_written_last_line_is_skipped_and_said(tmp_path):
     metrics = metrics_of_a_run(3)
     for path in (write_jsonl(tmp_path / "metrics.jsonl", metrics), write_console(tmp_path / "train.log", metrics)):
-        whole = reader.read(path)
+        whole = metrics_file.read(path)
         text = path.read_text()
         path.write_text(text[:-9])
-        read = reader.read(path)
+        read = metrics_file.read(path)
         assert whole.remarks == [] and list(whole.steps) == [1, 2, 3] and list(read.steps) == [1, 2]
         last = len(text.splitlines())
         assert read.remarks == [
@@ -282,13 +283,13 @@ def test_garbled_lines_are_skipped_and_named(tmp_path):
     lines = path.read_text().splitlines()
     lines[1], lines[3] = lines[1][:70], '{"step": "x", "data": 3}'
     path.write_bytes(("\n".join(lines) + "\n").encode() + b"\xff\xfe\n")
-    read = reader.read(path)
+    read = metrics_file.read(path)
     assert list(read.steps) == [1, 3, 5] and len(read.remarks) == 1
     assert "lines 2, 4, 6 (3) are not" in read.remarks[0] and str(path) in read.remarks[0]
 
     console = write_console(tmp_path / "train.log", metrics_of_a_run(3))
     console.write_text(console.read_text().replace("actor/lr:", "actor/lr: (pid=3) hello ", 1))
-    read = reader.read(console)
+    read = metrics_file.read(console)
     assert [("actor/lr" in values) for values in read.steps.values()] == [False, True, True]
     assert read.remarks == [f"{console}: line 3 is readable in part only; what could not be read is left out."]
 
@@ -298,7 +299,7 @@ def test_steps_that_come_again_after_a_resume_count_once(tmp_path):
     path = write_jsonl(tmp_path / "metrics.jsonl", first)
     with path.open("a") as file:
         file.writelines(json.dumps({"step": s, "data": second[s]}) + "\n" for s in (6, 7))
-    read = reader.read(path)
+    read = metrics_file.read(path)
     assert list(read.steps) == [1, 2, 3, 4, 5, 6, 7]
     assert read.steps[5] == first[5] and read.steps[6] == second[6] and read.steps[7] == second[7]
     assert len(read.remarks) == 1 and "went back to step 6 " in read.remarks[0] and "steps 8, 9, 10" in read.remarks[0]
@@ -312,7 +313,7 @@ def test_validation_logged_apart_from_training_joins_its_step(tmp_path):
         (1, {"val-core/a/acc/mean@1": 0.2}),
     ]
     path.write_text("".join(json.dumps({"step": s, "data": d}) + "\n" for s, d in entries))
-    read = reader.read(path)
+    read = metrics_file.read(path)
     assert read.steps == {0: entries[0][1], 1: {**entries[1][1], **entries[2][1]}} and read.remarks == []
 
 
@@ -320,7 +321,10 @@ def test_validation_logged_apart_from_training_joins_its_step(tmp_path):
 
 
 def test_a_report_needs_neither_verl_nor_torch():
-    code = "import sys, verl_cast.report.page, verl_cast.report.command; print({'verl', 'torch'} & sys.modules.keys())"
+    code = (
+        "import sys, verl_cast.tools.report.page, verl_cast.tools.report.command; "
+        "print({'verl', 'torch'} & sys.modules.keys())"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
@@ -390,8 +394,8 @@ def test_a_run_before_its_first_step_is_called_neither(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "run: not trained yet, 0 steps" in said and "No training step was logged" in said and "GRPO" not in said
     before, cast = runs.find([tmp_path / "run", tmp_path / "cast"])
-    assert [note.level for note in reading.notes(before)] == [notes.LOOK]
-    assert reading.comparison([cast, before]) == []
+    assert [note.level for note in findings.notes(before)] == [notes.LOOK]
+    assert findings.comparison([cast, before]) == []
 
 
 def test_a_baseline_is_called_by_its_name_and_drawn_where_casts_numbers_stand():
@@ -402,8 +406,8 @@ def test_a_baseline_is_called_by_its_name_and_drawn_where_casts_numbers_stand():
         None,
     )
     assert (cast.kind, baseline.kind) == ("CAST", "RLSD, not CAST") and not baseline.is_cast
-    assert baseline.series("cast/gap/mean") == cast.series("cast/gap/mean") and cast.has("cast/gap/mean")
-    titles = {run.name: [note.title for note in reading.notes(run)] for run in (cast, baseline)}
+    assert baseline.series("{method}/gap/mean") == cast.series("cast/gap/mean") and cast.has("{method}/gap/mean")
+    titles = {run.name: [note.title for note in findings.notes(run)] for run in (cast, baseline)}
     assert "Not a CAST run: RLSD" in titles["rlsd"] and "Not a CAST run: RLSD" not in titles["cast"]
     of_cast = set(titles["cast"]) - set(titles["rlsd"])
     assert of_cast, "what is healthy for CAST is said of CAST alone"
@@ -423,7 +427,7 @@ def test_a_twin_that_has_only_a_console_log_is_there_and_the_log_of_a_json_run_i
 def test_an_integer_too_large_for_a_float_is_a_garbled_line(tmp_path):
     path = write_jsonl(tmp_path / "metrics.jsonl", metrics_of_a_run(2))
     path.write_text('{"step": 1, "data": {"critic/score/mean": 1' + 400 * "0" + "}}\n" + path.read_text())
-    read = reader.read(path)
+    read = metrics_file.read(path)
     assert list(read.steps) == [1, 2] and ["line 1 is not" in remark for remark in read.remarks] == [True]
 
 
@@ -435,7 +439,7 @@ def a_run(metrics):
 
 
 def levels(metrics):
-    return {note.title: note.level for note in reading.notes(a_run(metrics))}
+    return {note.title: note.level for note in findings.notes(a_run(metrics))}
 
 
 def test_a_healthy_run_has_nothing_to_look_at():
@@ -509,7 +513,7 @@ def test_a_gap_above_zero_is_not_as_it_should_be(last, title):
 def test_a_step_without_a_number_has_no_share_in_the_teachers_cost():
     metrics = metrics_of_a_run(12)
     metrics[3]["timing_s/step"] = metrics[4]["timing_s/old_log_prob"] = math.nan
-    cost = next(note for note in reading.notes(a_run(metrics)) if note.title.startswith("The teacher's"))
+    cost = next(note for note in findings.notes(a_run(metrics)) if note.title.startswith("The teacher's"))
     assert "nan" not in cost.seen and re.search(r"takes \d+ % of a step, \d\.\d+ ×", cost.seen)
 
 
@@ -539,17 +543,17 @@ def test_a_dead_zone_that_swallows_the_gaps_is_said():
 
 def test_twins_are_compared_on_the_steps_that_both_have():
     cast, twin = a_run(metrics_of_a_run(20)), a_run(metrics_of_a_run(10, cast=False))
-    cost, reward = reading.comparison([twin, cast])
+    cost, reward = findings.comparison([twin, cast])
     last = [np.mean([run.steps[s]["critic/score/mean"] for s in (9, 10)]) for run in (cast, twin)]
     assert reward.seen.startswith(f"{last[0]:.3f} against {last[1]:.3f} in the last fifth of the 10 steps")
     seconds = [sorted(run.steps[s]["timing_s/step"] for s in range(1, 11))[5] for run in (cast, twin)]
     assert f"{seconds[0] / seconds[1]:.2f} ×. The paper" in cost.seen
-    assert reading.comparison([cast, cast]) == [] == reading.comparison([twin])
+    assert findings.comparison([cast, cast]) == [] == findings.comparison([twin])
 
 
 def test_a_small_constant_is_not_drawn_as_zero():
-    from verl_cast.report import drawing
-    from verl_cast.report.figure_table import SECTIONS
+    from verl_cast.tools.report import drawing
+    from verl_cast.tools.report.figure_table import SECTIONS
 
     figure = next(figure for section in SECTIONS for figure in section.figures if figure.key == "lr")
     run = a_run({step: {"actor/lr": 1e-6} for step in range(1, 9)})
@@ -557,34 +561,39 @@ def test_a_small_constant_is_not_drawn_as_zero():
 
 
 def test_a_run_without_cast_is_said_to_be_one_and_is_in_no_figure_about_cast():
-    from verl_cast.report import figures
-    from verl_cast.report.figure_table import SECTIONS
+    from verl_cast.tools.report import figures
+    from verl_cast.tools.report.figure_table import SECTIONS
 
     twin = a_run(metrics_of_a_run(12, cast=False))
     assert not twin.is_cast and levels(twin.steps)["Not a CAST run"] == notes.OK
     drawn = [
         line.metric for _, chosen in figures.with_data(SECTIONS, [twin]) for figure in chosen for line in figure.lines
     ]
-    about_cast = {m for m in drawn if m.startswith("cast/")}
+    about_cast = {m for m in drawn if m.startswith("{method}/")}
     assert "critic/score/mean" in drawn
-    assert about_cast <= {"cast/teacher/host_gib", "cast/teacher/peak_memory_gib"}  # second lines of verl's own figures
+    assert about_cast <= {
+        "{method}/teacher/host_gib",
+        "{method}/teacher/peak_memory_gib",
+    }  # second lines of verl's own figures
 
 
 def test_every_metric_in_a_figure_is_one_that_verl_or_cast_logs():
     """A figure of a name that nobody logs would never be drawn, and nobody would miss it."""
     import torch
 
-    from verl_cast.advantage import cast_advantage
+    from verl_cast.advantage.compute import compute_advantage
+    from verl_cast.advantage.metrics import advantage_metrics, noise_metrics
     from verl_cast.config import CastConfig
-    from verl_cast.metrics import cast_metrics, noise_metrics
-    from verl_cast.report.figure_table import SECTIONS
+    from verl_cast.tools.report.figure_table import SECTIONS
 
     reward, mask, log_probs = torch.tensor([[1.0], [0.0]]), torch.ones(2, 1), torch.zeros(2, 1)
-    result = cast_advantage(reward, mask, np.array(["a", "a"]), log_probs, -0.5 * reward, CastConfig())
-    logged = cast_metrics(result, mask, entropy=log_probs).keys()
-    logged |= noise_metrics(log_probs, log_probs, result.gap, mask).keys()
+    result = compute_advantage(reward, mask, np.array(["a", "a"]), log_probs, -0.5 * reward, CastConfig())
+    logged = advantage_metrics(result, entropy=log_probs) | noise_metrics(result, log_probs, log_probs)
+    logged = {f"{{method}}/{name}" for name in logged}
     named = {line.metric for section in SECTIONS for figure in section.figures for line in figure.lines}
-    of_the_advantage = {name for name in named if name.startswith("cast/") and not name.startswith("cast/teacher/")}
+    of_the_advantage = {
+        name for name in named if name.startswith("{method}/") and not name.startswith("{method}/teacher/")
+    }
     assert of_the_advantage <= logged
     # What the trainer, the worker and verl log (seen in a real run).
     known = {name for values in metrics_of_a_run(10).values() for name in values}
@@ -596,7 +605,8 @@ def test_every_metric_in_a_figure_is_one_that_verl_or_cast_logs():
         "timing_s/cast_after_update",
         "timing_s/save_checkpoint",
     }
-    assert named - of_the_advantage <= known | {"actor/kl_loss"}
+    others = {name.replace("{method}", "cast") for name in named - of_the_advantage}
+    assert others <= known | {"actor/kl_loss"}
 
 
 # ---- the page, in a browser ----

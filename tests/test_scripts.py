@@ -15,7 +15,7 @@ import tiny
 from omegaconf import DictConfig, OmegaConf
 from scripts import ABLATIONS, METHODS
 
-from verl_cast import run_config
+from verl_cast.tools import run_config
 
 # Which run it is: its name and where its files lie.
 IDENTITY = (

@@ -7,9 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import verl_cast
-from verl_cast import TeacherConfig, host_copy
-from verl_cast.self_teacher import SelfTeacher
-from verl_cast.shards import trainable_shards
+from verl_cast import TeacherConfig
+from verl_cast.teacher import host_copy
+from verl_cast.teacher.shards import trainable_shards
+from verl_cast.teacher.weights import SelfTeacher
 
 
 class Router(torch.nn.Module):
@@ -204,7 +205,7 @@ def test_a_failing_restoration_goes_on_with_the_other_parameters(monkeypatch):
 
 
 def test_all_ranks_have_one_teacher():
-    from verl_cast.trainer import _check_one_teacher
+    from verl_cast.training.trainer import _check_one_teacher
 
     rank = {"version": verl_cast.__version__, "host_bytes": 8, "taken_at": 3, "restored": True}
     _check_one_teacher([rank, rank])

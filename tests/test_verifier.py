@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_cast import answers, equivalence
-from verl_cast.verifier import compute_score
+from verl_cast.verifier import answers, compute_score, equivalence
 
 REASONING = "Let us think step by step. " * 40
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from verl_cast.cli import main
+from verl_cast.tools.cli import main
 
 sys.exit(main())

@@ -1,8 +1,8 @@
-"""What verl's entry-point group `verl.plugins` imports, in every process that imports verl.
+"""What verl imports through its entry-point group `verl.plugins`, in every process that imports verl.
 
-Importing this module is the registration, and importing it again does nothing. It must stay cheap, so what lies in
-modules of verl that are not loaded yet is done when they are (wrapt's post-import hooks). verl hides an exception of a
-plugin at DEBUG; here every failure is logged as an error, kept in `problems`, and ends a run that asks for CAST.
+Importing this module registers CAST; importing it again does nothing. It stays cheap: what concerns a module of verl
+that is not loaded yet waits until it is (wrapt's post-import hooks). verl logs an exception of a plugin at DEBUG only.
+Here every failure is logged as an error, kept in `problems`, and ends a run that asks for CAST.
 """
 
 import functools
@@ -14,16 +14,17 @@ from types import ModuleType
 import verl
 import wrapt
 
+from verl_cast.platform import is_cpu
 from verl_cast.seams import SUPPORTED_VERL, check_seams
 
 logger = logging.getLogger("verl_cast")
 
-# Why CAST is not available in this process; empty when all is well.
+# Why CAST is not available in this process; empty where it is.
 problems: list[str] = []
 
 
 def _hook(install):
-    """A post-import hook that runs once per module, and records a failure instead of breaking runs without CAST."""
+    """A post-import hook that runs once per module. It records a failure, and breaks no run without CAST."""
 
     @functools.wraps(install)
     def guarded(module: ModuleType) -> None:
@@ -45,15 +46,15 @@ def _report(problem: str) -> None:
 
 @_hook
 def _install_config_check(module: ModuleType) -> None:
-    """Driver: check the run before Ray starts. verl's main calls validate_config first thing."""
+    """Driver: check the run before Ray starts. verl's main calls validate_config first."""
     check_seams(module.__name__)
     stock = module.validate_config
 
     @functools.wraps(stock)
     def validate_config(config, *args, **kwargs):
-        from verl_cast.advice import warnings_of
-        from verl_cast.check import apply_method_defaults, check_run, summary
-        from verl_cast.methods import is_cast_run, method_class
+        from verl_cast.config.methods import is_cast_run, method_class
+        from verl_cast.launch.advice import warnings_of
+        from verl_cast.launch.check import apply_method_defaults, check_run, summary
 
         method = method_class(config)
         if method is not None:
@@ -81,10 +82,10 @@ def _command_line_overrides() -> list[str]:
 
 @_hook
 def _install_estimator_and_loss(module: ModuleType) -> None:
-    """Wherever advantages or losses are computed: our estimators and the loss `cast` in verl's two registries."""
+    """Processes that compute advantages or losses: our estimators and the loss `cast` in verl's two registries."""
     check_seams(module.__name__)
-    from verl_cast.estimator import ESTIMATORS
-    from verl_cast.policy_loss import compute_policy_loss_cast
+    from verl_cast.training.estimator import ESTIMATORS
+    from verl_cast.training.policy_loss import compute_policy_loss_cast
 
     for name, estimator in ESTIMATORS.items():
         module.register_adv_est(name)(estimator)
@@ -93,19 +94,19 @@ def _install_estimator_and_loss(module: ModuleType) -> None:
 
 @_hook
 def _install_trainer(module: ModuleType) -> None:
-    """Trainer process: verl's V1 trainers with a self-teacher mixed in, where the run asks for one."""
+    """Trainer process: verl's V1 trainers, with a self-teacher mixed in where the run asks for one."""
     check_seams(module.__name__)
-    from verl_cast import trainer
+    from verl_cast.training import trainer
 
     trainer.install(module)
 
 
 @_hook
 def _install_packaged_config(module: ModuleType) -> None:
-    """Wherever hydra composes: `cast_trainer` beside verl's own configs (--config-name, or in a defaults list)."""
+    """Processes that compose configs: `cast_trainer` beside verl's own (--config-name, or in a defaults list)."""
     from omegaconf import OmegaConf
 
-    packaged = OmegaConf.load(Path(__file__).parent / "hydra_config" / "cast_trainer.yaml")
+    packaged = OmegaConf.load(Path(__file__).parent / "config" / "cast_trainer.yaml")
     module.ConfigStore.instance().store("cast_trainer", packaged, provider="verl_cast")
 
 
@@ -116,7 +117,7 @@ def _register() -> None:
             f"algorithm.adv_estimator=cast is unknown. Install verl {SUPPORTED_VERL}.x, or a verl_cast for this verl."
         )
         return
-    if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
+    if is_cpu():
         from verl_cast.platform import cpu
 
         cpu.install()

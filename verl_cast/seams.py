@@ -1,6 +1,6 @@
 """The seams: every function of verl that this plugin wraps, overrides or calls with a fixed signature.
 
-One table, used twice: before a seam is used (a changed one stops CAST with its name) and by the contract tests.
+The table is used twice: before a seam is used (a changed one stops CAST with its name), and by the contract tests.
 """
 
 import importlib

@@ -25,22 +25,21 @@ A file `step_00000010.parquet` has one row per trajectory, whole groups only, an
 
 The file's metadata hold `verl_cast_dump` (version of this format), `verl_cast` (of the package) and `run`, as JSON:
 model (path), cast (`algorithm.cast`), temperature (of sampling) and norm_adv_by_std_in_grpo. The trainer alone writes,
-whatever the number of ranks; a file gets its name when it is whole. Imports neither verl nor torch: a report can be
-made anywhere.
+whatever the number of ranks. A file gets its name when it is whole. This module imports neither verl nor torch, so that
+a report can be made anywhere.
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 import verl_cast
+from verl_cast.files import whole_file
 
 DUMP_VERSION = 1
 DIRECTORY = "cast_trajectories"  # below the run's checkpoints, unless algorithm.cast.dump.directory says otherwise
@@ -72,7 +71,7 @@ SCHEMA = pa.schema(
 
 
 class DumpError(ValueError):
-    """A file that is no whole trajectory dump of this version; the message names it."""
+    """A file that is not a whole trajectory dump of this version. The message names it."""
 
 
 def write(
@@ -84,7 +83,7 @@ def write(
     temperature: float = 1.0,
     norm_adv_by_std_in_grpo: bool = True,
 ) -> Path:
-    """Write the trajectories of one step; a file of the same step (of a run that was resumed) is replaced.
+    """Write the trajectories of one step. A file of the same step (of a run that was resumed) is replaced.
 
     Args:
         rows: one mapping per trajectory with the columns above.
@@ -106,23 +105,13 @@ def write(
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA.with_metadata(metadata))
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"step_{step:08d}.parquet"
-    scratch = path.with_suffix(".tmp")
-    pq.write_table(table, scratch, compression="zstd")
-    os.replace(scratch, path)
+    with whole_file(path) as scratch:
+        pq.write_table(table, scratch, compression="zstd")
     return path
 
 
-def final_rows(keys: Sequence[str]) -> np.ndarray:
-    """(N,) int64, for every row the row of its session's final output; keys are `{uid}_{session}_{output}`."""
-    final: dict[str, tuple[int, int]] = {}
-    for row, key in enumerate(keys):
-        session, output = key.rsplit("_", 1)
-        final[session] = max(final.get(session, (-1, -1)), (int(output), row))
-    return np.array([final[key.rsplit("_", 1)[0]][1] for key in keys], dtype=np.int64)
-
-
 def files(directory: Path) -> dict[int, Path]:
-    """The dump's files by step, in order; whatever else lies there (half-written files too) is not of the dump."""
+    """The dump's files by step, in order. Other files there are ignored, half-written ones too."""
     found = ((re.fullmatch(r"step_(\d+)\.parquet", path.name), path) for path in directory.glob("step_*.parquet"))
     return dict(sorted((int(match[1]), path) for match, path in found if match))
 

@@ -18,7 +18,7 @@ _TRANSFORMER = f"{_MEGATRON}.override_transformer_config"
 
 
 @dataclass(frozen=True)
-class Rule:
+class Requirement:
     key: str
     default: Any  # what verl uses where the key is not in the config
     works: Callable[[Any], bool]
@@ -30,45 +30,45 @@ def _is(*values) -> Callable[[Any], bool]:
     return lambda value: value in values
 
 
-RULES = (
-    Rule(
+REQUIREMENTS = (
+    Requirement(
         "trainer.device",
         "cuda",
         _is("cpu"),
         "set trainer.device=cpu; verl does not adjust it to this platform by itself",
     ),
-    Rule(
+    Requirement(
         f"{_ACTOR}.strategy",
         None,
         _is("fsdp", "fsdp2", "megatron"),
         f"set {_ACTOR}.strategy=fsdp2 (or fsdp, or model_engine=megatron); no other engine is registered for the CPU",
     ),
-    Rule(
+    Requirement(
         f"{_MODEL}.override_config.attn_implementation",
         "flash_attention_2",
         _is("sdpa", "eager"),
         f"set +{_MODEL}.override_config.attn_implementation=sdpa; flash attention needs an accelerator",
         strategies=("fsdp", "fsdp2"),
     ),
-    Rule(
+    Requirement(
         f"{_ROLLOUT}.name",
         None,
         _is("vllm"),
         f"set {_ROLLOUT}.name=vllm; rollouts on the CPU come from vLLM's CPU build",
     ),
-    Rule(
+    Requirement(
         f"{_ROLLOUT}.free_cache_engine",
         True,
         _is(False),
         f"set {_ROLLOUT}.free_cache_engine=False; vLLM cannot sleep on a CPU",
     ),
-    Rule(
+    Requirement(
         f"{_ROLLOUT}.enable_sleep_mode",
         True,
         _is(False),
         f"set +{_ROLLOUT}.enable_sleep_mode=False; vLLM cannot sleep on a CPU",
     ),
-    Rule(
+    Requirement(
         f"{_ROLLOUT}.full_determinism",
         False,
         _is(False),
@@ -78,8 +78,8 @@ RULES = (
 )
 
 _NEEDS_TE = "needs TransformerEngine, which needs an accelerator"
-MEGATRON_RULES = tuple(
-    Rule(key, default, works, remedy, strategies=("megatron",))
+MEGATRON_REQUIREMENTS = tuple(
+    Requirement(key, default, works, remedy, strategies=("megatron",))
     for key, default, works, remedy in (
         (
             f"{_MEGATRON}.vanilla_mbridge",
@@ -151,12 +151,12 @@ def check_config(config: DictConfig) -> None:
     """Raise a ValueError that names each setting that cannot work on the CPU, its value and the remedy."""
     complaints = []
     strategy = OmegaConf.select(config, f"{_ACTOR}.strategy")
-    for rule in (*RULES, *MEGATRON_RULES):
-        if rule.strategies and strategy not in rule.strategies:
+    for required in (*REQUIREMENTS, *MEGATRON_REQUIREMENTS):
+        if required.strategies and strategy not in required.strategies:
             continue
-        value = OmegaConf.select(config, rule.key, default=rule.default)
-        if not rule.works(value):
-            complaints.append(f"{rule.key} is {value!r}: {rule.remedy}.")
+        value = OmegaConf.select(config, required.key, default=required.default)
+        if not required.works(value):
+            complaints.append(f"{required.key} is {value!r}: {required.remedy}.")
     complaints += _check_sequence_parallel(config) + _check_lora(config)
     complaints += _check_separate_async(config) + _check_logical_gpus(config)
     if complaints:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from verl_cast.platform.seams import expect_attribute
+from verl_cast.platform.expect import expect_attribute
 
 
 def _on_cpu(factory: Callable) -> Callable:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 
 from verl_cast.platform.cuda_names import TORCH_ON_CPU, pass_for_cuda
-from verl_cast.platform.seams import expect_attribute, expect_mentions, expect_parameters
+from verl_cast.platform.expect import expect_attribute, expect_mentions, expect_parameters
 from verl_cast.seams import SeamChanged
 
 # Transformer settings that a CPU leaves no choice about: cpu_config.py refuses other values where the user names them.

@@ -18,7 +18,7 @@ import traceback
 import wrapt
 import zmq
 
-from verl_cast.platform.seams import expect_attribute, expect_mentions, expect_parameters
+from verl_cast.platform.expect import expect_attribute, expect_mentions, expect_parameters
 
 POLL_MS = 500
 # Every acknowledgement of verl is empty, so any other prefix would do.

@@ -1,0 +1,67 @@
+"""What the plugin adds to `import verl`: fresh processes, interleaved with and without it.
+
+    python tests/benchmarks/measure_import.py [ROUNDS]
+
+Prints the milliseconds of the plugin's own import on top of an imported verl (the bound is 50), the same where verl's
+modules of one kind of process are imported too, so that the plugin's hooks on them run as well, and the whole
+`import verl` with and without the plugin side by side. Of the wall clock; of the process's own time in the lines that
+say so, which other processes on the machine disturb less.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+
+PLUGIN_ALONE = """
+import time, {modules}
+start = time.{clock}()
+import verl_cast.plugin
+print(1000 * (time.{clock}() - start))
+assert not verl_cast.plugin.problems
+"""
+# What verl itself imports there, of what has hooks. Left out: the server of vLLM and its workers.
+PROCESSES = {
+    "any process": "verl",
+    "driver": "verl, verl.trainer.main_ppo, verl.utils.config",
+    "TaskRunner": "verl, verl.trainer.main_ppo, verl.utils.config, verl.trainer.ppo.v1, verl.workers.engine_workers",
+    "actor worker": "verl, verl.workers.engine_workers, verl.trainer.ppo.core_algos",
+}
+WHOLE = """
+import time
+start = time.perf_counter()
+import verl
+print(1000 * (time.perf_counter() - start))
+"""
+
+
+def milliseconds(code: str, policy: str, platform: str = "") -> float:
+    env = {**os.environ, "VERL_USE_EXTERNAL_PLUGINS": policy, "VERL_PLATFORM": platform}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def main() -> None:
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
+    alone = PLUGIN_ALONE.format(modules="verl", clock="perf_counter")
+    work = {
+        "plugin": (alone, "none"),
+        "plugin, VERL_PLATFORM=cpu": (alone, "none", "cpu"),
+        "import verl, without": (WHOLE, "none"),
+        "import verl, with": (WHOLE, "auto"),
+    }
+    for process, modules in PROCESSES.items():
+        work[f"own time, {process}"] = (PLUGIN_ALONE.format(modules=modules, clock="process_time"), "none")
+    series = {name: [] for name in work}
+    for _ in range(rounds):
+        for name, arguments in work.items():
+            series[name].append(milliseconds(*arguments))
+    for name, values in series.items():
+        low, middle, high = min(values), statistics.median(values), max(values)
+        print(f"{name:28s} {middle:8.1f} ms  ({low:.1f} to {high:.1f}, {rounds} processes)")
+    ratio = statistics.median(series["import verl, with"]) / statistics.median(series["import verl, without"])
+    print(f"ratio with / without         {ratio:8.3f}")
+
+
+if __name__ == "__main__":
+    main()

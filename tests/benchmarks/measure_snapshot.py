@@ -1,0 +1,112 @@
+"""What the self-teacher's weights cost: seconds of a refresh and of a swap, in and out. Not a test.
+
+    python tests/benchmarks/measure_snapshot.py [ROUNDS]
+
+The parameters are those of SmolLM2-135M in float32, plain, or a LoRA adapter of rank 32 on all linear layers; the model
+computes nothing. Interleaved rounds of: one plain copy of the trainable shard into memory that is there already (the
+unit), a refresh, a move of the average, a swap in and out, and the swap as it was before host_copy.py: tensor by tensor
+through a fresh allocation. A swap in and out copies every byte four times, a refresh once.
+"""
+
+import statistics
+import sys
+import time
+
+import torch
+
+from verl_cast import TeacherConfig
+from verl_cast.teacher.shards import trainable_shards
+from verl_cast.teacher.weights import SelfTeacher
+
+LAYERS, HIDDEN, MLP, KEY_VALUE, VOCABULARY, RANK = 30, 576, 1536, 192, 49152, 32
+LINEARS = {
+    "q": (HIDDEN, HIDDEN),
+    "k": (KEY_VALUE, HIDDEN),
+    "v": (KEY_VALUE, HIDDEN),
+    "o": (HIDDEN, HIDDEN),
+    "gate": (MLP, HIDDEN),
+    "up": (MLP, HIDDEN),
+    "down": (HIDDEN, MLP),
+}
+
+
+def module(lora: bool) -> torch.nn.Module:
+    """Parameters only, with the shapes and names of the real ones."""
+    parameters = {}
+    for layer in range(LAYERS):
+        for name, (rows, columns) in LINEARS.items():
+            if lora:
+                parameters[f"{layer}_{name}_a"] = torch.randn(RANK, columns)
+                parameters[f"{layer}_{name}_b"] = torch.randn(rows, RANK)
+            else:
+                parameters[f"{layer}_{name}"] = torch.randn(rows, columns)
+        if not lora:
+            parameters[f"{layer}_norm_1"] = torch.randn(HIDDEN)
+            parameters[f"{layer}_norm_2"] = torch.randn(HIDDEN)
+    if not lora:
+        parameters["embedding"] = torch.randn(VOCABULARY, HIDDEN)
+        parameters["norm"] = torch.randn(HIDDEN)
+    result = torch.nn.Module()
+    for name, tensor in parameters.items():
+        result.register_parameter(name, torch.nn.Parameter(tensor))
+    return result
+
+
+@torch.no_grad()
+def earlier_swap(live: dict[str, torch.Tensor], host: dict[str, torch.Tensor]) -> None:
+    """As in the versions before host_copy.py, in and out."""
+    for names in (list(live), reversed(list(live))):
+        for name in names:
+            outgoing = live[name].to("cpu", copy=True)
+            live[name].copy_(host[name])
+            host[name].copy_(outgoing)
+
+
+def swap(teacher: SelfTeacher) -> None:
+    teacher.policy_moved()
+    with teacher.swapped_in():
+        pass
+
+
+def measure(lora: bool, rounds: int) -> float:
+    policy = module(lora)
+    live = trainable_shards(policy)
+    snapshot = SelfTeacher(TeacherConfig(refresh_interval=1), policy)
+    average = SelfTeacher(TeacherConfig(weights="ema"), policy)
+    for teacher in (snapshot, average):
+        teacher.follow(0)
+    host = {name: tensor.clone() for name, tensor in live.items()}
+    plain = {name: tensor.clone() for name, tensor in live.items()}
+    before = {name: tensor.clone() for name, tensor in live.items()}
+    work = {
+        "plain copy of the shard": lambda: [plain[name].copy_(tensor) for name, tensor in live.items()],
+        "refresh of the snapshot": lambda: snapshot.follow(1),
+        "move of the average": lambda: average.follow(1),
+        "swap in and out": lambda: swap(snapshot),
+        "swap in and out, earlier": lambda: earlier_swap(live, host),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(rounds):
+        for name, run in work.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    assert all(torch.equal(before[name], tensor) for name, tensor in live.items()), "the policy is as it was"
+    unit = statistics.median(seconds["plain copy of the shard"])
+    mib = sum(tensor.nbytes for tensor in live.values()) / 2**20
+    print(f"{'LoRA' if lora else 'full'}: {len(live)} tensors, {mib:.0f} MiB, {torch.get_num_threads()} threads")
+    for name, times in seconds.items():
+        middle = statistics.median(times)
+        spread = f"{1000 * min(times):.1f} to {1000 * max(times):.1f} ms"
+        print(f"  {name:26s}{1000 * middle:9.1f} ms  ({spread})  {middle / unit:6.2f} x")
+    return statistics.median(seconds["swap in and out"]) / mib
+
+
+def main() -> None:
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+    full, lora = measure(False, rounds), measure(True, rounds)
+    print(f"milliseconds of a swap for each MiB of the shard: full {1000 * full:.3f}, LoRA {1000 * lora:.3f}")
+
+
+if __name__ == "__main__":
+    main()

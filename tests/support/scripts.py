@@ -1,0 +1,128 @@
+"""examples/run_*.sh for tests: what they would start, and starting them scaled down to the tiny model and a CPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import verl_run
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+RUNS = sorted(path.name for path in EXAMPLES.glob("run_qwen3_*.sh"))
+
+METHODS = ("cast", "grpo", "opsd", "grpo_opsd", "rlsd", "rlrt")
+CAST = "algorithm.cast"
+# What each ablation changes in the composed config (method section 9), and nothing else.
+ABLATIONS = {
+    "mixed_only": {f"{CAST}.base_correct": 0, f"{CAST}.base_wrong": 0},
+    "no_flip": {f"{CAST}.flip": "none"},
+    "flip_correct": {f"{CAST}.flip": "correct"},
+    "flip_wrong": {f"{CAST}.flip": "wrong"},
+    "symmetric_clip": {f"{CAST}.positive_clip": [0.8, 1.2], f"{CAST}.negative_clip": [0.8, 1.2]},
+    "half_base": {f"{CAST}.base_correct": 0.5, f"{CAST}.base_wrong": 0.5},
+    "initial_teacher": {f"{CAST}.teacher.weights": "initial"},
+    "same_prompt": {f"{CAST}.teacher.context": "same"},
+    "ema_teacher": {f"{CAST}.teacher.weights": "ema"},
+}
+# Of verl_run's settings for a CPU, those that the scripts decide themselves, or take as toggles.
+_OF_THE_SCRIPT = (
+    "model_engine",
+    "data.train_files",
+    "data.val_files",
+    "data.train_batch_size",
+    "data.seed",
+    "actor_rollout_ref.model.path",
+    "actor_rollout_ref.actor.strategy",
+    "actor_rollout_ref.actor.ppo_mini_batch_size",
+    "actor_rollout_ref.actor.optim.lr",
+    "actor_rollout_ref.rollout.name",
+    "actor_rollout_ref.rollout.n",
+    "actor_rollout_ref.rollout.tensor_model_parallel_size",
+    "trainer.n_gpus_per_node",
+    "trainer.nnodes",
+    "trainer.logger",
+    "trainer.val_before_train",
+    "trainer.test_freq",
+    "trainer.total_training_steps",
+    "trainer.total_epochs",
+    "trainer.project_name",
+    "trainer.experiment_name",
+    "trainer.default_local_dir",
+)
+
+
+def dry_run(script: str, *toggles: str, arguments: list[str] | None = None) -> subprocess.CompletedProcess:
+    """The script with toggles like METHOD=grpo, which then prints verl's command and starts nothing."""
+    environment = {**os.environ, "DRY_RUN": "1", **dict(toggle.split("=", 1) for toggle in toggles)}
+    command = ["bash", EXAMPLES / script, *(arguments or [])]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def overrides(script: str, *toggles: str, arguments: list[str] | None = None) -> list[str]:
+    """The overrides of verl's command that the script would start."""
+    done = dry_run(script, *toggles, arguments=arguments)
+    assert done.returncode == 0, done.stderr
+    python, *command = done.stdout.splitlines()
+    assert [python, *command[:3]] == ["python", "-m", "verl.trainer.main_ppo", "--config-name=cast_trainer"]
+    return command[3:]
+
+
+def run_on_cpu(
+    script: str, directory: Path, tiny_directory: Path, *toggles: str, verifier: bool = False, timeout: int = 900
+) -> verl_run.Run:
+    """One real step of a script in `directory`.
+
+    Args:
+        verifier: the script's own, which the tiny model never satisfies; else a coin, so that groups are mixed.
+    """
+    engine = "megatron" if "megatron" in script else "fsdp2"
+    command, environment = verl_run.command_and_environment(directory, tiny_directory, engine=engine)
+    left_out = _OF_THE_SCRIPT + (("reward.custom_reward_function.path",) if verifier else ())
+    scaled = [o for o in command[3:] if o.split("=", 1)[0].lstrip("+") not in left_out]
+    scaled += ["actor_rollout_ref.actor.use_dynamic_bsz=False", "trainer.save_freq=1"]
+    data = directory / "data"
+    data.mkdir()
+    for name in ("dapo_math_17k", "aime24"):
+        (data / f"{name}.parquet").symlink_to(tiny_directory / "train.parquet")
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "MODEL_PATH": str(tiny_directory / "model"),
+        "DATA_DIR": str(data),
+        "OUT_DIR": str(directory.parent),
+        "EXPERIMENT": directory.name,
+        "NGPUS": "1",
+        "STEPS": "1",
+        "TP": "1",
+        "ROLLOUT_TP": "1",
+        **dict(toggle.split("=", 1) for toggle in toggles),
+    }
+    return verl_run.execute(directory, ["bash", str(EXAMPLES / script), *scaled], environment, timeout)
+
+
+def slurm(directory: Path, head_ip: str = "10.0.0.1") -> tuple[subprocess.CompletedProcess, list[str]]:
+    """The job script for two nodes, with stand-ins for srun, ray and python; and what it gave srun and ray to do.
+
+    No Ray is started: a head would be found by every other run on this machine. The script itself prints its command.
+    """
+    programs, calls = directory / "bin", directory / "calls"
+    programs.mkdir()
+    for name, body in (
+        ("srun", f'echo "srun $*" >> {calls}'),
+        ("ray", f'echo "ray $*" >> {calls}'),
+        ("python", f"wc -l < {calls}"),  # the nodes that are alive: one a call
+    ):
+        (programs / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (programs / name).chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "SLURM_SUBMIT_DIR": str(EXAMPLES.parent),
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURMD_NODENAME": "node1",
+        "SLURM_CPUS_PER_TASK": "64",
+        "HEAD_IP": head_ip,
+        "DRY_RUN": "1",
+    }
+    command = ["bash", EXAMPLES / "run_qwen3_8b_fsdp_slurm.sbatch", "trainer.save_freq=50"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    return done, sorted(calls.read_text().splitlines()) if calls.exists() else []

@@ -1,0 +1,210 @@
+"""Starts real verl runs (Ray, FSDP2 or Megatron, vLLM on the CPU) of the tiny model for the end-to-end tests."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+SUPPORT = Path(__file__).parent
+
+_ACTOR = "actor_rollout_ref.actor"
+_FSDP = (
+    "+actor_rollout_ref.model.override_config.attn_implementation=sdpa",
+    f"{_ACTOR}.fsdp_config.use_torch_compile=False",
+    f"+{_ACTOR}.fsdp_config.mixed_precision={{param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}}",
+)
+# What each training engine takes on a CPU, in float32.
+ENGINES = {
+    "fsdp": (f"{_ACTOR}.strategy=fsdp", *_FSDP),
+    "fsdp2": (f"{_ACTOR}.strategy=fsdp2", *_FSDP),
+    "megatron": (
+        "model_engine=megatron",
+        f"{_ACTOR}.megatron.vanilla_mbridge=True",
+        f"{_ACTOR}.megatron.dtype=float32",
+        "actor_rollout_ref.ref.megatron.dtype=float32",  # it does not follow the actor's
+    ),
+}
+
+
+@dataclass
+class Run:
+    """What a finished run left behind."""
+
+    returncode: int
+    output: str
+    directory: Path
+    seconds: float
+
+    @property
+    def metrics(self) -> list[dict]:
+        """verl's own metrics, one dict a step."""
+        path = self.directory / "metrics.jsonl"
+        return [json.loads(line)["data"] for line in path.read_text().splitlines()]
+
+    def batch(self, step: int) -> dict:
+        return torch.load(self.directory / "dump" / f"step_{step}.pt", weights_only=True)
+
+    def parameters(self, step: int, rank: int = 0, world_size: int = 1) -> dict[str, torch.Tensor]:
+        """This rank's shard of the actor's checkpoint."""
+        name = f"model_world_size_{world_size}_rank_{rank}.pt"
+        path = self.directory / "checkpoints" / f"global_step_{step}" / "actor" / name
+        return torch.load(path, weights_only=False)
+
+
+def run_verl(
+    directory: Path, tiny_directory: Path, *overrides: str, timeout: int = 400, kill_when: str | None = None, **settings
+) -> Run:
+    """`python -m verl.trainer.main_ppo` with the tiny model; see command_and_environment for the other settings.
+
+    Args:
+        kill_when: SIGKILL every process of the run as soon as this file (below `directory`) exists.
+    """
+    command, environment = command_and_environment(directory, tiny_directory, *overrides, **settings)
+    return execute(directory, command, environment, timeout, kill_when)
+
+
+def execute(
+    directory: Path, command: list[str], environment: dict[str, str], timeout: int, kill_when: str | None = None
+) -> Run:
+    """Starts a command that runs verl, in `directory`, and waits for its end; `kill_when` as for run_verl."""
+    started = time.monotonic()
+    with open(directory / "output.log", "w") as log:
+        process = subprocess.Popen(command, cwd=directory, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            if kill_when is None:
+                process.wait(timeout)
+            else:
+                _wait_for(directory / kill_when, process, timeout)
+        finally:
+            _kill_tree(process)
+    output = (directory / "output.log").read_text()
+    return Run(process.returncode, output, directory, time.monotonic() - started)
+
+
+def _wait_for(path: Path, process: subprocess.Popen, timeout: int) -> None:
+    deadline = time.monotonic() + timeout
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _kill_tree(process: subprocess.Popen) -> None:
+    """SIGKILL the driver and everything under it, Ray's daemons and workers included; nothing where it has ended."""
+    if process.poll() is not None:
+        return
+    driver = psutil.Process(process.pid)
+    tree = [driver, *driver.children(recursive=True)]
+    for member in tree:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(tree[1:], timeout=30)
+    process.wait()
+
+
+def command_and_environment(
+    directory: Path,
+    tiny_directory: Path,
+    *overrides: str,
+    plugin: bool = True,
+    tools: bool = True,
+    env: dict[str, str] | None = None,
+    engine: str = "fsdp2",
+) -> tuple[list[str], dict[str, str]]:
+    """What `run_verl` starts, to be started in `directory`, which is made here; `overrides` come last and win.
+
+    Args:
+        plugin: False runs without verl_cast's plugin; the CPU platform alone is loaded.
+        tools: load run_tools.py, which makes runs comparable.
+        engine: of ENGINES ("megatron" saves other checkpoints: Run.parameters cannot read them).
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    actor, rollout = _ACTOR, "actor_rollout_ref.rollout"
+    (directory / "agent.yaml").write_text(
+        "- name: seeded\n  _target_: run_tools.SeededAgentLoop\n"
+        "- name: two_turns\n  _target_: run_tools.TwoTurnAgentLoop\n"
+    )
+    defaults = [
+        f"data.train_files={tiny_directory / 'train.parquet'}",
+        f"data.val_files={tiny_directory / 'train.parquet'}",
+        "data.train_batch_size=4",
+        "data.max_prompt_length=96",
+        "data.max_response_length=16",
+        "data.dataloader_num_workers=0",
+        "data.seed=1",
+        f"actor_rollout_ref.model.path={tiny_directory / 'model'}",
+        "actor_rollout_ref.model.use_remove_padding=False",
+        "actor_rollout_ref.model.enable_gradient_checkpointing=False",
+        f"{actor}.ppo_mini_batch_size=4",
+        f"{actor}.ppo_micro_batch_size_per_gpu=4",
+        f"{actor}.optim.lr=1e-3",
+        *ENGINES[engine],
+        f"{rollout}.name=vllm",
+        f"{rollout}.n=4",
+        f"{rollout}.dtype=float32",
+        f"{rollout}.tensor_model_parallel_size=1",
+        f"{rollout}.log_prob_micro_batch_size_per_gpu=4",
+        f"{rollout}.calculate_log_probs=True",
+        f"{rollout}.enforce_eager=True",
+        f"{rollout}.enable_chunked_prefill=False",
+        f"{rollout}.free_cache_engine=False",
+        f"+{rollout}.enable_sleep_mode=False",
+        f"{rollout}.max_num_seqs=32",
+        f"{rollout}.max_model_len=256",
+        f"{rollout}.agent.num_workers=1",
+        "reward.num_workers=1",
+        f"reward.custom_reward_function.path={tiny_directory / 'reward.py'}",
+        "trainer.device=cpu",
+        "trainer.n_gpus_per_node=1",
+        "trainer.nnodes=1",
+        "trainer.logger=[console,file]",
+        "trainer.val_before_train=False",
+        "trainer.test_freq=-1",
+        "trainer.save_freq=3",
+        "trainer.total_training_steps=3",
+        "trainer.total_epochs=1",
+        "trainer.project_name=test",
+        "trainer.experiment_name=test",
+        f"trainer.default_local_dir={directory / 'checkpoints'}",
+        "trainer.resume_mode=disable",
+        "+ray_kwargs.ray_init.num_cpus=16",
+        "+ray_kwargs.ray_init.num_gpus=1",
+        "+ray_kwargs.ray_init.include_dashboard=False",  # a dozen processes to start, for nobody
+        "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
+    ]
+    modules = []
+    if tools:
+        modules.append("run_tools")
+        defaults += [
+            f"{rollout}.agent.agent_loop_config_path={directory / 'agent.yaml'}",
+            f"{rollout}.agent.default_agent_loop=seeded",
+        ]
+    if not plugin:
+        modules.append("cpu_platform_only")
+    environment = {
+        **os.environ,
+        "VERL_PLATFORM": "cpu",
+        "VERL_USE_EXTERNAL_PLUGINS": "auto" if plugin else "none",
+        "VERL_USE_EXTERNAL_MODULES": ",".join(reversed(modules)),
+        "PYTHONPATH": str(SUPPORT),
+        "CAST_DUMP_DIR": str(directory / "dump"),
+        "VERL_FILE_LOGGER_PATH": str(directory / "metrics.jsonl"),
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "RAY_DEDUP_LOGS": "0",
+        "HYDRA_FULL_ERROR": "1",
+        **(env or {}),
+    }
+    return [sys.executable, "-m", "verl.trainer.main_ppo", *merged(defaults, overrides)], environment
+
+
+def merged(defaults: list[str], overrides: Sequence[str]) -> list[str]:
+    """The defaults without those that an override names again."""
+    named = {override.split("=", 1)[0].lstrip("+") for override in overrides}
+    return [d for d in defaults if d.split("=", 1)[0].lstrip("+") not in named] + list(overrides)

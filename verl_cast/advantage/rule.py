@@ -1,0 +1,66 @@
+"""What a method is: three formulas. cast.py holds CAST's, baselines.py those of the methods it is compared with.
+
+Shapes: `B` rows (responses), `T` response tokens, padded to one length.
+"""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from verl_cast.advantage.base import BaseAdvantage, TrajectoryAdvantage
+from verl_cast.config import MethodConfig
+
+# The clamp of the exponent in section 4: exp() cannot overflow, and exp(±20) lies far outside every sensible bound.
+MAX_EXPONENT = 20.0
+
+
+class ShapedAdvantage(NamedTuple):
+    """What a rule makes of the gaps, all (B, T), before the mask.
+
+    Attributes:
+        advantages: Â.
+        flipped: bool, tokens whose advantage has the opposite sign of B.
+        weight_clipped: bool, tokens whose weight lay outside its bounds.
+        clipped: bool, tokens whose advantage the final clip changed.
+    """
+
+    advantages: torch.Tensor
+    flipped: torch.Tensor
+    weight_clipped: torch.Tensor
+    clipped: torch.Tensor
+
+
+class Rule(ABC):
+    """A method in one training step.
+
+    Args:
+        config: the method's settings.
+        completed_steps: training steps before this one.
+
+    Attributes:
+        config: the settings.
+        gap_weight: λ of this step.
+    """
+
+    def __init__(self, config: MethodConfig, completed_steps: int = 0):
+        self.config = config
+        self.gap_weight = self._gap_weight(completed_steps)
+
+    def _gap_weight(self, completed_steps: int) -> float:
+        return self.config.gap_weight
+
+    @abstractmethod
+    def base(
+        self, scores: torch.Tensor, index: np.ndarray, counts: torch.Tensor, norm_adv_by_std_in_grpo: bool
+    ) -> TrajectoryAdvantage:
+        """The base advantage B of every response. Arguments and errors as in `grpo_advantage`."""
+
+    @abstractmethod
+    def needs_gap(self, base: TrajectoryAdvantage) -> torch.Tensor:
+        """(B,) bool, rows whose advantage depends on the gap."""
+
+    @abstractmethod
+    def shape(self, base: BaseAdvantage, gap: torch.Tensor) -> ShapedAdvantage:
+        """The tokens' advantages from B and the gaps (B, T)."""

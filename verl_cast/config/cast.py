@@ -1,0 +1,215 @@
+"""`algorithm.cast`: types, bounds and defaults of its keys. cast_trainer.yaml says what every key means.
+
+The defaults are those of the evaluated run (method section 9). Building a `CastConfig` validates it: a config object
+that exists makes sense. What depends on the rest of verl's config is checked in launch/check.py. The baselines' configs
+(baselines.py) are built from the same parts. Imports the standard library only.
+"""
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+FLIPS = ("both", "correct", "wrong", "none")
+TEACHER_WEIGHTS = ("snapshot", "ema", "initial", "current")
+TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2")
+MISSING_STATES = ("error", "snapshot")
+
+
+class CastConfigError(ValueError):
+    """A setting that cannot work. The message names the key, the value and the remedy."""
+
+    def __init__(self, key: str, value: Any, remedy: str):
+        super().__init__(f"{key}={value!r}: {remedy}")
+
+
+def _known_keys(cls, prefix: str, values: Any) -> dict[str, Any]:
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):
+        raise CastConfigError(prefix, values, "must be a group of keys, as in +algorithm.cast.flip=both.")
+    names = [f.name for f in fields(cls)]
+    for key in values:
+        if key not in names:
+            close = difflib.get_close_matches(str(key), names, n=1)
+            hint = f"did you mean {prefix}.{close[0]}?" if close else f"the keys are {', '.join(names)}."
+            raise CastConfigError(f"{prefix}.{key}", values[key], f"unknown key; {hint}")
+    return dict(values)
+
+
+def require_whole_number(key: str, value: Any, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise CastConfigError(key, value, f"must be a whole number, at least {minimum}.")
+
+
+def require_truth_value(key: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise CastConfigError(key, value, "must be True or False.")
+
+
+def number(key: str, value: Any, minimum: float | None = None) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise CastConfigError(key, value, "must be a finite number.")
+    if minimum is not None and value < minimum:
+        raise CastConfigError(key, value, f"must be at least {minimum:g}.")
+    return float(value)
+
+
+def _weight_bounds(key: str, value: Any) -> tuple[float, float]:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise CastConfigError(key, value, "must be two numbers [lower, upper], as in [0.8,1.05].")
+    lower, upper = (number(key, bound, minimum=0.0) for bound in value)
+    if lower > upper:
+        raise CastConfigError(key, [lower, upper], f"the bounds are in the wrong order; use [{upper:g},{lower:g}].")
+    if upper < 1:
+        # A token whose gap agrees with the verifier, and every flipped token, has a weight of at least 1 (section 5).
+        raise CastConfigError(key, [lower, upper], "the upper bound must be at least 1, the weight of a gap of 0.")
+    return lower, upper
+
+
+def require_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        hint = " (quote it: YAML reads a bare word like off or no as a truth value)" if isinstance(value, bool) else ""
+        raise CastConfigError(key, value, f"must be one of {', '.join(choices)}{hint}.")
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """`algorithm.cast.teacher`: the weights and the context of the self-teacher (method section 8)."""
+
+    KEY: ClassVar[str] = "algorithm.cast.teacher"
+    PRIVILEGED: ClassVar[bool] = False  # whether the context shows what a student never sees (a reference, say)
+
+    weights: str = "snapshot"
+    refresh_interval: int = 10
+    ema_decay: float = 0.995
+    context: str = "plain"
+    missing_state: str = "error"
+
+    def __post_init__(self):
+        prefix = self.KEY
+        require_choice(f"{prefix}.weights", self.weights, TEACHER_WEIGHTS)
+        require_choice(f"{prefix}.missing_state", self.missing_state, MISSING_STATES)
+        require_whole_number(f"{prefix}.refresh_interval", self.refresh_interval, minimum=1)
+        decay = number(f"{prefix}.ema_decay", self.ema_decay)
+        if not 0 < decay < 1:
+            raise CastConfigError(
+                f"{prefix}.ema_decay",
+                decay,
+                "must lie between 0 and 1; use weights=current for a teacher without memory, weights=initial for one "
+                "that never moves.",
+            )
+        object.__setattr__(self, "ema_decay", decay)
+        self._check_context()
+
+    @property
+    def who_can_score(self) -> str:
+        """For messages about rows that only the student's own prompt can precede."""
+        return "no privileged teacher" if self.PRIVILEGED else f"only {self.KEY}.context=same"
+
+    def _check_context(self) -> None:
+        if not isinstance(self.context, str) or not (
+            self.context in ("plain", "same") or self.context.endswith(TEMPLATE_SUFFIXES)
+        ):
+            raise CastConfigError(
+                f"{self.KEY}.context",
+                self.context,
+                f"must be plain, same, or the path of a Jinja template ending in {', '.join(TEMPLATE_SUFFIXES)}.",
+            )
+
+
+@dataclass(frozen=True)
+class DumpConfig:
+    """`algorithm.cast.dump`: trajectories with all that CAST knows of their tokens (trajectories.py)."""
+
+    interval: int = 0
+    groups: int = 4
+    directory: str | None = None
+
+    def __post_init__(self):
+        prefix = "algorithm.cast.dump"
+        require_whole_number(f"{prefix}.interval", self.interval, minimum=0)
+        require_whole_number(f"{prefix}.groups", self.groups, minimum=1)
+        if self.directory is not None and (not isinstance(self.directory, str) or not self.directory):
+            raise CastConfigError(f"{prefix}.directory", self.directory, "must be a path, or null for the default.")
+
+
+class MethodConfig:
+    """Base class of the settings of a method with a self-teacher; they stand in `algorithm.<NAME>`."""
+
+    NAME: ClassVar[str]  # also the estimator's
+    TITLE: ClassVar[str]  # what people call it
+    GROUPS: ClassVar[dict[str, type]]  # parts that are groups of keys themselves
+    COMPARES_A_GROUP: ClassVar[bool] = True  # whether the rule needs several responses to a prompt
+    teacher: TeacherConfig
+    one_pass: bool
+    # Off, unless the method has these keys.
+    dump: ClassVar[DumpConfig] = DumpConfig()
+    noise_floor_interval: ClassVar[int] = 0
+    gap_deadzone: ClassVar[float] = 0.0
+
+    @classmethod
+    def key(cls) -> str:
+        """Where the method's settings stand in verl's config."""
+        return f"algorithm.{cls.NAME}"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any] | None) -> "MethodConfig":
+        """Build from the plain container of `algorithm.<NAME>` (None or empty: all defaults).
+
+        Raises:
+            CastConfigError: for an unknown key, a wrong type or a value out of range, with the key, value and remedy.
+        """
+        values = _known_keys(cls, cls.key(), values)
+        for key, group in cls.GROUPS.items():
+            if key in values:
+                values[key] = group(**_known_keys(group, f"{cls.key()}.{key}", values[key]))
+        return cls(**values)
+
+    def _check_groups(self) -> None:
+        for key, group in self.GROUPS.items():
+            if not isinstance(getattr(self, key), group):
+                names = ", ".join(f.name for f in fields(group))
+                raise CastConfigError(f"{self.key()}.{key}", getattr(self, key), f"must be a group of keys ({names}).")
+
+
+@dataclass(frozen=True)
+class CastConfig(MethodConfig):
+    """`algorithm.cast`: CAST's settings (method sections 2 to 8)."""
+
+    NAME: ClassVar[str] = "cast"
+    TITLE: ClassVar[str] = "CAST"
+    GROUPS: ClassVar[dict[str, type]] = {"teacher": TeacherConfig, "dump": DumpConfig}
+
+    gap_weight: float = 1.0  # λ
+    positive_clip: tuple[float, float] = (0.8, 1.05)  # (L, U) where B >= 0
+    negative_clip: tuple[float, float] = (0.95, 1.2)  # (L, U) where B < 0
+    flip: str = "both"
+    advantage_clip: float | None = 1.2
+    base_correct: float = 1.0  # b_correct
+    base_wrong: float = 1.0  # b_wrong
+    correct_threshold: float = 0.5
+    gap_deadzone: float = 0.0
+    noise_floor_interval: int = 0
+    one_pass: bool = True
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    dump: DumpConfig = field(default_factory=DumpConfig)
+
+    def __post_init__(self):
+        prefix = self.key()
+        for key in ("gap_weight", "base_correct", "base_wrong", "gap_deadzone"):
+            object.__setattr__(self, key, number(f"{prefix}.{key}", getattr(self, key), minimum=0.0))
+        threshold = number(f"{prefix}.correct_threshold", self.correct_threshold)
+        object.__setattr__(self, "correct_threshold", threshold)
+        for key in ("positive_clip", "negative_clip"):
+            object.__setattr__(self, key, _weight_bounds(f"{prefix}.{key}", getattr(self, key)))
+        require_choice(f"{prefix}.flip", self.flip, FLIPS)
+        if self.advantage_clip is not None:
+            clip = number(f"{prefix}.advantage_clip", self.advantage_clip)
+            if clip <= 0:
+                raise CastConfigError(f"{prefix}.advantage_clip", clip, "must be greater than 0, or null for no clip.")
+            object.__setattr__(self, "advantage_clip", clip)
+        require_whole_number(f"{prefix}.noise_floor_interval", self.noise_floor_interval, minimum=0)
+        require_truth_value(f"{prefix}.one_pass", self.one_pass)
+        self._check_groups()

@@ -1,0 +1,287 @@
+"""Settings of a CAST run that are valid but pointless or risky: each gets a sentence with key, value and remedy.
+
+check.py refuses what cannot work. A setting that merely differs from the evaluated run's gets no warning. Every
+function in ADVICE returns one sentence or None. The doctor shows them, and so does a run's start. This module imports
+neither torch nor verl.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable
+
+import jinja2
+import jinja2.meta
+from omegaconf import DictConfig, OmegaConf
+
+from verl_cast.config.cast import CastConfig
+from verl_cast.config.methods import cast_config
+from verl_cast.teacher.context import load_template
+
+_PREFIX = "algorithm.cast"
+_ROLLOUT = "actor_rollout_ref.rollout"
+
+
+def warnings_of(config: DictConfig) -> list[str]:
+    """Warnings about a run, before it starts.
+
+    Args:
+        config: the composed config of a run that `check_run` accepts, with adv_estimator=cast.
+    """
+    method, found = cast_config(config), []
+    for advise in ADVICE:
+        try:
+            found.append(advise(config, method))
+        except Exception as problem:  # advice must never keep a run from starting
+            found.append(f"{advise.__name__} could not be looked at: {type(problem).__name__}: {problem}")
+    return [sentence for sentence in found if sentence is not None]
+
+
+# ------------------------------------------------------------------------------------------- the method's own settings
+
+
+def no_gap_can_act(config: DictConfig, method: CastConfig) -> str | None:
+    weights_act = method.gap_weight > 0 and (1.0, 1.0) != method.positive_clip
+    weights_act |= method.gap_weight > 0 and (1.0, 1.0) != method.negative_clip
+    if method.flip != "none" or weights_act:
+        return None
+    grpo = method.base_correct == method.base_wrong == 0
+    what = "GRPO's advantages" if grpo else "the base advantages"
+    return (
+        f"{_PREFIX}.flip=none with gap_weight={method.gap_weight:g} and bounds {list(method.positive_clip)}, "
+        f"{list(method.negative_clip)}: no gap can act, and the run trains on {what} alone. "
+        "Set flip=both, or gap_weight above 0, or use algorithm.adv_estimator=grpo."
+    )
+
+
+def deadzone_is_wide(config: DictConfig, method: CastConfig) -> str | None:
+    if method.gap_deadzone <= 1:
+        return None
+    return (
+        f"{_PREFIX}.gap_deadzone={method.gap_deadzone:g} nats: only tokens whose probability differs by a factor of "
+        f"{2.718281828**method.gap_deadzone:.1f} or more have a gap at all. Values of 0.05 to 0.5 keep noise out; "
+        "cast/gap/deadzone_share shows what is left."
+    )
+
+
+def clip_is_below_the_base(config: DictConfig, method: CastConfig) -> str | None:
+    clip = method.advantage_clip
+    for key in ("base_correct", "base_wrong"):
+        base = getattr(method, key)
+        if clip is not None and clip < base:
+            return (
+                f"{_PREFIX}.advantage_clip={clip:g} is below {key}={base:g}: in these groups the clip sets the size of "
+                f"the advantage and the gap's weight is mostly cut off. Raise it above {key}, or lower {key}."
+            )
+    return None
+
+
+def threshold_misses_binary_rewards(config: DictConfig, method: CastConfig) -> str | None:
+    threshold = method.correct_threshold
+    if 0 <= threshold < 1:
+        return None
+    all_are = "wrong" if threshold >= 1 else "correct"
+    return (
+        f"{_PREFIX}.correct_threshold={threshold:g}: a response is correct if its reward is greater, so with rewards "
+        f"of 0 and 1 all responses are {all_are}. Set it between the two rewards of your verifier (0.5 for 0 and 1)."
+    )
+
+
+def bases_outweigh_mixed_groups(config: DictConfig, method: CastConfig) -> str | None:
+    key = "algorithm.norm_adv_by_std_in_grpo"
+    if OmegaConf.select(config, key) is not False or max(method.base_correct, method.base_wrong) < 1:
+        return None
+    return (
+        f"{key}=False: mixed groups then have base advantages of reward - mean, always below 1, while all-correct and "
+        f"all-wrong groups keep +{method.base_correct:g} and -{method.base_wrong:g} and outweigh them. Lower "
+        f"{_PREFIX}.base_correct and base_wrong to 0.5 or less."
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- the teacher
+
+
+def snapshot_is_never_renewed(config: DictConfig, method: CastConfig) -> str | None:
+    teacher, steps = method.teacher, OmegaConf.select(config, "trainer.total_training_steps")
+    if teacher.weights != "snapshot" or steps is None or teacher.refresh_interval < steps:
+        return None
+    return (
+        f"{_PREFIX}.teacher.refresh_interval={teacher.refresh_interval} in a run of {steps} training steps: the "
+        "snapshot is never renewed, which is weights=initial. Lower it (the paper's run: 10), or say weights=initial."
+    )
+
+
+def snapshot_is_the_policy(config: DictConfig, method: CastConfig) -> str | None:
+    teacher = method.teacher
+    if teacher.weights != "snapshot" or teacher.refresh_interval > 1:
+        return None
+    return (
+        f"{_PREFIX}.teacher.refresh_interval=1: the teacher has the policy's weights at every step, so its copy is "
+        "useless. weights=current is the same without the copy; the paper's run has refresh_interval=10."
+    )
+
+
+def average_hardly_moves(config: DictConfig, method: CastConfig) -> str | None:
+    teacher, steps = method.teacher, OmegaConf.select(config, "trainer.total_training_steps")
+    if teacher.weights != "ema":
+        return None
+    decay, key = teacher.ema_decay, f"{_PREFIX}.teacher.ema_decay={teacher.ema_decay:g}"
+    remedy = "Lower it (0.995 remembers about 200 steps), or say weights=initial."
+    if steps is not None and decay**steps > 0.9:
+        return f"{key}: after all {steps} steps the teacher is still {decay**steps:.0%} the initial policy. {remedy}"
+    if steps is None and decay > 0.9999:
+        return f"{key}: the teacher remembers more than {1 / (1 - decay):.0f} training steps. {remedy}"
+    return None
+
+
+def teacher_pulls_back_to_the_start(config: DictConfig, method: CastConfig) -> str | None:
+    if (method.teacher.context, method.teacher.weights) != ("same", "initial"):
+        return None
+    return (
+        f"{_PREFIX}.teacher.context=same with weights=initial: the gap is the policy's change since the start, so "
+        "every flip trains it back there. Use weights=snapshot, or another context."
+    )
+
+
+def context_lacks_the_tools(config: DictConfig, method: CastConfig) -> str | None:
+    key = f"{_ROLLOUT}.agent.default_agent_loop"
+    loop = OmegaConf.select(config, key)
+    if loop != "tool_agent" or method.teacher.context == "same":
+        return None
+    return (
+        f"{_PREFIX}.teacher.context={method.teacher.context} with {key}={loop}: the teacher does not read the tools' "
+        "descriptions that stand in the student's prompt, so tool calls look unlikely to it. Use context=same."
+    )
+
+
+def noise_is_measured_often(config: DictConfig, method: CastConfig) -> str | None:
+    if method.noise_floor_interval != 1:
+        return None
+    return (
+        f"{_PREFIX}.noise_floor_interval=1: every step pays for one more forward to measure the engine's noise. Use 50 "
+        "or more."
+    )
+
+
+def interval_is_never_reached(config: DictConfig, method: CastConfig) -> str | None:
+    steps = OmegaConf.select(config, "trainer.total_training_steps")
+    for key, interval, what in (
+        ("dump.interval", method.dump.interval, "no trajectory is ever written"),
+        ("noise_floor_interval", method.noise_floor_interval, "the noise is never measured"),
+    ):
+        if steps is not None and interval > steps:
+            return f"{_PREFIX}.{key}={interval} in a run of {steps} training steps: {what}. Lower it, or leave it out."
+    return None
+
+
+def template_lacks_the_problem(config: DictConfig, method: CastConfig) -> str | None:
+    source = load_template(method.teacher.context)
+    if source is None:
+        return None
+    used = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(source))
+    if used & {"messages", "problem", "student_prompt"}:
+        return None
+    return (
+        f"{_PREFIX}.teacher.context={method.teacher.context}: the template uses neither messages, problem nor "
+        "student_prompt, so the teacher never reads the question. Write {{ problem }} where it belongs."
+    )
+
+
+def context_is_unfit(config: DictConfig, method: CastConfig) -> str | None:
+    """What `verl-cast diagnose` measured of this model and context, if it did."""
+    from verl_cast.launch import fitness
+
+    if method.flip == "none":
+        return None  # the verifier alone sets signs, so the policy does not move to the teacher
+    record = fitness.find(config)
+    return None if record is None else fitness.warning(record)
+
+
+# ---------------------------------------------------------------------------------------------------- the rest of verl
+
+
+def groups_are_small(config: DictConfig, method: CastConfig) -> str | None:
+    key, n = f"{_ROLLOUT}.n", OmegaConf.select(config, f"{_ROLLOUT}.n")
+    if n not in (2, 3):
+        return None
+    one_sided = 2 * 0.5**n
+    return (
+        f"{key}={n}: even a problem that the policy solves half of the time gives {one_sided:.0%} one-sided groups, "
+        "where the self-teacher alone makes differences between tokens. Use 8 as in the paper, or at least 4."
+    )
+
+
+def samples_are_equal(config: DictConfig, method: CastConfig) -> str | None:
+    for key, is_greedy, usual in (("temperature", lambda v: v == 0, "1.0"), ("top_k", lambda v: v == 1, "-1")):
+        value = OmegaConf.select(config, f"{_ROLLOUT}.{key}")
+        if is_greedy(value):
+            return (
+                f"{_ROLLOUT}.{key}={value}: all responses of a group are the same, so no group is ever mixed"
+                + (", and log-probs at temperature 0 do not exist" if key == "temperature" else "")
+                + f". Set it to {usual} or another value that samples."
+            )
+    return None
+
+
+def overlong_penalty_turns_correct_into_wrong(config: DictConfig, method: CastConfig) -> str | None:
+    key = "reward.reward_kwargs.overlong_buffer_cfg"
+    penalty = OmegaConf.select(config, key)
+    if not penalty or not penalty.get("enable") or 1 - penalty.penalty_factor > method.correct_threshold:
+        return None
+    return (
+        f"{key}.penalty_factor={penalty.penalty_factor:g}: the penalty is taken off the reward, so a long correct "
+        f"response (1 - {penalty.penalty_factor:g}) counts as wrong for CAST. Lower it below "
+        f"{1 - method.correct_threshold:g}, or switch the penalty off."
+    )
+
+
+def rewards_come_from_a_model(config: DictConfig, method: CastConfig) -> str | None:
+    key = "reward.reward_model.enable"
+    if not OmegaConf.select(config, key) or OmegaConf.select(config, "reward.custom_reward_function.path"):
+        return None
+    return (
+        f"{key}=True: a reward model gives grades, and CAST needs a verdict. What is above {_PREFIX}.correct_threshold="
+        f"{method.correct_threshold:g} counts as correct; set that for its scale, or use a rule-based verifier."
+    )
+
+
+def rounding_decides_signs(config: DictConfig, method: CastConfig) -> str | None:
+    """verl's FSDP engines form log-probs in autocast's type, unless flash-attn's cross entropy is installed."""
+    actor = "actor_rollout_ref.actor"
+    if OmegaConf.select(config, f"{actor}.strategy") not in ("fsdp", "fsdp2") or method.gap_deadzone > 0:
+        return None
+    if OmegaConf.select(config, "actor_rollout_ref.model.use_fused_kernels"):
+        return None
+    key = f"{actor}.fsdp_config.mixed_precision"
+    dtype = (OmegaConf.select(config, key) or {}).get("param_dtype", "bf16")
+    if dtype not in ("bf16", "bfloat16", "fp16", "float16"):
+        return None
+    if importlib.util.find_spec("flash_attn") is not None and os.environ.get("VERL_DISABLE_FLASH_ATTN_CE", "0") != "1":
+        return None
+    return (
+        f"flash-attn's cross entropy is not in use here and {key}.param_dtype is {dtype}: log-probs come in that type, "
+        "and its rounding decides the sign of small gaps. Install flash-attn, or set "
+        f"+{key}.param_dtype=fp32, or ++{_PREFIX}.gap_deadzone=0.05."
+    )
+
+
+ADVICE: tuple[Callable[[DictConfig, CastConfig], str | None], ...] = (
+    no_gap_can_act,
+    deadzone_is_wide,
+    clip_is_below_the_base,
+    threshold_misses_binary_rewards,
+    bases_outweigh_mixed_groups,
+    snapshot_is_never_renewed,
+    snapshot_is_the_policy,
+    average_hardly_moves,
+    teacher_pulls_back_to_the_start,
+    context_lacks_the_tools,
+    noise_is_measured_often,
+    interval_is_never_reached,
+    template_lacks_the_problem,
+    groups_are_small,
+    samples_are_equal,
+    overlong_penalty_turns_correct_into_wrong,
+    rewards_come_from_a_model,
+    rounding_decides_signs,
+    context_is_unfit,
+)

@@ -1,0 +1,251 @@
+"""Checks of a whole run's config before anything is spent: what CAST or a baseline needs from verl's other settings.
+
+`check_run` runs in the driver, before Ray starts, and again in the trainer. `apply_method_defaults` runs in the driver
+only: it sets what the method fixes outside `algorithm.cast` and the user has not set.
+"""
+
+import dataclasses
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+import verl_cast
+from verl_cast.config.cast import CastConfig, CastConfigError, MethodConfig
+from verl_cast.config.methods import ESTIMATOR_KEY, METHODS, is_cast_run, method_class, method_config
+from verl_cast.platform import is_cpu
+from verl_cast.teacher.context import load_template
+
+LOSS_KEY = "actor_rollout_ref.actor.policy_loss.loss_mode"
+# verl's losses that replace token advantages by one number per response, or take no old log-probs at all.
+LOSSES_WITHOUT_TOKEN_SIGNS = ("geo_mean", "bypass_mode")
+SUPPORTED_STRATEGIES = ("fsdp", "fsdp2", "megatron")
+# Engine settings under which the swap of parameters is not safe: (key below the actor, value that works, why).
+ENGINE_SETTINGS = (
+    ("fsdp_config.qat.enable", False, "quantization scales are cached between forwards and would be the policy's"),
+    ("megatron.qat.enable", False, "quantization scales are cached between forwards and would be the policy's"),
+    ("megatron.override_transformer_config.fp8", None, "FP8 copies of the weights go stale when weights are swapped"),
+    ("megatron.override_transformer_config.fp4", None, "FP4 copies of the weights go stale when weights are swapped"),
+    (
+        "megatron.override_ddp_config.overlap_param_gather",
+        False,
+        "after an update the other ranks' parameters are stale until the next forward, and a snapshot would be stale",
+    ),
+    (
+        "optim.override_optimizer_config.overlap_param_gather",
+        False,
+        "after an update the other ranks' parameters are stale until the next forward, and a snapshot would be stale",
+    ),
+    (
+        "megatron.use_distributed_optimizer",
+        True,
+        "verl's own loading and export of parameters need the distributed optimizer's flat buffers",
+    ),
+    ("megatron.use_megatron_fsdp", False, "its parameters do not live in the buffers that the self-teacher swaps"),
+    ("megatron.dynamic_context_parallel", False, "it was never tried with the teacher's own sequence lengths"),
+)
+# What the method fixes (section 6), and verl's stock value for it: (key, verl's default, the method's value).
+METHOD_DEFAULTS = (
+    (LOSS_KEY, "vanilla", "cast"),
+    ("actor_rollout_ref.actor.clip_ratio_high", 0.2, 0.28),
+)
+
+
+def apply_method_defaults(config: DictConfig, overrides: list[str]) -> list[str]:
+    """Set what CAST fixes, where the run has verl's stock value and the command line does not name the key.
+
+    Args:
+        config: the composed config, changed in place.
+        overrides: the command line's overrides, `key=value`.
+
+    Returns:
+        One sentence for every value that was set; none for another estimator.
+    """
+    if not is_cast_run(config):
+        return []
+    named = {override.split("=", 1)[0].lstrip("+~") for override in overrides}
+    changes = []
+    for key, stock, value in METHOD_DEFAULTS:
+        if key not in named and OmegaConf.select(config, key) == stock:
+            OmegaConf.update(config, key, value)
+            changes.append(f"{key}={value} (CAST's value in place of verl's {stock}; set the key to choose another)")
+    return changes
+
+
+def check_run(config: DictConfig) -> None:
+    """Refuse a run that cannot train the method that it names.
+
+    Raises:
+        CastConfigError: names the key, the value and the remedy.
+    """
+    _check_nothing_else_is_asked_for(config)
+    if method_class(config) is None:
+        return
+    method = method_config(config)
+    if isinstance(method, CastConfig):
+        _check_cast(config, method)
+    else:
+        from verl_cast.teacher.privileged.references import check_references
+
+        check_references(config, method)
+    _check_self_teacher(config, method)
+
+
+def _check_cast(config: DictConfig, method: CastConfig) -> None:
+    """What CAST alone requires."""
+    load_template(method.teacher.context)
+    teacher = method.teacher
+    always_policy = teacher.weights == "current" or (teacher.weights == "snapshot" and teacher.refresh_interval == 1)
+    if teacher.context == "same" and always_policy:
+        raise CastConfigError(
+            "algorithm.cast.teacher.context",
+            teacher.context,
+            "with weights that are the policy's at every step the gap is 0 on every token, and the teacher teaches "
+            "nothing; use weights=snapshot with refresh_interval above 1, weights=ema, or another context.",
+        )
+    if OmegaConf.select(config, "algorithm.filter_groups.enable") and (method.base_correct or method.base_wrong):
+        raise CastConfigError(
+            "algorithm.filter_groups.enable",
+            True,
+            "it removes the all-correct and all-wrong groups, which CAST trains on; set it to False. To train on mixed "
+            "groups only, use ++algorithm.cast.base_correct=0 ++algorithm.cast.base_wrong=0.",
+        )
+    strategy = OmegaConf.select(config, "actor_rollout_ref.actor.strategy")
+    stages = OmegaConf.select(config, "actor_rollout_ref.actor.megatron.virtual_pipeline_model_parallel_size")
+    if method.noise_floor_interval > 0 and strategy == "megatron" and stages not in (None, 1):
+        raise CastConfigError(
+            "algorithm.cast.noise_floor_interval",
+            method.noise_floor_interval,
+            "it is measured in micro-batches of one row, which a virtual pipeline cannot always take; set it to 0.",
+        )
+
+
+def _check_self_teacher(config: DictConfig, method: MethodConfig) -> None:
+    """What every method with a self-teacher requires."""
+    title = method.TITLE
+
+    def refuse_if(key: str, condition, remedy: str) -> None:
+        value = OmegaConf.select(config, key)
+        if condition(value):
+            raise CastConfigError(key, value, remedy)
+
+    refuse_if("trainer.use_v1", lambda v: not v, f"{title} needs verl's V1 trainer; set trainer.use_v1=True.")
+    refuse_if(
+        "actor_rollout_ref.rollout.n",
+        lambda v: v < 2 and method.COMPARES_A_GROUP,
+        f"{title} compares the responses of a group; set actor_rollout_ref.rollout.n to 2 or more (the paper uses 8).",
+    )
+    refuse_if("critic.enable", bool, f"{title} has no critic; leave critic.enable unset.")
+    refuse_if(
+        "algorithm.use_kl_in_reward",
+        bool,
+        "the verifier's reward alone decides correctness; use actor_rollout_ref.actor.use_kl_loss for a KL term.",
+    )
+    refuse_if(
+        "algorithm.rollout_correction.bypass_mode",
+        bool,
+        "the gap needs old log-probs of the training engine, not the rollout engine's; set it to False.",
+    )
+    refuse_if(
+        LOSS_KEY,
+        lambda v: v in LOSSES_WITHOUT_TOKEN_SIGNS,
+        f"this loss drops the signs of token advantages, and {title} trains with them; use loss_mode="
+        f"{'cast' if method.NAME == 'cast' else 'vanilla'}.",
+    )
+    refuse_if(
+        "actor_rollout_ref.actor.strategy",
+        lambda v: v not in SUPPORTED_STRATEGIES,
+        f"the self-teacher supports {', '.join(SUPPORTED_STRATEGIES)}.",
+    )
+    strategy = OmegaConf.select(config, "actor_rollout_ref.actor.strategy")
+    mode = OmegaConf.select(config, "trainer.v1.trainer_mode")
+    for key, works, reason in ENGINE_SETTINGS:  # a key of another engine is not in the config, and None
+        remedy = f"{reason}; set it to {'null' if works is None else works}."
+        refuse_if(f"actor_rollout_ref.actor.{key}", lambda v, works=works: v not in (None, works), remedy)
+    sync_step = "trainer.v1.separate_async.parameter_sync_step"
+    if mode == "separate_async" and OmegaConf.select(config, sync_step) > 1 and method.teacher.weights == "current":
+        raise CastConfigError(
+            f"{method.teacher.KEY}.weights",
+            "current",
+            f"with {sync_step} above 1 the live weights are no longer those of the step's old log-probs, and the gap "
+            "would be wrong; use another kind of weights, or set the step to 1.",
+        )
+    if mode == "separate_async" and strategy == "fsdp2" and OmegaConf.select(config, sync_step) > 1:
+        for key in ("param_offload", "offload_policy"):
+            refuse_if(
+                f"actor_rollout_ref.actor.fsdp_config.{key}",
+                bool,
+                f"with {sync_step} above 1 verl's copy of the old policy is an alias of offloaded parameters, "
+                "which loses updates; set it to False, or the step to 1.",
+            )
+    refuse_if("distillation.enabled", bool, f"{title} is its own teacher; leave verl's distillation off.")
+    if is_cpu():
+        from verl_cast.platform import cpu_config
+
+        cpu_config.check_config(config)
+
+
+def _check_nothing_else_is_asked_for(config: DictConfig) -> None:
+    """Refuse settings of a method that the estimator does not train: the run would name one and train another.
+
+    The packaged config (`cast_trainer`) holds the settings of every method. A group that is whole, with all defaults,
+    asks for nothing.
+    """
+    estimator = OmegaConf.select(config, ESTIMATOR_KEY)
+    loss_mode = OmegaConf.select(config, LOSS_KEY)
+    if loss_mode == "cast" and not is_cast_run(config):
+        raise CastConfigError(
+            LOSS_KEY,
+            loss_mode,
+            f"set {ESTIMATOR_KEY}=cast, or leave out this key: {ESTIMATOR_KEY} is {estimator}.",
+        )
+    for name, method in METHODS.items():
+        values = OmegaConf.select(config, method.key())
+        if name == estimator or values is None:
+            continue
+        values, defaults = OmegaConf.to_container(OmegaConf.create(values)), packaged_defaults(method)
+        if values != defaults:
+            key, value = _first_asked_for(values, defaults, method.key())
+            raise CastConfigError(
+                key, value, f"set {ESTIMATOR_KEY}={name}, or leave out this key: {ESTIMATOR_KEY} is {estimator}."
+            )
+
+
+def _first_asked_for(values: Any, defaults: Any, prefix: str) -> tuple[str, Any]:
+    """The first key that differs from the defaults, with its value; where none does, the first key of all."""
+    if not isinstance(values, dict) or not values:
+        return prefix, values
+    changed = [key for key in values if not isinstance(defaults, dict) or values[key] != defaults.get(key)]
+    key = next(iter(changed or values))
+    return _first_asked_for(values[key], defaults.get(key) if isinstance(defaults, dict) else None, f"{prefix}.{key}")
+
+
+def packaged_defaults(method: type[MethodConfig]) -> dict:
+    """A method's settings with all defaults, as the packaged config has them."""
+    return OmegaConf.to_container(OmegaConf.create(dataclasses.asdict(method())))
+
+
+def summary(config: DictConfig) -> str:
+    """One line for the log: the method that this run trains, with its settings."""
+    method, actor = method_config(config), config.actor_rollout_ref.actor
+    teacher = method.teacher
+    memory = {"snapshot": f"/{teacher.refresh_interval}", "ema": f"/{teacher.ema_decay:g}"}
+    weights = teacher.weights + memory.get(teacher.weights, "")
+    note = ""
+    if isinstance(method, CastConfig):
+        chosen = [key for key, _, value in METHOD_DEFAULTS if OmegaConf.select(config, key) != value]
+        note = f" | not the method's own: {', '.join(chosen)}" if chosen else ""
+        active = (
+            f"CAST is active: flip={method.flip} gap_weight={method.gap_weight:g} "
+            f"gap_deadzone={method.gap_deadzone:g} base=+{method.base_correct:g}/-{method.base_wrong:g} "
+            f"advantage_clip={method.advantage_clip}"
+        )
+    else:
+        keys = [f.name for f in dataclasses.fields(method) if f.name not in method.GROUPS]
+        settings = " ".join(f"{key}={getattr(method, key):g}" for key in keys)
+        active = f"{method.TITLE} (a baseline, not CAST) is active: {settings}"
+        weights += f" PRIVILEGED (reads {'a peer' if teacher.context == 'peer' else teacher.reference_key})"
+    return (
+        f"[verl_cast {verl_cast.__version__}] {active} | teacher weights={weights} context={teacher.context} | "
+        f"loss={actor.policy_loss.loss_mode} clip=[{actor.clip_ratio_low}, {actor.clip_ratio_high}] "
+        f"{actor.loss_agg_mode} | {config.actor_rollout_ref.rollout.n} responses per prompt{note}"
+    )

@@ -1,0 +1,119 @@
+"""The platform `cpu` for verl: one logical device a process, which is the CPU."""
+
+import os
+import types
+from contextlib import contextmanager
+
+import psutil
+import torch
+from verl.plugin.platform.platform_base import PlatformBase
+
+
+def _no_device_memory(*args, **kwargs) -> int:
+    return 0
+
+
+class CPUDeviceModule(types.ModuleType):
+    """What verl asks of `torch.cuda`: `torch.cpu`, and for memory the host's, with nothing of it held by a device."""
+
+    def __init__(self):
+        super().__init__("verl_cast.platform.device.device_module")
+
+    # torch.cpu has none of these; verl calls them on its way (metrics, clean-up, weight transfer).
+    empty_cache = ipc_collect = reset_peak_memory_stats = reset_accumulated_memory_stats = staticmethod(
+        _no_device_memory
+    )
+    memory_allocated = memory_reserved = max_memory_allocated = max_memory_reserved = staticmethod(_no_device_memory)
+
+    # Loading a checkpoint restores the device's generator too; here it is the host's.
+    set_rng_state = staticmethod(torch.set_rng_state)
+
+    @staticmethod
+    def mem_get_info(device=None) -> tuple[int, int]:
+        memory = psutil.virtual_memory()
+        return memory.available, memory.total
+
+    @staticmethod
+    def get_device_name(device=None) -> str:
+        return "cpu"
+
+    @staticmethod
+    def get_device_properties(device=None):
+        return types.SimpleNamespace(name="cpu", total_memory=psutil.virtual_memory().total)
+
+    def __getattr__(self, name: str):
+        return getattr(torch.cpu, name)
+
+
+class PlatformCPU(PlatformBase):
+    """One logical device a process, called "cpu"."""
+
+    device_name = "cpu"
+    vendor_name = "cpu"
+    device_module = CPUDeviceModule()
+
+    def is_available(self) -> bool:
+        return True
+
+    def is_platform_available(self, use_smi_check=False) -> bool:
+        return False  # never chosen by verl's own detection, only by VERL_PLATFORM=cpu
+
+    def current_device(self) -> str:
+        return "cpu"  # verl hands this to Tensor.to(), where an index would mean an accelerator
+
+    def device_count(self) -> int:
+        return 1
+
+    def set_device(self, device_index: int) -> None:
+        pass
+
+    def synchronize(self, device_index: int | None = None) -> None:
+        pass
+
+    def manual_seed(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def manual_seed_all(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def set_allocator_settings(self, settings: str) -> None:
+        pass
+
+    def empty_cache(self) -> None:
+        pass
+
+    def get_device_capability(self, device_index: int = 0) -> tuple[None, None]:
+        return None, None
+
+    def communication_backend_name(self) -> str:
+        return "gloo"
+
+    def visible_devices_envvar(self) -> str:
+        return "CUDA_VISIBLE_DEVICES"  # Ray sets it for its logical GPUs; nothing on a CPU reads it
+
+    @contextmanager
+    def nvtx_range(self, msg: str):
+        yield
+
+    def profiler_start(self) -> None:
+        pass
+
+    def profiler_stop(self) -> None:
+        pass
+
+    def ray_resource_name(self) -> str:
+        return "GPU"  # logical ones (ray_init.num_gpus): verl's resource pools count nothing but GPU and NPU
+
+    def ray_noset_envvars(self) -> list[str]:
+        return []
+
+    def is_ipc_supported(self) -> bool:
+        return False  # weights travel through shared memory
+
+    def cudart(self) -> None:
+        return None
+
+    def rollout_env_vars(self) -> dict[str, str]:
+        # GiB. Without it vLLM takes rollout.gpu_memory_utilization (0.5) of the host's memory and refuses to start when
+        # less is free, which is usual next to a training process.
+        return {"VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE") or "1"}

@@ -1,0 +1,115 @@
+"""verl's FSDP engines, and torch's FSDP, on gloo and without pinned memory."""
+
+import functools
+import types
+
+import torch
+
+from verl_cast.platform.expect import expect_attribute, expect_mentions, expect_parameters
+
+
+def register_fsdp_engine(module) -> None:
+    """verl registers its FSDP engine for cuda and npu only."""
+    engine = expect_attribute(module, "FSDPEngineWithLMHead")
+    registry = expect_attribute(module, "EngineRegistry")
+    expect_parameters(registry, "register", ["model_type", "backend", "device", "vendor"])
+    registry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cpu")(engine)
+
+
+def sync_fsdp1_states_on_cpu(module) -> None:
+    """FSDP1 refuses to broadcast module states held by the CPU, for NCCL's sake; gloo can (FSDP2 does not ask)."""
+    check = "_check_module_states_for_sync_module_states"
+    expect_parameters(module, check, ["module_states"])
+    expect_mentions(module, "_sync_module_params_and_buffers", check)
+    setattr(module, check, lambda module_states: None)
+
+
+def leave_fsdp1_reference_in_place(module) -> None:
+    """verl has FSDP1 offload a reference policy, which pins its memory and so needs an accelerator.
+
+    On the CPU the parameters are where they are computed with: FSDP1 holds them without offloading.
+    """
+    name = "_init_param_handle_from_params"
+    original = expect_parameters(module, name, ["state", "params", "fully_sharded_module"])
+    expect_mentions(module, name, "cpu_offload", "offload_params")
+    not_offloaded = expect_attribute(module, "CPUOffload")(offload_params=False)
+
+    @functools.wraps(original)
+    def init_param_handle_from_params(state, params, fully_sharded_module):
+        state.cpu_offload = not_offloaded
+        return original(state, params, fully_sharded_module)
+
+    setattr(module, name, init_param_handle_from_params)
+
+
+def offload_to_pageable_memory(module) -> None:
+    """verl has FSDP2 offload a reference policy, and any actor with `offload_policy=True`, to pinned memory."""
+    original = expect_parameters(module, "CPUOffloadPolicy", ["pin_memory"])
+    expect_mentions(expect_attribute(module, "FSDPEngine"), "_build_fsdp_module", "CPUOffloadPolicy", "pin_memory")
+
+    def pageable_offload_policy(pin_memory):
+        return original(pin_memory=False)
+
+    module.CPUOffloadPolicy = pageable_offload_policy
+
+
+def leave_parameters_on_cpu(module) -> None:
+    """verl moves parameters to the device before it uses them; for FSDP1 it calls that device "cpu:cpu"."""
+    original = expect_parameters(module, "load_fsdp_model_to_gpu", ["model"])
+
+    @functools.wraps(original)
+    def load_fsdp_model_to_gpu(model):
+        pass  # they are there
+
+    module.load_fsdp_model_to_gpu = load_fsdp_model_to_gpu
+
+
+def attend_across_ranks(module) -> None:
+    """verl exchanges sequence shards for heads inside flash attention; with sdpa a rank would see its own shard alone.
+
+    The same exchange around transformers' sdpa, with packed sequences kept apart by their position ids, as there.
+    """
+    original = expect_parameters(
+        module,
+        "sdpa_attention_forward",
+        ["module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal", "kwargs"],
+    )
+    interface = expect_attribute(module, "AttentionInterface")
+
+    @functools.wraps(original)
+    def sdpa_attention_forward(layer, query, key, value, attention_mask, *args, position_ids=None, **kwargs):
+        from verl.utils import ulysses
+
+        group = ulysses.get_ulysses_sequence_parallel_group()
+        if group is None or position_ids is None:  # as in verl: layers without position ids are not sharded
+            kwargs["position_ids"] = position_ids
+            return original(layer, query, key, value, attention_mask, *args, **kwargs)
+        if position_ids.dim() != 2 or kwargs.get("sliding_window") is not None:
+            raise NotImplementedError(
+                f"{type(layer).__name__} attends within a window, or has several position ids a token: with "
+                "VERL_PLATFORM=cpu such a model cannot be trained with ulysses_sequence_parallel_size above 1."
+            )
+        repeats = query.shape[1] // key.shape[1]
+        key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
+        query, key, value = (
+            ulysses.gather_seq_scatter_heads(tensor, seq_dim=2, head_dim=1) for tensor in (query, key, value)
+        )
+        positions = [torch.empty_like(position_ids) for _ in range(group.size())]
+        torch.distributed.all_gather(positions, position_ids.contiguous(), group=group)
+        sequence = (torch.cat(positions, dim=-1) == 0).cumsum(-1)
+        mask = (sequence[:, None, :, None] == sequence[:, None, None, :]).tril()
+        no_head_groups = types.SimpleNamespace()  # in place of the layer, by which sdpa would repeat the keys again
+        output, weights = original(no_head_groups, query, key, value, mask, *args, **kwargs)
+        return ulysses.gather_heads_scatter_seq(output, seq_dim=1, head_dim=2), weights
+
+    interface.register("sdpa", sdpa_attention_forward)
+
+
+DEPARTURES = (
+    ("verl.workers.engine.fsdp.transformer_impl", register_fsdp_engine),
+    ("verl.workers.engine.fsdp.transformer_impl", offload_to_pageable_memory),
+    ("torch.distributed.fsdp._init_utils", sync_fsdp1_states_on_cpu),
+    ("torch.distributed.fsdp._init_utils", leave_fsdp1_reference_in_place),
+    ("verl.utils.fsdp_utils", leave_parameters_on_cpu),
+    ("transformers.modeling_utils", attend_across_ranks),
+)

@@ -1,0 +1,153 @@
+"""The self-teacher's context: what stands before the response when the teacher scores it (method section 8).
+
+* `same`   the student's own prompt tokens.
+* `plain`  the problem as plain text, without chat template: the form of the evaluated run.
+* a Jinja template file, rendered to text. It sees
+      messages              the chat messages of the prompt: [{"role": ..., "content": ...}, ...]
+      problem               the last user message, without DAPO's boilerplate
+      student_prompt        the student's prompt as text, special tokens included
+      apply_chat_template   a function: list of messages -> text in the model's chat format, ready for the answer
+  It sees nothing else: no reference answer, no solution. One newline at the end of the file is dropped.
+
+Left out: images (only `same` has them), and prompts that an agent loop rewrites between its outputs.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.meta
+from omegaconf import DictConfig, OmegaConf
+
+from verl_cast.config import CastConfigError
+
+INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
+RESPONSE_HEADER = "[Student response]"
+TEMPLATE_VARIABLES = ("messages", "problem", "student_prompt", "apply_chat_template")
+_KEY = "algorithm.cast.teacher.context"
+
+# DAPO-Math-17k wraps these words around every problem. The evaluated run strips them for the plain context.
+DAPO_PREFIX = (
+    "Solve the following math problem step by step. The last line of your response should be of the form "
+    "Answer: $Answer (without quotes) where $Answer is the answer to the problem."
+)
+DAPO_SUFFIX = 'Remember to put your answer on its own line after "Answer:".'
+
+
+def problem_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The text of the last user message, without DAPO's boilerplate.
+
+    Raises:
+        ValueError: there is no user message, or it holds more than text.
+    """
+    users = [message for message in messages if message["role"] == "user"]
+    if not users:
+        raise ValueError(
+            f"CAST: a prompt has no user message, which this teacher's context is made of ({_KEY}=same needs none)."
+        )
+    content = users[-1]["content"]
+    if not isinstance(content, str):
+        raise ValueError(f"CAST: a prompt holds images or other parts besides text, which only {_KEY}=same can carry.")
+    return content.strip().removeprefix(DAPO_PREFIX).removesuffix(DAPO_SUFFIX).strip()
+
+
+def load_template(context: str) -> str | None:
+    """The source of the context's template, checked; None where the context is not a template file.
+
+    Raises:
+        CastConfigError: the file cannot be read, is no valid Jinja, or asks for a variable that does not exist.
+    """
+    if context in ("plain", "same"):
+        return None
+    try:
+        source = Path(context).expanduser().read_text(encoding="utf-8")
+        variables = jinja2.meta.find_undeclared_variables(_environment().parse(source))
+    except OSError as error:
+        raise CastConfigError(_KEY, context, f"the template cannot be read: {error.strerror}.") from error
+    except jinja2.TemplateSyntaxError as error:
+        raise CastConfigError(_KEY, context, f"line {error.lineno} is not valid Jinja: {error.message}.") from error
+    unknown = sorted(variables - set(TEMPLATE_VARIABLES) - set(_environment().globals))
+    if unknown:
+        raise CastConfigError(
+            _KEY,
+            context,
+            f"the template uses {', '.join(unknown)}; it has {', '.join(TEMPLATE_VARIABLES)} and nothing else "
+            "(CAST's teacher is answer-free).",
+        )
+    return source
+
+
+def chat_template_kwargs(config: DictConfig) -> dict[str, Any]:
+    """What verl passes to the chat template in this run (`data.apply_chat_template_kwargs`)."""
+    kwargs = config.data.get("apply_chat_template_kwargs", None) or {}
+    return OmegaConf.to_container(OmegaConf.create(kwargs), resolve=True)
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+class TeacherContext:
+    """Builds the teacher's prompt tokens.
+
+    Args:
+        context: `plain`, `same` or the name of the template file (for messages).
+        template: the template's source, from `load_template`; None without a template.
+        tokenizer: the policy's tokenizer.
+        chat_template_kwargs: what verl passes to the chat template (`data.apply_chat_template_kwargs`).
+    """
+
+    reads_field: str | None = None  # of a row, beside its prompt and messages: nothing
+
+    def __init__(
+        self,
+        context: str,
+        template: str | None,
+        tokenizer: Any,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ):
+        self.name = context
+        self.is_same = context == "same"
+        self._tokenizer = tokenizer
+        self._chat_template_kwargs = dict(chat_template_kwargs or {})
+        self._template = None if template is None else _environment().from_string(template)
+
+    def prompt_ids(self, messages: Sequence[Mapping[str, Any]], student_prompt_ids: Sequence[int]) -> list[int]:
+        """Token ids of the teacher's prompt for one row.
+
+        Args:
+            messages: the row's chat messages (verl's `raw_prompt`).
+            student_prompt_ids: the student's prompt tokens.
+        """
+        if self.is_same:
+            return list(student_prompt_ids)
+        text, has_special_tokens = self.render(messages, student_prompt_ids)
+        ids = self._tokenizer(text, add_special_tokens=not has_special_tokens)["input_ids"]
+        if not ids:
+            raise ValueError(f"CAST: {_KEY}={self.name} gave an empty prompt; the teacher needs at least one token.")
+        return ids
+
+    def render(self, messages: Sequence[Mapping[str, Any]], student_prompt_ids: Sequence[int]) -> tuple[str, bool]:
+        """The text of the teacher's prompt, and whether it already carries the tokenizer's special tokens."""
+        messages = [dict(message) for message in messages]
+        if self._template is None:
+            return f"{problem_text(messages)}\n\n{INSTRUCTION}\n\n{RESPONSE_HEADER}\n", False
+        used_chat_template = False
+
+        def apply_chat_template(chat: list[dict]) -> str:
+            nonlocal used_chat_template
+            used_chat_template = True
+            return self._tokenizer.apply_chat_template(
+                chat, tokenize=False, add_generation_prompt=True, **self._chat_template_kwargs
+            )
+
+        student_prompt = self._tokenizer.decode(list(student_prompt_ids), skip_special_tokens=False)
+        text = self._template.render(
+            messages=messages,
+            problem=problem_text(messages),
+            student_prompt=student_prompt,
+            apply_chat_template=apply_chat_template,
+        )
+        # A template that starts with the student's prompt has its special tokens as text, like one in chat format.
+        return text, used_chat_template or text.startswith(student_prompt)

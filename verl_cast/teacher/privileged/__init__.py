@@ -1,0 +1,1 @@
+"""What the baselines' privileged teachers read besides the problem. No CAST run imports this package."""

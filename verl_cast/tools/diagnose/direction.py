@@ -1,0 +1,169 @@
+"""Where CAST would move the policy on these rollouts, and which levers let the verifier's sign through.
+
+With both flips a token's sign is the sign of its gap, and the verifier sets only the size (method section 7). So two
+things are asked of the gap: does it rise with correctness, and how many tokens keep the verifier's sign (right > 0,
+wrong < 0) under each `flip` and `gap_deadzone`? Advantages come from `verl_cast.advantage.cast`, the method itself.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from verl_cast.advantage.metrics import centred, correlation
+from verl_cast.config.cast import FLIPS
+from verl_cast.tools import stats
+from verl_cast.tools.diagnose.rollouts import Rollouts
+
+DEADZONE_QUANTILES = (0.5, 0.75, 0.9, 0.99)  # of |g|; 0 always comes first
+ENOUGH = 0.9  # share of tokens with the verifier's sign, on each side, that a recommended dead zone leaves
+
+
+def relation(rollouts: Rollouts, teacher: list[np.ndarray], seed: int) -> dict[str, Any]:
+    """A trajectory's mean gap against its correctness: correlation and AUC, overall and within groups.
+
+    Positive (AUC above 0.5): the teacher's gaps agree with the verifier. Negative: CAST trains towards what is wrong.
+    """
+    mean_gap, right, groups = rollouts.mean_gaps(teacher), rollouts.right, rollouts.groups
+    own, truth = centred(mean_gap, groups), centred(right.astype(float), groups)
+
+    def with_interval(statistic) -> dict[str, Any]:
+        everything = np.arange(len(right))
+        return {"value": statistic(everything), "interval": stats.group_interval(groups, statistic, seed)}
+
+    return {
+        "correlation": with_interval(lambda rows: correlation(mean_gap[rows], right[rows].astype(float))),
+        # Centred once: a group keeps its own mean, however often it is drawn.
+        "correlation_in_group": with_interval(lambda rows: correlation(own[rows], truth[rows])),
+        "auc": with_interval(lambda rows: stats.auc(mean_gap[rows], right[rows])),
+        "mean_gap_right": float(mean_gap[right].mean()) if right.any() else None,
+        "mean_gap_wrong": float(mean_gap[~right].mean()) if (~right).any() else None,
+    }
+
+
+def lever_table(rollouts: Rollouts, teacher: list[np.ndarray]) -> list[dict[str, Any]]:
+    """One row per flip and dead zone; see `_lever_row`."""
+    size = np.abs(rollouts.gaps(teacher))
+    zones = [0.0] + [float(f"{np.quantile(size, q):.3g}") for q in DEADZONE_QUANTILES]
+    rows = []
+    for flip in FLIPS:
+        for zone in dict.fromkeys(zones):
+            rows.append(_lever_row(rollouts, teacher, flip, zone))
+    return rows
+
+
+def _lever_row(rollouts: Rollouts, teacher: list[np.ndarray], flip: str, zone: float) -> dict[str, Any]:
+    """Shares of tokens whose advantage has the verifier's sign, and mean advantages, of right and of wrong responses.
+
+    `silenced` is the share of gaps that the dead zone takes for 0.
+
+    Tokens of responses without base advantage (base_correct or base_wrong 0) have no sign to keep and are left out.
+    """
+    method = dataclasses.replace(rollouts.method, flip=flip, gap_deadzone=zone)
+    result, advantages = rollouts.advantage(teacher, method)
+    owner = rollouts.owner()
+    base, right = result.base.value.numpy()[owner], rollouts.right[owner]
+    sides = {"right": right & (base != 0), "wrong": ~right & (base != 0)}
+    kept = np.where(right, advantages > 0, advantages < 0)
+
+    def mean(values: np.ndarray, among: np.ndarray) -> float | None:
+        return float(values[among].mean()) if among.any() else None
+
+    return {
+        "flip": flip,
+        "gap_deadzone": zone,
+        "silenced": float((np.abs(rollouts.gaps(teacher)) <= zone).mean()),
+        "verifier_sign": mean(kept, sides["right"] | sides["wrong"]),
+        **{f"verifier_sign_{side}": mean(kept, among) for side, among in sides.items()},
+        **{f"advantage_{side}": mean(advantages, among) for side, among in sides.items()},
+    }
+
+
+def recommended_deadzone(table: list[dict[str, Any]]) -> float | None:
+    """The smallest dead zone of the table that, with both flips, leaves the verifier its sign on most tokens."""
+    for row in table:
+        sides = (row["verifier_sign_right"], row["verifier_sign_wrong"])
+        if row["flip"] == "both" and all(side is None or side >= ENOUGH for side in sides):
+            return row["gap_deadzone"]
+    return None
+
+
+def expect(rollouts: Rollouts, context: str, verdict: str | None, seed: int) -> dict[str, Any]:
+    """Everything about one answer-free teacher.
+
+    Args:
+        context: one of `rollouts.teachers`.
+        verdict: of the measured fitness; None where it was not measured.
+    """
+    teacher = rollouts.teachers[context]
+    gap, owner = rollouts.gaps(teacher), rollouts.owner()
+    right = rollouts.right[owner]
+    table = lever_table(rollouts, teacher) if np.any(gap) else []
+    return {
+        "context": context,
+        "verdict": verdict,
+        "gap": {
+            "all": stats.distribution(gap),
+            "right": stats.distribution(gap[right]),
+            "wrong": stats.distribution(gap[~right]),
+        },
+        "relation": relation(rollouts, teacher, seed),
+        "as_configured": _lever_row(rollouts, teacher, rollouts.method.flip, rollouts.method.gap_deadzone),
+        "levers": table,
+        "recommended_deadzone": recommended_deadzone(table),
+    }
+
+
+def in_words(expected: dict[str, Any], flip: str) -> list[str]:
+    """The expected direction of training, and a setting where the teacher is worse; plain sentences."""
+    lines, verdict, relation_ = [], expected["verdict"], expected["relation"]
+    if expected["gap"]["all"]["abs_mean"] == 0:
+        return [
+            "The gap is 0 on every token: policy and teacher are the same weights on the same tokens. Nothing can be "
+            "said before training; with this context the policy follows a lagged copy of itself."
+        ]
+    moves = {
+        "better": "the teacher's context makes a better policy: with both flips, training moves the model there",
+        "worse": "the teacher's context makes a WORSE policy: with both flips, training moves the model there",
+        "undecided": "it is undecided whether the teacher's context makes a better policy (more --problems decide)",
+    }
+    if verdict is not None:
+        lines.append(f"Fitness: {moves[verdict]}.")
+    auc, correlation = relation_["auc"], relation_["correlation"]["value"]
+    if auc["value"] is not None and auc["interval"] is not None and correlation is not None:
+        low, high = auc["interval"]
+        says = (
+            "the teacher prefers right responses"
+            if low > 0.5
+            else "the teacher prefers WRONG responses"
+            if high < 0.5
+            else "as far as these rollouts tell, the teacher's preference is not tied to correctness"
+        )
+        lines.append(
+            f"Gaps: {says}: a right response has the higher mean gap than a wrong one with probability "
+            f"{auc['value']:.2f} (AUC, {low:.2f} to {high:.2f}; correlation {correlation:+.2f})."
+        )
+    now = expected["as_configured"]
+    if now["advantage_right"] is not None and now["advantage_wrong"] is not None:
+        lines.append(
+            f"Advantage as configured: mean {now['advantage_right']:+.2f} on tokens of right responses, "
+            f"{now['advantage_wrong']:+.2f} on tokens of wrong ones; {100 * now['verifier_sign']:.0f} % of the tokens "
+            "keep the verifier's sign."
+        )
+    if verdict == "worse" and flip != "none":
+        lines.append(
+            "Recommended: another teacher context (the table of contexts compares them); else "
+            f"algorithm.cast.flip=none, with which every token keeps the verifier's sign{_deadzone_in_words(expected)}."
+        )
+    return lines
+
+
+def _deadzone_in_words(expected: dict[str, Any]) -> str:
+    zone = expected["recommended_deadzone"]
+    if not zone:
+        return "; with both flips no dead zone of the table is enough"
+    silenced = next(row["silenced"] for row in expected["levers"] if row["gap_deadzone"] == zone)
+    return (
+        f"; with both flips {100 * ENOUGH:.0f} % of the tokens on either side keep it from "
+        f"algorithm.cast.gap_deadzone={zone:g} on, which silences {100 * silenced:.0f} % of the gaps"
+    )

@@ -1,0 +1,24 @@
+"""The privileged context in the diagnosis: the prompt with the reference answer in it, as in OPSD (arXiv 2601.18734).
+
+CAST's teacher is answer-free (method section 8); here its gaps are compared with a privileged teacher's (section 10).
+The prompt's form is `reference_chat` of `verl_cast.teacher.privileged.context`. The reference is the data's
+`reward_model.ground_truth`: an answer, where OPSD has a worked solution.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from verl_cast.teacher.privileged.context import reference_messages
+from verl_cast.tools.cli import UserError
+
+
+def privileged_messages(messages: Sequence[Mapping[str, Any]], reference: str) -> list[dict[str, Any]]:
+    """The chat with the reference in its last user message.
+
+    Raises:
+        UserError: there is no user message, or it holds something else than text.
+    """
+    try:
+        return reference_messages(messages, reference)
+    except ValueError as error:
+        raise UserError(f"{error}; leave this part out with --no-gaps.") from error

@@ -1,0 +1,226 @@
+"""What a verl command says, as far as a diagnosis needs it: method, model, problems, sampling, verifier.
+
+Everything comes from verl's own code where it can: the dataset class, the tokenizer, the reward manager. Left out:
+agent loops with tools or several turns, images, and rewards that a server computes; each is refused by name.
+"""
+
+import asyncio
+import contextlib
+import functools
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from verl_cast.config.cast import CastConfig, CastConfigError
+from verl_cast.config.methods import cast_config, is_cast_run
+from verl_cast.teacher.context import TeacherContext, chat_template_kwargs, load_template
+from verl_cast.tools.cli import UserError, first_line
+
+REWARD_MANAGERS = ("naive", "dapo")  # those of verl that grade one response by its text, in this process
+MODEL_KEY = "actor_rollout_ref.model.path"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One row of the data.
+
+    Attributes:
+        messages: the chat messages of the prompt.
+        reference: the reference answer as text; None where the data have none.
+        fields: what verl's reward manager is given besides the response.
+    """
+
+    messages: list[dict[str, Any]]
+    reference: str | None
+    fields: dict[str, Any]
+
+
+class Setup:
+    """One composed verl command."""
+
+    def __init__(self, config: DictConfig, overrides: Sequence[str]):
+        """
+        Args:
+            config: of `run_config.compose`.
+            overrides: of the command line; what they do not name is verl's default.
+
+        Raises:
+            UserError: a setting of CAST that cannot work.
+        """
+        self.config = config
+        self.named = {override.split("=", 1)[0].lstrip("+~") for override in overrides}
+        self.is_cast_run = is_cast_run(config)
+        self.method: CastConfig = _user_errors(cast_config, config)
+        self.rollout = config.actor_rollout_ref.rollout
+        self.temperature = float(self.rollout.temperature)
+        if self.temperature <= 0:
+            raise UserError(
+                f"actor_rollout_ref.rollout.temperature={self.temperature:g}: a policy that does not sample has no "
+                "gaps to look at; set the temperature that you train with."
+            )
+        adapter = config.actor_rollout_ref.model.get("lora_adapter_path", None)
+        if adapter is not None:
+            raise UserError(
+                f"actor_rollout_ref.model.lora_adapter_path={adapter}: diagnose looks at whole models; merge the "
+                "adapter into its base model and name that."
+            )
+        self.chat_template_kwargs = chat_template_kwargs(config)
+        self.model_path = str(Path(str(config.actor_rollout_ref.model.path)).expanduser())
+        self.norm_by_std = bool(config.algorithm.get("norm_adv_by_std_in_grpo", True))
+        self.trust_remote_code = bool(config.actor_rollout_ref.model.get("trust_remote_code", False))
+
+    def use_run(self, run: Mapping[str, Any], method: CastConfig) -> None:
+        """Take over what a dump says of its run: model (where the command names none), method and temperature.
+
+        Raises:
+            UserError: the command names another temperature, at which the dump's log-probs would mean something else.
+        """
+        if MODEL_KEY not in self.named:
+            OmegaConf.update(self.config, MODEL_KEY, run["model"])
+            self.model_path = str(Path(run["model"]).expanduser())
+        key, temperature = "actor_rollout_ref.rollout.temperature", run["temperature"]
+        if key in self.named and self.temperature != temperature:
+            raise UserError(f"{key}={self.temperature:g}: the dump's run sampled at {temperature:g}; leave it out.")
+        OmegaConf.update(self.config, key, temperature)
+        self.temperature = temperature
+        # Sampling under the run's own teacher context is what its gaps are compared with.
+        self.method = method
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The policy's tokenizer, as verl loads it."""
+        from verl.utils import hf_tokenizer
+
+        model = self.config.actor_rollout_ref.model
+        path = str(Path(str(model.get("tokenizer_path", None) or self.model_path)).expanduser())
+        try:
+            tokenizer = hf_tokenizer(path, trust_remote_code=self.trust_remote_code)
+        except (OSError, ValueError) as error:  # not a directory, or one without tokenizer
+            raise UserError(
+                f"{MODEL_KEY}={path} holds no tokenizer that transformers can load; name a Hugging Face model "
+                f"directory ({first_line(error)})"
+            ) from error
+        if model.get("custom_chat_template", None) is not None:
+            tokenizer.chat_template = model.custom_chat_template
+        return tokenizer
+
+    def context(self, name: str) -> TeacherContext:
+        """The answer-free teacher's context of that name (plain, same or a template file)."""
+        template = _user_errors(load_template, name)
+        if template is None and name not in ("plain", "same"):
+            raise UserError(f"context {name}: must be plain, same or a Jinja template file.")
+        return TeacherContext(name, template, self.tokenizer, self.chat_template_kwargs)
+
+    def prompt_ids(self, messages: Sequence[Mapping[str, Any]], limit: bool = True) -> list[int]:
+        """The student's prompt tokens, as verl's single-turn agent loop builds them.
+
+        Args:
+            limit: cut from the left to rollout.prompt_length, as verl does.
+        """
+        ids = self.tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False, **self.chat_template_kwargs
+        )
+        return list(ids)[-self.rollout.prompt_length :] if limit else list(ids)
+
+    def teacher_ids(self, context: TeacherContext, messages: Sequence[Mapping[str, Any]], ids: list[int]) -> list[int]:
+        """The teacher's prompt tokens; a prompt that the context cannot carry is the user's to mend."""
+        return _user_errors(context.prompt_ids, messages, ids)
+
+    def problems(self, which: str, number: int, seed: int) -> list[Problem]:
+        """`number` problems of the run's data, drawn without repetition, or all.
+
+        Args:
+            which: val or train.
+        """
+        import datasets
+        from verl.utils.dataset.rl_dataset import get_dataset_class
+
+        key = f"data.{which}_files"
+        files = self.config.data[f"{which}_files"]
+        files = [str(file) for file in ([files] if isinstance(files, str) else files)]
+        for file in files:
+            if "://" not in file and not Path(file).expanduser().exists():
+                hint = "" if key in self.named else f" (verl's default: the command does not set {key})"
+                raise UserError(f"{key}={file}: no such file{hint}; name the data to draw problems from.")
+        datasets.disable_progress_bars()
+        with contextlib.redirect_stdout(io.StringIO()):  # verl's own notes on the data
+            dataset = get_dataset_class(self.config.data)(
+                data_files=[str(Path(file).expanduser()) if "://" not in file else file for file in files],
+                tokenizer=self.tokenizer,
+                config=self.config.data,
+            )
+        if len(dataset) == 0:
+            raise UserError(f"{key}: no problem is left in {', '.join(files)}; data.max_prompt_length may drop all.")
+        rows = np.random.default_rng(seed).permutation(len(dataset))[:number]
+        return [self._problem(dataset[int(row)]) for row in sorted(rows)]
+
+    def _problem(self, row: dict[str, Any]) -> Problem:
+        messages = [dict(message) for message in row["raw_prompt"]]
+        if any(not isinstance(message["content"], str) for message in messages):
+            raise UserError("the data hold images or other parts besides text, which diagnose cannot show the model.")
+        reference = (row.get("reward_model") or {}).get("ground_truth")
+        fields = {"data_source": row.get("data_source"), "reward_model": row.get("reward_model") or {}}
+        fields["extra_info"] = dict(row.get("extra_info") or {})
+        return Problem(messages, None if reference in (None, "") else str(reference), fields)
+
+    def check_sampling(self) -> None:
+        """Refuse commands whose rollouts are not one answer to one prompt."""
+        for key, works in (("multi_turn.enable", False), ("agent.default_agent_loop", "single_turn_agent")):
+            value = OmegaConf.select(self.rollout, key)
+            if value not in (None, works):
+                raise UserError(
+                    f"actor_rollout_ref.rollout.{key}={value}: diagnose samples single answers; look at rollouts of a "
+                    "run instead, with --rollouts and --no-fitness."
+                )
+
+
+class Verifier:
+    """The run's reward, computed by verl's own reward manager."""
+
+    def __init__(self, setup: Setup):
+        from verl.trainer.ppo.reward import load_reward_manager
+
+        reward = setup.config.reward
+        manager = reward.reward_manager
+        if manager.source != "register" or manager.name not in REWARD_MANAGERS:
+            raise UserError(
+                f"reward.reward_manager.name={manager.name}: diagnose can verify with {' and '.join(REWARD_MANAGERS)} "
+                "alone; look at rollouts of a run instead, with --rollouts and --no-fitness."
+            )
+        if reward.reward_model.enable:
+            raise UserError("reward.reward_model.enable=True: CAST and diagnose need a verifier, not a reward model.")
+        try:
+            self._manager = load_reward_manager(setup.config, setup.tokenizer)
+        except (FileNotFoundError, AttributeError) as error:
+            raise UserError(f"the reward function cannot be loaded: {first_line(error)}") from error
+
+    def score(self, problem: Problem, response_ids: Sequence[int]) -> float:
+        """The reward of one response."""
+        import torch
+        from verl import DataProto
+
+        responses = torch.tensor([list(response_ids)])
+        fields = {name: np.array([value], dtype=object) for name, value in problem.fields.items()}
+        fields["extra_info"] = np.array([dict(problem.fields["extra_info"])], dtype=object)  # verl writes into it
+        data = DataProto.from_dict(
+            tensors={"responses": responses, "attention_mask": torch.ones_like(responses)}, non_tensors=fields
+        )
+        loop: asyncio.AbstractEventLoop = self._manager.loop
+        return float(loop.run_until_complete(self._manager.run_single(data))["reward_score"])
+
+
+def _user_errors(function, *args):
+    """Call; a setting or prompt that cannot work is a sentence for the user."""
+    try:
+        return function(*args)
+    except CastConfigError as error:
+        raise UserError(str(error)) from error
+    except ValueError as error:
+        if str(error).startswith("CAST: "):
+            raise UserError(str(error).removeprefix("CAST: ")) from error
+        raise

@@ -1,0 +1,169 @@
+"""`verl-cast doctor [verl overrides...]`: says in seconds whether an installation, and a verl command, can train CAST.
+
+Starts no training. What verl and others print while they are looked at is kept off the screen, unless they crash.
+Exit status 1 when there is an error, else 0.
+"""
+
+import argparse
+import contextlib
+import importlib
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+import verl_cast
+from verl_cast.platform import is_cpu
+from verl_cast.tools import run_config
+from verl_cast.tools.cli import UserError, first_line
+from verl_cast.tools.doctor import lines as report
+from verl_cast.tools.doctor import registration, versions
+from verl_cast.tools.doctor.lines import BASELINE, Line, Section, cause_of, error, note
+
+_NO_PLATFORM = "VERL_PLATFORM=cpu comes with the plugin, without which verl fails"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "Exit status: 1 when there is an error, else 0. Without overrides the installation alone is checked."
+    )
+    run_config.add_arguments(parser)
+    parser.add_argument("--no-ray", action="store_true", help="do not start a Ray worker to look for the plugin there")
+
+
+def main(args: argparse.Namespace) -> int:
+    colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(f"verl-cast doctor {verl_cast.__version__}")
+    marks, titles = [], []
+    sections = _sections(args)
+    while True:
+        with _quiet():
+            title, found = next(sections, (None, []))
+        if title is None:
+            break
+        print(report.heading(title, colours))
+        print(report.formatted(found, colours), flush=True)
+        marks += [line.mark for line in found]
+        titles.append(title)
+    num_errors, num_warnings = marks.count("error"), marks.count("warning")
+    subject = "this installation can train CAST"
+    if args.overrides:
+        subject = f"this command can train {'a baseline, not CAST' if BASELINE in titles else 'CAST'}"
+    verdict = f"Not ready: {_count(num_errors, 'error')}" if num_errors else f"Ready: {subject}"
+    print(f"{report.heading(verdict, colours)}, {_count(num_warnings, 'warning')}.")
+    if not args.overrides:
+        print("Give it your verl command's overrides to have the run looked at: verl-cast doctor key=value ...")
+    return 1 if num_errors else 0
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
+
+
+def _sections(args: argparse.Namespace) -> Iterator[Section]:
+    unusable = _verl_is_unusable()
+    if unusable is not None:
+        yield "Versions", versions.check(set()) + unusable
+        yield "Everything else", [note("", "not looked at: it takes a verl that is supported and can be imported")]
+        return
+    config, refusal = None, None
+    if args.overrides:
+        try:
+            config = run_config.compose(args.overrides, args.config_name, args.config_path)
+        except UserError as problem:
+            refusal = str(problem)
+    asked_for = _asked_for(config)
+    yield "Versions", versions.check(asked_for)
+    from verl_cast.tools.doctor import seams
+
+    with contextlib.ExitStack() as stack:
+        workers = None if args.no_ray else _start_workers(config, stack)  # they import verl while this process does
+        here = registration.probe()
+        yield "Plugin", registration.check_entry_point() + registration.check_here(here)
+        fits = here["loaded"] or not is_cpu()
+        found = seams.check("megatron" in asked_for) if fits else [note("", f"not looked at: {_NO_PLATFORM}")]
+        yield "Seams", found
+        yield "Ray workers", _workers(workers, here)
+    if not fits or any(line.mark == "error" for line in found):
+        yield "Command", [note("", "not looked at: it takes the functions that verl_cast relies on")]
+        return
+    if refusal is not None:
+        yield "Command", [error("settings", refusal)]
+    elif config is not None:
+        from verl_cast.tools.doctor import run
+
+        yield from run.sections(config)
+
+
+def _verl_is_unusable() -> list[Line] | None:
+    """None where verl can be imported; else the lines to add to its version's. Its config takes the import, too."""
+    if not versions.is_supported(versions.verl_version()):
+        return []
+    try:
+        importlib.import_module("verl")
+    except Exception as problem:  # whatever happens between packages that do not fit together
+        return [error("verl", f"import verl fails: {type(problem).__name__}: {first_line(problem)}")]
+    return None
+
+
+def _asked_for(config: DictConfig | None) -> set[str]:
+    if config is None:
+        return set()
+    keys = ("actor_rollout_ref.actor.strategy", "actor_rollout_ref.rollout.name")
+    return {str(OmegaConf.select(config, key)) for key in keys}
+
+
+def _start_workers(config: DictConfig | None, stack: contextlib.ExitStack) -> list[tuple[str, Any]] | Line:
+    """Workers with a probe under way, or why there are none."""
+    address, runtime_env = _ray_settings(config)
+    try:
+        return stack.enter_context(registration.ray_workers(address, runtime_env))
+    except Exception as problem:  # Ray's own failures have many types, and all mean the same here
+        verb = "joined" if address else "started"
+        return error("Ray", f"the cluster cannot be {verb}: {first_line(cause_of(problem))}")
+
+
+def _workers(workers: list[tuple[str, Any]] | Line | None, here: dict[str, Any]) -> list[Line]:
+    if workers is None:
+        return [note("Ray", "not looked at (--no-ray)")]
+    return [workers] if isinstance(workers, Line) else registration.check_workers(workers, here)
+
+
+def _ray_settings(config: DictConfig | None) -> tuple[str | None, dict]:
+    """Address of the cluster that the run would join (None: Ray decides) and the run's runtime environment."""
+    settings = OmegaConf.select(config, "ray_kwargs.ray_init") if config is not None else None
+    settings = OmegaConf.to_container(settings, resolve=True) if settings is not None else {}
+    return settings.get("address") or os.environ.get("RAY_ADDRESS") or None, settings.get("runtime_env") or {}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what libraries print off the screen; where one crashes, show it before the traceback.
+
+    By descriptors: some print below Python, and log handlers that they make here keep the sys.stderr that they find.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with tempfile.TemporaryFile("w+", errors="replace") as noise:
+        try:
+            with contextlib.ExitStack() as redirected:
+                for descriptor in (1, 2):
+                    saved = os.dup(descriptor)
+                    os.dup2(noise.fileno(), descriptor)
+                    redirected.callback(os.close, saved)
+                    redirected.callback(os.dup2, saved, descriptor)
+                redirected.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+                try:
+                    yield
+                finally:
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+        except BaseException:
+            noise.seek(0)
+            sys.stderr.write(noise.read()[-20000:])
+            raise

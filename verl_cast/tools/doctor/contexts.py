@@ -1,0 +1,126 @@
+"""What the student and what the self-teacher read before a response: an example from the training data, and lengths.
+
+Tokens come from where verl's agent loop gets them, and from the worker's own TeacherContext. Left out: images, and
+agent loops that write prompts of their own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+
+from verl_cast.config.cast import TeacherConfig
+from verl_cast.teacher.context import TeacherContext, chat_template_kwargs, load_template
+from verl_cast.teacher.limits import length_limits
+from verl_cast.tools.cli import first_line
+from verl_cast.tools.doctor.lines import Line, error, note, ok, shortened, warning
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Prompt lengths in tokens, one per example row."""
+
+    student: list[int]
+    teacher: list[int]
+    lines: list[Line]
+
+
+def load_model_config(config: DictConfig) -> Any:
+    """verl's own HFModelConfig: tokenizer, processor and Hugging Face config of the policy; no weights.
+
+    Raises:
+        hydra.errors.InstantiationException: they cannot be loaded; its cause says why.
+    """
+    from verl.utils.config import omega_conf_to_dataclass
+
+    return omega_conf_to_dataclass(config.actor_rollout_ref.model)
+
+
+def check(config: DictConfig, teacher: TeacherConfig, model_config: Any, chats: Sequence[list[dict]]) -> Contexts:
+    """Render the first chat, measure all.
+
+    Args:
+        chats: messages of some training rows, at least one.
+    """
+    from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
+
+    template_kwargs = chat_template_kwargs(config)
+    student = create_continuous_token_builder(
+        model_config.tokenizer,
+        hf_model_type=model_config.hf_config.model_type,
+        chat_template_kwargs=template_kwargs,
+        processor=model_config.processor,
+    )
+    context = TeacherContext(teacher.context, load_template(teacher.context), model_config.tokenizer, template_kwargs)
+    student_ids, teacher_ids = [], []
+    for chat in chats:
+        try:
+            student_ids.append(list(student.build_initial_tokens(chat)))
+            teacher_ids.append(context.prompt_ids(chat, student_ids[-1]))
+        except Exception as problem:  # chat templates and context templates are the user's code
+            return Contexts([], [], [error("context", f"an example prompt cannot be rendered: {first_line(problem)}")])
+
+    lengths = [len(ids) for ids in student_ids], [len(ids) for ids in teacher_ids]
+    decode = model_config.tokenizer.decode
+    lines = [
+        _shown("student reads", lengths[0], decode(student_ids[0])),
+        note("teacher reads", "the same tokens (context=same)")
+        if context.is_same
+        else _shown("teacher reads", lengths[1], decode(teacher_ids[0])),
+    ]
+    if teacher.context == "plain" and any(len(chat) > 1 for chat in chats):
+        lines.append(
+            warning(
+                "context",
+                "algorithm.cast.teacher.context=plain shows the teacher only the last user message; these prompts have "
+                "more (system message, earlier turns). Use a template file or same if it matters.",
+            )
+        )
+    if not context.is_same and student_ids == teacher_ids:
+        lines.append(
+            warning(
+                "context",
+                "the template gives the student's own prompt: use algorithm.cast.teacher.context=same, which needs no "
+                "forward where the weights are the policy's and then has a gap of exactly 0, not kernel noise.",
+            )
+        )
+    longest = max(lengths[0])
+    if longest > config.data.max_prompt_length:
+        lines.append(
+            warning(
+                "context",
+                f"a prompt of {longest} tokens is longer than data.max_prompt_length={config.data.max_prompt_length}: "
+                "verl cuts its beginning off for the student, the teacher still reads all of it.",
+            )
+        )
+    return Contexts(*lengths, lines)
+
+
+def _shown(label: str, lengths: list[int], text: str) -> Line:
+    span = f"{min(lengths)} to {max(lengths)}, " if min(lengths) != max(lengths) else ""
+    text_of = f"{lengths[0]} tokens ({span}first {len(lengths)} rows)" if len(lengths) > 1 else f"{lengths[0]} tokens"
+    return note(label, f"{text_of}; then the response", shortened(text))
+
+
+def check_length(config: DictConfig, model_config: Any, longest_teacher_prompt: int) -> Line:
+    """The longest teacher context with a response of full length, against what ends a run (verl_cast/worker.py)."""
+    actor = config.actor_rollout_ref.actor
+    if actor.strategy == "megatron":
+        parts = actor.megatron.context_parallel_size
+    else:
+        parts = max(actor.ulysses_sequence_parallel_size, actor.fsdp_config.ulysses_sequence_parallel_size)
+    budget = config.actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu if actor.use_dynamic_bsz else None
+    limits = length_limits(model_config.hf_config.get_text_config(), budget, parts)
+    response = config.data.max_response_length
+    length = longest_teacher_prompt + response
+    said = f"teacher context ({longest_teacher_prompt}) + data.max_response_length ({response}) = {length} tokens"
+    for name, limit in limits.items():
+        if length > limit:
+            return error(
+                "length",
+                f"{said}; {name} allows {limit}, and a longer response ends the run. Use a shorter context or "
+                "data.max_response_length, or raise the limit where it is a setting.",
+            )
+    allowed = ", ".join(f"{name} {limit}" for name, limit in limits.items()) or "nothing limits it"
+    return ok("length", f"{said} at most; {allowed}")

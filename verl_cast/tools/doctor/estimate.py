@@ -1,0 +1,164 @@
+"""What a CAST run costs more than its GRPO twin: a forward or the difference of two, and the teacher's host copy.
+
+Estimates from the config and the model's shapes; no weight is loaded. Left out of the forward's share: the quadratic
+part of attention, and that a pass without gradient can use larger micro-batches.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from omegaconf import DictConfig
+
+from verl_cast.config.cast import MethodConfig, TeacherConfig
+from verl_cast.training.passes import why_two_passes
+
+_DTYPES = {
+    "fp32": torch.float32,
+    "float32": torch.float32,
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """FLOPs of one training step, in forward passes over the student's tokens."""
+
+    training: float  # old log-probs, update, reference: the training engine without CAST
+    teacher: float  # the teacher's forward
+    saved: float  # the forward for old log-probs, where the update forms the gap (verl_cast/passes.py)
+
+    @property
+    def share(self) -> float:
+        """What CAST adds to the training engine's."""
+        return (self.teacher - self.saved) / self.training
+
+    @property
+    def share_with_generation(self) -> float:
+        """The same with generation counted as one forward, which is its FLOPs and not its time."""
+        return (self.teacher - self.saved) / (self.training + 1)
+
+
+def compute(config: DictConfig, method: MethodConfig, student_tokens: float, teacher_tokens: float) -> Compute:
+    """Args:
+    student_tokens, teacher_tokens: of prompt and response together, per response.
+    """
+    actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
+    # A forward, and a backward for the activations and one for the weights; a frozen base model needs no second.
+    update = 2 if lora_rank(config) > 0 else 3
+    if actor.strategy == "megatron":
+        recomputes = actor.megatron.override_transformer_config.get("recompute_granularity") == "full"
+    else:
+        recomputes = model.enable_gradient_checkpointing
+    training = 1 + actor.ppo_epochs * (update + recomputes) + actor.use_kl_loss
+    forward, teacher = teacher_tokens / student_tokens, method.teacher
+    if teacher.context == "same" and teacher.weights == "snapshot":
+        forward *= 1 - 1 / teacher.refresh_interval  # none right after a snapshot: the gap is 0
+    return Compute(training, forward, saved=float(why_two_passes(config, method) is None))
+
+
+def lora_rank(config: DictConfig) -> int:
+    """Rank of the policy's adapter under FSDP or Megatron; 0: all parameters are trained."""
+    model = config.actor_rollout_ref.model
+    return model.lora_rank or model.lora.get("rank", 0)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The teacher's copy on the host of the rank that has most of it.
+
+    Attributes:
+        trained: parameters that are trained, of the whole model.
+        ranks: over which a parameter is sharded.
+        host_bytes: of that rank.
+        exact: it is what the run will print; else the layout is only known to the engine.
+    """
+
+    trained: int
+    ranks: int
+    dtype: torch.dtype
+    host_bytes: int
+    exact: bool
+
+
+def needs_copy(config: DictConfig, teacher: TeacherConfig) -> bool:
+    """`current` is the policy, and `initial` under LoRA the base model: neither is copied (method section 8)."""
+    return teacher.weights != "current" and not (teacher.weights == "initial" and lora_rank(config) > 0)
+
+
+def memory(config: DictConfig, teacher: TeacherConfig, hf_config) -> Memory | None:
+    """Args:
+        hf_config: the model's config, as verl loads it.
+
+    Returns:
+        None where it is not known: adapters in Megatron.
+    """
+    actor = config.actor_rollout_ref.actor
+    is_megatron = actor.strategy == "megatron"
+    if is_megatron and lora_rank(config) > 0:
+        return None
+    shapes = trained_shapes(config, hf_config)
+    trained = sum(math.prod(shape) for _, shape in shapes)
+    if is_megatron:
+        # Data parallelism shards the optimizer, not the live parameters.
+        settings = actor.megatron
+        ranks = settings.tensor_model_parallel_size * settings.pipeline_model_parallel_size
+        expert_tensor = settings.get("expert_tensor_parallel_size") or settings.tensor_model_parallel_size
+        expert_ranks = settings.pipeline_model_parallel_size * settings.expert_model_parallel_size * expert_tensor
+        experts = sum(math.prod(shape) for name, shape in shapes if ".experts." in name)
+        dtype = _DTYPES[settings.dtype]
+        local = math.ceil((trained - experts) / ranks + experts / expert_ranks)
+        exact = False
+    else:
+        settings = actor.fsdp_config
+        world_size = config.trainer.nnodes * config.trainer.n_gpus_per_node
+        ranks = settings.fsdp_size if 0 < settings.fsdp_size < world_size else world_size
+        dtype = _DTYPES[settings.model_dtype or "fp32"]
+        exact = actor.strategy == "fsdp2" or ranks == 1
+        # FSDP2 gives every rank rows of the first dimension, the first rank most; FSDP1 cuts flat, padded buffers.
+        local = sum(math.ceil(shape[0] / ranks) * math.prod(shape[1:]) for _, shape in shapes)
+        local = local if exact else math.ceil(trained / ranks)
+    with_average = teacher.weights == "ema" and dtype != torch.float32
+    return Memory(trained, ranks, dtype, local * (dtype.itemsize + 4 * with_average), exact)
+
+
+def trained_shapes(config: DictConfig, hf_config) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every trained parameter, from a model without storage."""
+    from verl.utils.model import get_hf_auto_model_class
+
+    model = config.actor_rollout_ref.model
+    with torch.device("meta"):
+        # The attention's implementation has no parameters, and the configured one need not be installed here.
+        module = get_hf_auto_model_class(hf_config).from_config(
+            hf_config, attn_implementation="eager", trust_remote_code=model.trust_remote_code
+        )
+    if model.lora_rank > 0:
+        module = _with_adapter(module, model)
+    return [(name, tuple(p.shape)) for name, p in module.named_parameters() if p.requires_grad]
+
+
+def _with_adapter(module: torch.nn.Module, model: DictConfig) -> torch.nn.Module:
+    """The adapter that verl's FSDP engine makes or loads."""
+    from peft import LoraConfig, PeftConfig, TaskType, get_peft_model
+    from verl.utils.py_functional import convert_to_regular_types
+
+    if model.lora_adapter_path is not None:
+        adapter = PeftConfig.from_pretrained(model.lora_adapter_path)
+        adapter.inference_mode = False
+    else:
+        adapter = LoraConfig(
+            task_type=TaskType.CAUSAL_LM,
+            r=model.lora_rank,
+            target_modules=convert_to_regular_types(model.target_modules),
+            target_parameters=convert_to_regular_types(model.get("target_parameters")),
+            exclude_modules=convert_to_regular_types(model.exclude_modules),
+        )
+    return get_peft_model(module, adapter, low_cpu_mem_usage=True)
+
+
+def readable(num_bytes: float) -> str:
+    """MiB as the run prints them, GiB from 10 of those on."""
+    return f"{num_bytes / 2**20:.1f} MiB" if num_bytes < 10 * 2**30 else f"{num_bytes / 2**30:.1f} GiB"

@@ -1,0 +1,209 @@
+"""Figures with plotly: what figures.py names, as the JSON that plotly.js draws.
+
+One look for all: a run has one colour on the whole page, steps have one range, a run's further lines are dashed and
+dotted. Above MANY_STEPS the steps are drawn thin and their running mean thick.
+"""
+
+import html
+import math
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from verl_cast.tools.report.figures import BANDS, STACK, STAGES, Figure, has_data
+from verl_cast.tools.report.runs import Run
+
+# Okabe and Ito's colours, told apart by all; the first two are also those of positive and negative advantages.
+RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#a97c00", "#56b4e9", "#555555")
+DASHES = ("solid", "dash", "dot")
+GROUP_COLOURS = ("#7fb3d5", "#c9cdd2", "#e8b08a")  # all correct, mixed, all wrong
+STAGE_COLOURS = (
+    "#8fb4d4", "#d9d3c7", "#b9c7a8", "#d8dcb0", "#7d5ba6", "#cdb7e0",
+    "#e6e6e6", "#c8c8c8", "#5f7f9f", "#93a5b5", "#9fc7c0", "#dcc27f", "#c9a0b4",
+)  # fmt: skip
+MARKERS_UP_TO = 40
+MANY_STEPS = 80
+BARS_UP_TO = 150
+HEIGHT = 262
+INK, GRID = "#33393f", "#eceef0"
+
+
+def colour(index: int) -> str:
+    """Of the page's n-th run."""
+    return RUN_COLOURS[index % len(RUN_COLOURS)]
+
+
+def draw(figure: Figure, runs: list[Run], x_range: tuple[float, float]) -> go.Figure:
+    """A figure of all runs that have its data.
+
+    Args:
+        runs: of the page, in its order (a run's place is its colour).
+        x_range: of the steps, the same in every figure.
+    """
+    chosen = [(colour(i), run) for i, run in enumerate(runs) if has_data(figure, run)]
+    if figure.kind == STACK:
+        drawn = _stack(figure, chosen)
+    elif figure.kind == STAGES:
+        return _style(_stages(figure, chosen), figure)
+    else:
+        drawn = go.Figure()
+        for place, (run_colour, run) in enumerate(chosen):
+            width = max(1.4, (2.8 if len(chosen) > 1 else 2) - 0.7 * place)  # curves that coincide stay visible
+            if figure.kind == BANDS:
+                _add_bands(drawn, figure, run, run_colour)
+            for i, line in enumerate(figure.lines[:2] if figure.kind == BANDS else figure.lines):
+                steps, values = line.series(run)
+                if steps:
+                    name = " · ".join(part for part in (run.name if len(chosen) > 1 else "", line.label) if part)
+                    dash = "dot" if figure.kind == BANDS and i else DASHES[i]
+                    line_style = {"color": run_colour, "dash": dash, "width": width}
+                    _add_line(drawn, steps, values, html.escape(name or run.name), line_style, figure.smooth)
+        drawn.update_layout(showlegend=sum(trace.showlegend is not False for trace in drawn.data) > 1)
+    _style(drawn, figure)
+    few = x_range[1] - x_range[0] <= 15
+    if figure.kind != STACK:  # where every panel names its run
+        drawn.update_xaxes(title_text="step")
+    drawn.update_xaxes(range=x_range, title_standoff=2, tickformat="d", dtick=1 if few else None)
+    return drawn
+
+
+def running_mean(values: list[float], width: int) -> list[float]:
+    """Centred mean over `width` neighbours, NaN left out of it."""
+    half, means = width // 2, []
+    for i in range(len(values)):
+        window = [v for v in values[max(0, i - half) : i + half + 1] if not math.isnan(v)]
+        means.append(sum(window) / len(window) if window else math.nan)
+    return means
+
+
+def _points(values: list[float]) -> list[float | None]:
+    """Six digits are enough for a curve; None is a gap in it."""
+    return [None if math.isnan(v) else float(f"{v:.6g}") for v in values]
+
+
+def _add_line(drawn: go.Figure, steps: list[int], values: list[float], name: str, line: dict, smooth: bool) -> None:
+    if smooth and len(steps) > MANY_STEPS:
+        thin = {"color": line["color"], "width": 0.8}
+        drawn.add_scatter(
+            x=steps, y=_points(values), mode="lines", line=thin, opacity=0.3, showlegend=False, hoverinfo="skip"
+        )
+        values = running_mean(values, smoothing_width(len(steps)))
+    marker = {"size": 4.5, "symbol": "circle" if line["dash"] == "solid" else "circle-open"}
+    mode = "lines+markers" if len(steps) <= MARKERS_UP_TO else "lines"
+    drawn.add_scatter(x=steps, y=_points(values), mode=mode, line=line, marker=marker, name=name)
+
+
+def smoothing_width(num_steps: int) -> int:
+    """Steps of the running mean of long runs; 1: none."""
+    return 1 if num_steps <= MANY_STEPS else max(5, num_steps // 25 | 1)
+
+
+def _add_bands(drawn: go.Figure, figure: Figure, run: Run, run_colour: str) -> None:
+    by_name = {line.metric.rpartition("/")[2]: line.series(run) for line in figure.lines}
+    red, green, blue = (int(run_colour[i : i + 2], 16) for i in (1, 3, 5))
+    for low, high, opacity in (("p05", "p95", 0.10), ("p25", "p75", 0.20)):
+        steps, lower = by_name[low]
+        upper_steps, upper = by_name[high]
+        if steps != upper_steps:
+            continue
+        edge = {"mode": "lines", "line": {"width": 0}, "showlegend": False, "hoverinfo": "skip"}
+        drawn.add_scatter(x=steps, y=_points(lower), **edge)
+        drawn.add_scatter(
+            x=steps, y=_points(upper), fill="tonexty", fillcolor=f"rgba({red},{green},{blue},{opacity})", **edge
+        )
+
+
+def _stack(figure: Figure, chosen: list[tuple[str, Run]]) -> go.Figure:
+    drawn = make_subplots(1, len(chosen), shared_yaxes=True, horizontal_spacing=0.04)
+    for column, (_, run) in enumerate(chosen, start=1):
+        for line, fill in zip(figure.lines, GROUP_COLOURS, strict=True):
+            steps, values = line.series(run)
+            common = {
+                "x": steps,
+                "y": _points(values),
+                "name": line.label,
+                "legendgroup": line.label,
+                "showlegend": column == 1,
+            }
+            if len(steps) <= BARS_UP_TO:
+                trace = go.Bar(**common, marker={"color": fill, "line": {"width": 0}})
+            else:
+                trace = go.Scatter(**common, mode="lines", line={"width": 0}, fillcolor=fill, stackgroup="groups")
+            drawn.add_trace(trace, row=1, col=column)
+        name = f"step · {html.escape(run.name)}" if len(chosen) > 1 else "step"
+        drawn.update_xaxes(title_text=name, row=1, col=column)
+    return drawn.update_layout(barmode="stack", bargap=0, showlegend=True)
+
+
+def _stages(figure: Figure, chosen: list[tuple[str, Run]]) -> go.Figure:
+    drawn = go.Figure()
+    names = [html.escape(run.name) for _, run in chosen]
+    for line, fill in zip(figure.lines, STAGE_COLOURS, strict=True):
+        # A stage that ran in some steps only (a validation) counts with what it costs per step.
+        means = [sum(run.values(line.metric)) / max(1, run.num_steps) for _, run in chosen]
+        if max(means) > 0.002 * max(sum(run.values("timing_s/step")) / max(1, run.num_steps) for _, run in chosen):
+            text = [f"{mean:.3g}" if mean else "" for mean in means]
+            drawn.add_bar(
+                y=names,
+                x=_points(means),
+                orientation="h",
+                name=line.label,
+                marker={"color": fill},
+                text=text,
+                textangle=0,
+                textposition="inside",
+                insidetextanchor="middle",
+                hovertemplate="%{x:.3g} s",
+            )
+    drawn.update_layout(uniformtext={"minsize": 10, "mode": "hide"}, barmode="stack", bargap=0.35, showlegend=True)
+    drawn.update_xaxes(title_text="seconds", title_standoff=2, rangemode="tozero")
+    return drawn.update_yaxes(autorange="reversed", automargin=True, ticksuffix=" ")
+
+
+def _style(drawn: go.Figure, figure: Figure) -> go.Figure:
+    drawn.update_layout(
+        template=go.layout.Template(),  # plotly's own look is some 10 kB per figure
+        height=HEIGHT,
+        margin={"l": 56, "r": 12, "t": 8 if drawn.layout.showlegend else 12, "b": 38},
+        font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12, "color": INK},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        hovermode="closest" if figure.kind == STAGES else "x unified",
+        hoverlabel={"bgcolor": "#ffffff", "bordercolor": "#c8cdd2", "font": {"size": 12}},
+        legend={
+            "orientation": "h",
+            "traceorder": "normal",
+            "x": 0,
+            "y": 1.02,
+            "xanchor": "left",
+            "yanchor": "bottom",
+            "font": {"size": 11.5},
+        },
+    )
+    drawn.update_xaxes(
+        showgrid=False,
+        zeroline=False,
+        showline=True,
+        linecolor="#c8cdd2",
+        ticks="outside",
+        ticklen=3,
+        tickcolor="#c8cdd2",
+    )
+    if figure.kind == STAGES:
+        return drawn
+    drawn.update_yaxes(
+        gridcolor=GRID, zeroline=figure.zero, zerolinecolor="#9aa3ab", zerolinewidth=1.2, nticks=6, exponentformat="e"
+    )
+    values = [v for trace in drawn.data for v in trace.y or () if v is not None]
+    if values and min(values) == max(values) != 0 and figure.unit not in ("share", "log"):
+        drawn.update_yaxes(range=sorted((0, 2 * values[0])))  # plotly would draw ±1 around a constant of 1e-6
+    if figure.unit == "share":
+        highest = max(values, default=0)
+        full = figure.kind == STACK or highest > 0.4
+        top = 1.03 if full else 1.15 * highest or 0.1
+        drawn.update_yaxes(tickformat=".0%" if full else ".2~%", range=[0, top])
+    elif figure.unit == "log":
+        drawn.update_yaxes(type="log", exponentformat="power", title_text="nats", title_standoff=4, nticks=5, dtick=1)
+    elif figure.unit:
+        drawn.update_yaxes(title_text=figure.unit, title_standoff=4)
+    return drawn

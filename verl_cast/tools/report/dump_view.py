@@ -1,0 +1,198 @@
+"""The trajectory dumps of all runs as the data of the page's group tables and trajectory view.
+
+Every group of every dumped step gets its line in a table. The tokens are what makes a page large: there is room for a
+number of them, which goes to the newest and the first steps, then inwards; what has no room is listed and said.
+"""
+
+import json
+import math
+from typing import Any
+
+from verl_cast import trajectories
+from verl_cast.teacher.context import problem_text
+from verl_cast.tools.report.runs import Run
+
+MAX_STEPS = 200  # files read per run
+PROBLEM_LENGTH = 160
+MIN_COLOUR_RANGE = 0.05  # nats
+
+
+def collect(runs: list[Run], max_tokens: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The page's data, and {run name: {"model", "cast", "verl_cast"}} from the files' metadata.
+
+    Files that cannot be read are left out, and said in the run's remarks.
+
+    Args:
+        max_tokens: response tokens that the page holds, over all runs.
+    """
+    dumped = [run for run in runs if run.dump_files]
+    view, abouts = [], {}
+    for place, run in enumerate(runs):
+        if not run.dump_files:
+            continue
+        steps, about = _run_steps(run, max_tokens // len(dumped))
+        if about is not None:
+            abouts[run.name] = about
+        if steps:
+            view.append({"name": run.name, "place": place, "steps": steps})
+    return {"runs": view, "gap_range": _gap_range(view), "advantage_range": _advantage_range(view)}, abouts
+
+
+def _run_steps(run: Run, max_tokens: int) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    order = inwards(list(run.dump_files))
+    if len(order) > MAX_STEPS:
+        run.remarks.append(
+            f"{run.name}: {len(order)} dumped steps; the page lists {MAX_STEPS} of them, the newest and the first ones."
+        )
+    steps, about, differing, left_out, full, room = [], None, [], 0, False, max_tokens
+    for step in order[:MAX_STEPS]:
+        try:
+            rows, about_file = trajectories.read(run.dump_files[step])
+        except trajectories.DumpError as error:
+            run.remarks.append(str(error))
+            continue
+        if about is None:
+            about = about_file
+        elif about_file["cast"] != about["cast"]:
+            differing.append(step)
+        by_group: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            by_group.setdefault(row["group"], []).append(row)
+        groups = []
+        for members in by_group.values():
+            size = sum(len(row["response_ids"]) for row in members)
+            # The first group always fits: a page about trajectories shows at least one.
+            full = full or (size > room and room < max_tokens)
+            groups.append(_group(members, with_tokens=not full))
+            room -= 0 if full else size
+            left_out += full
+        if groups:
+            age = next((row["teacher_age"] for row in rows if row["teacher_age"] is not None), None)
+            steps.append({"step": step, "age": age, "groups": groups})
+    if differing:
+        run.remarks.append(
+            f"{run.name}: algorithm.cast was another at step {', '.join(map(str, sorted(differing)[:6]))} than in the "
+            "newest dump, whose settings are shown."
+        )
+    if left_out:
+        run.remarks.append(
+            f"{run.name}: the page is full, without the tokens of {left_out} of the dumped groups "
+            "(newest and first steps are kept; --max-tokens makes room)."
+        )
+    return sorted(steps, key=lambda s: s["step"]), about
+
+
+def inwards(steps: list[int]) -> list[int]:
+    """Newest, first, second newest, second, ..."""
+    steps, order = sorted(steps), []
+    while steps:
+        order.append(steps.pop())
+        if steps:
+            order.append(steps.pop(0))
+    return order
+
+
+def _group(rows: list[dict[str, Any]], with_tokens: bool) -> dict[str, Any]:
+    messages = json.loads(rows[0]["messages"])
+    counted = [row for row in rows if any(row["response_mask"])]
+    tokens = sum(sum(row["response_mask"]) for row in counted)
+    gaps = {True: [], False: []}
+    for row in counted:
+        gaps[row["correct"]].append(_mean_gap(row))
+    return {
+        "id": rows[0]["group"],
+        "kind": (counted or rows)[0]["kind"],
+        "problem": _shorten(_problem(messages)),
+        "n": len(rows),
+        "correct": sum(row["correct"] for row in rows),
+        "abs_advantage": _share(sum(abs(a) for row in counted for a in row["advantages"]), tokens),
+        "flipped": _share(sum(sum(row["flipped"]) for row in counted), tokens),
+        "gap_correct": _mean(gaps[True]),
+        "gap_wrong": _mean(gaps[False]),
+        "length": _share(tokens, len(counted)),
+        "tokens": _tokens(rows, messages) if with_tokens else None,
+    }
+
+
+def _tokens(rows: list[dict[str, Any]], messages: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "messages": [{"role": str(m["role"]), "content": _content(m["content"])} for m in messages],
+        "teacher_prompt": rows[0]["teacher_prompt"],
+        "reference": rows[0]["reference"],
+        "rows": [
+            {
+                "row": row["row"],
+                "reward": _number(row["reward"]),
+                "correct": row["correct"],
+                "kind": row["kind"],
+                "base": _number(row["base_advantage"]),
+                "mean_gap": _number(_mean_gap(row)) if any(row["response_mask"]) else None,
+                "text": row["response_text"],
+                "mask": "".join("01"[m] for m in row["response_mask"]),
+                "flipped": "".join("01"[f] for f in row["flipped"]),
+                "in_deadzone": _in_deadzone(row),
+                "gap": [_number(v) for v in row["gap"]],
+                "advantage": [_number(v) for v in row["advantages"]],
+                "old": [_number(v) for v in row["old_log_probs"]],
+                "teacher": [_number(v) for v in row["teacher_log_probs"]],
+            }
+            for row in rows
+        ],
+    }
+
+
+def _mean_gap(row: dict[str, Any]) -> float:
+    return sum(g for g, m in zip(row["gap"], row["response_mask"], strict=True) if m) / sum(row["response_mask"])
+
+
+def _content(content: Any) -> str:
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+
+
+def _problem(messages: list[dict[str, Any]]) -> str:
+    users = [m for m in messages if m["role"] == "user"]
+    if users and isinstance(users[-1]["content"], str):
+        return problem_text(messages)
+    return " ".join(_content(m["content"]) for m in users or messages)
+
+
+def _shorten(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= PROBLEM_LENGTH else f"{text[: PROBLEM_LENGTH - 1]}…"
+
+
+def _number(value: float) -> float | None:
+    """Five digits, so that no sign is lost; None where it is not finite (JSON has no NaN)."""
+    return float(f"{value:.5g}") + 0.0 if math.isfinite(value) else None
+
+
+def _in_deadzone(row: dict[str, Any]) -> str:
+    """1 for every token that counts, whose gap is 0 though teacher and policy differ."""
+    tokens = zip(row["response_mask"], row["gap"], row["old_log_probs"], row["teacher_log_probs"], strict=True)
+    return "".join(
+        "01"[mask and gap == 0 and math.isfinite(teacher) and old != teacher] for mask, gap, old, teacher in tokens
+    )
+
+
+def _mean(values: list[float]) -> float | None:
+    return _share(sum(values), len(values))
+
+
+def _share(part: float, whole: int) -> float | None:
+    return _number(part / whole) if whole else None
+
+
+def _shown_rows(view: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    groups = (g for run in view for step in run["steps"] for g in step["groups"] if g["tokens"])
+    return [row for group in groups for row in group["tokens"]["rows"]]
+
+
+def _gap_range(view: list[dict[str, Any]]) -> float:
+    """Where the colours of the gap end: 95 % of all gaps that are shown lie within."""
+    sizes = sorted(abs(g) for row in _shown_rows(view) for g in row["gap"] if g)
+    return max(MIN_COLOUR_RANGE, sizes[int(0.95 * (len(sizes) - 1))]) if sizes else 1.0
+
+
+def _advantage_range(view: list[dict[str, Any]]) -> float:
+    sizes = [abs(a) for row in _shown_rows(view) for a in row["advantage"] if a]
+    return max(sizes, default=1.0)

@@ -1,0 +1,95 @@
+"""What a figure of the report is, and which of figure_table.py have something to show. No plotting here.
+
+A line figure draws, per run, its lines in the run's colour; a second line of the same run is dashed, a third dotted. A
+figure whose metrics no run has does not exist, and a run without a figure's metrics is not in it: a run without CAST is
+never drawn as if it were one.
+"""
+
+import math
+from dataclasses import dataclass
+
+from verl_cast.tools.report.runs import Run
+
+LINES, BANDS, STACK, STAGES = "lines", "bands", "stack", "stages"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve: a metric, or the ratio of two (`over`)."""
+
+    metric: str
+    label: str = ""
+    over: str = ""
+
+    def series(self, run: Run) -> tuple[list[int], list[float]]:
+        return run.ratio(self.metric, self.over) if self.over else run.series(self.metric)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure: its lines, and the sentence below it.
+
+    Attributes:
+        kind: LINES; BANDS: the quantile bands of the gap around its median; STACK: shares that add up to 1, one panel a
+            run; STAGES: mean seconds per stage, one bar a run.
+        unit: of the y axis; "share" draws 0 to 1 as per cent, "log" a logarithmic axis.
+        zero: whether a line marks y = 0.
+        smooth: whether a long run is drawn with its running mean.
+    """
+
+    key: str
+    title: str
+    caption: str
+    lines: tuple[Line, ...]
+    unit: str = ""
+    kind: str = LINES
+    zero: bool = False
+    smooth: bool = True
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    figures: tuple[Figure, ...]
+
+
+MAX_VALIDATION_FIGURES = 6
+
+
+def with_data(table: tuple[Section, ...], runs: list[Run]) -> list[tuple[Section, list[Figure]]]:
+    """The sections that have something to show, each with its figures that have data."""
+    found = []
+    for section in table:
+        figures = [figure for figure in section.figures if any(has_data(figure, run) for run in runs)]
+        if section.title == "Learning":
+            figures += validation_figures(runs)
+        if figures:
+            found.append((section, figures))
+    return found
+
+
+def has_data(figure: Figure, run: Run) -> bool:
+    """Whether a run is drawn in a figure: its first line decides, except where every line has a place of its own."""
+    if figure.kind == STAGES:
+        return any(run.has(line.metric) for line in figure.lines)
+    if figure.kind == STACK:
+        return all(run.has(line.metric) for line in figure.lines)
+    values = [value for value in figure.lines[0].series(run)[1] if not math.isnan(value)]
+    # On a machine without accelerator verl logs 0: nothing was measured.
+    return any(values) if figure.unit == "GB" else bool(values)
+
+
+def validation_figures(runs: list[Run]) -> list[Figure]:
+    """One figure per validation score of verl (`val-core/...`), the first few by name."""
+    names = sorted({n for run in runs for values in run.steps.values() for n in values if n.startswith("val-core/")})
+    left_out = len(names) - MAX_VALIDATION_FIGURES
+    more = f" {left_out} more val-core metrics are in the file." if left_out > 0 else ""
+    return [
+        Figure(
+            f"validation_{i}",
+            f"Validation: {name.removeprefix('val-core/')}",
+            f"Measured every trainer.test_freq steps. Healthy: it rises with the reward, and stays.{more}",
+            (Line(name),),
+        )
+        for i, name in enumerate(names[:MAX_VALIDATION_FIGURES])
+    ]

@@ -1,0 +1,250 @@
+"""The runs below the given paths: each with its metrics, its trajectory dumps and a name of its own.
+
+A directory holds as many runs as it has metrics files: verl's JSON lines, or where it has none, console logs. A dump
+belongs to the CAST run whose metrics lie nearest, and where none logged cast/* it is a run of its own. Left out:
+directories in which no run keeps its metrics (checkpoints' own contents, Ray's sessions, other loggers' files).
+"""
+
+import functools
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from verl_cast import trajectories
+from verl_cast.config.cast import CastConfig
+from verl_cast.config.methods import METHODS
+from verl_cast.tools.cli import UserError
+from verl_cast.tools.report import metrics_file
+
+MAX_DEPTH = 5
+SKIPPED_DIRECTORIES = ("ray", "wandb", "swanlog", "tensorboard_log", "mlruns", "__pycache__", "node_modules")
+SKIPPED_PREFIXES = (".", "global_step_", "session_")
+# A file's name that says nothing about the run: the directory names it.
+GENERIC_STEMS = ("metrics", "train", "training", "log", "run", "main", "console", "output", "stdout", "nohup")
+VALIDATION_PREFIXES = ("val-", "val/")  # of all that verl logs at step 0, before training
+
+
+@dataclass
+class Run:
+    """One run, as its files tell it.
+
+    Attributes:
+        name: unique among the runs of the page.
+        steps: {step: {metric: value}}, NaN where a value was not finite.
+        metrics_path: the file that they are from; None where only a dump was found.
+        dump_files: {step: file}.
+        remarks: what was skipped in reading, as sentences.
+    """
+
+    name: str
+    steps: dict[int, dict[str, float]]
+    metrics_path: Path | None
+    dump_files: dict[int, Path] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+    @functools.cached_property
+    def method(self) -> str | None:
+        """The method with a self-teacher that the metrics are named after (`cast`, `rlsd`, ...); None without one."""
+        prefixes = {name.split("/", 1)[0] for values in self.steps.values() for name in values}
+        return next((name for name in METHODS if name in prefixes), None)
+
+    @property
+    def is_cast(self) -> bool:
+        """A run trained with CAST says so by its metrics; a dump says so only where there are none."""
+        return self.method == CastConfig.NAME if self.steps else bool(self.dump_files)
+
+    @property
+    def kind(self) -> str:
+        """What the page and the terminal call it."""
+        if self.is_cast:
+            return CastConfig.TITLE
+        if self.method:
+            return f"{METHODS[self.method].TITLE}, not CAST"
+        return "not CAST" if self.num_steps else "not trained yet"
+
+    @property
+    def num_steps(self) -> int:
+        """Training steps: those that logged more than a validation (step 0 holds nothing else)."""
+        return len(self.training_steps)
+
+    @property
+    def training_steps(self) -> set[int]:
+        return {s for s, values in self.steps.items() if any(not n.startswith(VALIDATION_PREFIXES) for n in values)}
+
+    def series(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps at which a metric was logged, and its values, NaN included.
+
+        Args:
+            name: of the metric; `{method}` in it stands for the run's own (`{method}/gap/mean`).
+        """
+        name = name.replace("{method}", str(self.method))
+        found = [(step, values[name]) for step, values in self.steps.items() if name in values]
+        return [step for step, _ in found], [value for _, value in found]
+
+    def values(self, name: str) -> list[float]:
+        """The finite values of a metric, by step."""
+        return [value for value in self.series(name)[1] if not math.isnan(value)]
+
+    def has(self, name: str) -> bool:
+        return bool(self.values(name))
+
+    def ratio(self, numerator: str, denominator: str) -> tuple[list[int], list[float]]:
+        """numerator / denominator at every step that has both, NaN (a gap in the curve) where one of them is."""
+        found = [
+            (step, values[numerator] / values[denominator])
+            for step, values in self.steps.items()
+            if numerator in values and values.get(denominator)
+        ]
+        return [step for step, _ in found], [value for _, value in found]
+
+
+def fifths(values: list[float]) -> tuple[float, float]:
+    """Means of the first and of the last fifth (at least one value each); `values` is not empty."""
+    n = max(1, len(values) // 5)
+    return sum(values[:n]) / n, sum(values[-n:]) / n
+
+
+def find(paths: list[Path]) -> list[Run]:
+    """All runs below `paths` (directories, or metrics files), in the order given.
+
+    Raises:
+        UserError: a path does not exist, or holds nothing of a run.
+    """
+    found: list[tuple[Run, tuple[str, ...]]] = []  # with the parts of the path that its name may be taken from
+    seen: set[Path] = set()
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} does not exist; name a run's directory, or its .jsonl or .log file.")
+        of_path = _of_file(path) if path.is_file() else _of_directory(path)
+        for run, parts in of_path:
+            key = (run.metrics_path or next(iter(run.dump_files.values()))).resolve()
+            if key not in seen:
+                seen.add(key)
+                found.append((run, parts))
+    for (run, _), name in zip(found, _unique_names([parts for _, parts in found]), strict=True):
+        run.name = name
+    return [run for run, _ in found]
+
+
+def _of_file(path: Path) -> list[tuple[Run, tuple[str, ...]]]:
+    if path.suffix == ".parquet":
+        raise UserError(f"{path} is one file of a dump; name its directory, {path.parent}.")
+    metrics = metrics_file.read(path)
+    if not metrics.steps:
+        raise UserError(f"{path} holds no metrics; {_LOOKED_FOR}.")
+    return [(Run("", metrics.steps, path, {}, metrics.remarks), _name_parts(path, alone=True))]
+
+
+_LOOKED_FOR = (
+    'looked for JSON lines {"step": ..., "data": {...}} of verl\'s file logger (trainer.logger=[console,file]; '
+    "VERL_FILE_LOGGER_PATH says where) and for its console lines `step:N - name:value - ...`"
+)
+
+
+def _of_directory(root: Path) -> list[tuple[Run, tuple[str, ...]]]:
+    json_files, console_files, dumps = _walk(root)
+    found = _read(filter(metrics_file.is_json_metrics, json_files))
+    with_json = {run.metrics_path.parent for run in found}
+    logs = _read(path for path in console_files if path.parent not in with_json)
+    found += [log for log in logs if not any(_same(log, run) for run in found)]
+    if not found and not dumps:
+        empty = f" ({', '.join(str(p) for p in json_files[:3])} holds no whole line of them)" if json_files else ""
+        raise UserError(
+            f"{root} holds no metrics{empty}: {_LOOKED_FOR}, in *{', *'.join(metrics_file.JSON_SUFFIXES)} and "
+            f"*{', *'.join(metrics_file.CONSOLE_SUFFIXES)}, and for trajectory dumps, {MAX_DEPTH} directories deep."
+        )
+
+    directories = [run.metrics_path.parent for run in found]
+    runs = []
+    for run in found:
+        alone = directories.count(run.metrics_path.parent) == 1
+        runs.append((run, _parts(root) if len(found) == 1 else _name_parts(run.metrics_path, alone)))
+    cast = [run for run in found if run.is_cast]
+    for dump in dumps:
+        if not cast:
+            remark = f"{dump} holds trajectories of a CAST run whose metrics are not here: no curves ({_LOOKED_FOR})."
+            runs.append((Run("", {}, None, trajectories.files(dump), [remark]), _parts(dump)))
+            continue
+        run = _nearest(cast, dump)
+        if run.dump_files:
+            run.remarks.append(
+                f"{dump} is a second trajectory dump beside {next(iter(run.dump_files.values())).parent}."
+            )
+        # Of two files of one step the dump that was found first counts.
+        run.dump_files = dict(sorted({**trajectories.files(dump), **run.dump_files}.items()))
+    return runs
+
+
+def _read(paths: Iterable[Path]) -> list[Run]:
+    """A run, still without name, of every file that holds metrics."""
+    read = ((path, metrics_file.read(path)) for path in paths)
+    return [Run("", metrics.steps, path, {}, metrics.remarks) for path, metrics in read if metrics.steps]
+
+
+def _same(log: Run, run: Run) -> bool:
+    """Whether a console log tells of a run whose JSON lines lie in another directory: equal numbers, seconds included.
+
+    Training steps only: before them a validation may well be that of another run.
+    """
+    pairs = [
+        (value, run.steps[step][name])
+        for step in log.training_steps & run.training_steps
+        for name, value in log.steps[step].items()
+        if name in run.steps[step]
+    ]
+    return bool(pairs) and all(a == b or math.isnan(a) and math.isnan(b) for a, b in pairs)
+
+
+def _walk(root: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """JSON lines, console logs and dump directories below `root`, each sorted by path."""
+    json_files, console_files, dumps = [], [], []
+    for name, directories, names in os.walk(root):
+        directory = Path(name)
+        if trajectories.files(directory):
+            dumps.append(directory)
+            directories.clear()
+            continue
+        depth = len(directory.relative_to(root).parts)
+        directories[:] = sorted(
+            d
+            for d in directories
+            if depth < MAX_DEPTH and d not in SKIPPED_DIRECTORIES and not d.startswith(SKIPPED_PREFIXES)
+        )
+        json_files += [directory / n for n in sorted(names) if n.endswith(metrics_file.JSON_SUFFIXES)]
+        console_files += [directory / n for n in sorted(names) if n.endswith(metrics_file.CONSOLE_SUFFIXES)]
+    return json_files, console_files, dumps
+
+
+def _nearest(runs: list[Run], dump: Path) -> Run:
+    """The CAST run that a dump is of: most common directories, then its experiment's name in the path."""
+
+    def nearness(run: Run) -> tuple[int, bool]:
+        common = Path(os.path.commonpath([run.metrics_path.parent.resolve(), dump.resolve()]))
+        return len(common.parts), run.metrics_path.stem in dump.parts
+
+    return max(runs, key=nearness)
+
+
+def _parts(path: Path) -> tuple[str, ...]:
+    return tuple(part for part in path.resolve().parts if part not in ("/", trajectories.DIRECTORY))
+
+
+def _name_parts(path: Path, alone: bool) -> tuple[str, ...]:
+    """Where a metrics file's name may come from: its directories, and its own stem unless that says nothing."""
+    if alone and path.stem in GENERIC_STEMS:
+        return _parts(path.parent)
+    return (*_parts(path.parent), path.stem)
+
+
+def _unique_names(all_parts: list[tuple[str, ...]]) -> list[str]:
+    """For every path its shortest end that no other path has."""
+    names = []
+    for i, parts in enumerate(all_parts):
+        for n in range(1, len(parts) + 1):
+            if all(parts[-n:] != other[-n:] for j, other in enumerate(all_parts) if j != i):
+                break
+        name = "/".join(parts[-n:]) if parts else "run"
+        names.append(name if name not in names else f"{name} ({names.count(name) + 1})")
+    return names

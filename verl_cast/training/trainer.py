@@ -1,0 +1,348 @@
+"""The trainer with a self-teacher: one mixin over verl's V1 trainers (sync, colocate_async, separate_async).
+
+It changes three stages of verl's step: old log-probs, advantages, update. README.md, beside this file, follows a step
+through them. With two passes the teacher's pass runs with verl's pass for old log-probs, and the estimator gets both.
+With one pass (passes.py) the update forms the gap, and verl's own bookkeeping of old log-probs and advantages follows
+it. Noise floor and trajectory dump are measured here too, where they were asked for.
+
+The method is CAST or one of the baselines. Trainers of runs with another estimator are verl's own.
+"""
+
+import contextlib
+import functools
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+import torch
+import transfer_queue as tq
+from omegaconf import DictConfig
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.utils import Role
+from verl.utils import tensordict_utils as tu
+
+import verl_cast
+from verl_cast import wire
+from verl_cast.advantage.compute import TokenAdvantage
+from verl_cast.advantage.metrics import advantage_metrics, noise_metrics
+from verl_cast.config import CastConfig, MethodConfig
+from verl_cast.config.methods import method_class, method_config
+from verl_cast.launch.check import check_run, summary
+from verl_cast.seams import SEAMS, check_seams
+from verl_cast.teacher.context import TeacherContext, chat_template_kwargs, load_template
+from verl_cast.training.dump import FIELDS, TrajectoryDump
+from verl_cast.training.estimator import EstimatorInputs, estimator_inputs
+from verl_cast.training.passes import own_stage, why_two_passes
+from verl_cast.training.step_plan import REWARD_FIELDS, Step, plan_step
+from verl_cast.training.worker import with_self_teacher
+
+_ACTOR_ROLES = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef)
+
+
+class SelfTeacherTrainerMixin:
+    """Goes before a subclass of verl's PPOTrainer."""
+
+    def __init__(self, config: DictConfig):
+        check_run(config)  # again: not every entry point passes through verl's main
+        check_seams(*SEAMS)  # all of them, as everything is imported here
+        self.method = method_config(config)
+        self._dump = TrajectoryDump(config, self.method)
+        super().__init__(config)
+        print(summary(config), flush=True)
+
+    def _init_resource_pool_mgr(self):
+        super()._init_resource_pool_mgr()
+        for role in _ACTOR_ROLES:
+            if role in self.role_worker_mapping:
+                worker_cls = self.role_worker_mapping[role].__ray_metadata__.modified_class.__ray_actor_class__
+                self.role_worker_mapping[role] = ray.remote(with_self_teacher(worker_cls))
+
+    def _setup(self):
+        super()._setup()
+        if not hasattr(self.actor_rollout_wg, "init_self_teacher"):
+            raise RuntimeError(
+                "CAST: the actor workers do not run verl_cast's worker class, so there is no self-teacher. Stopping: "
+                "without it the run would be GRPO."
+            )
+        ranks = self._init_teacher()
+        self._two_passes_because = self._why_two_passes(ranks)
+        origin = (
+            "of the update's own forward (one pass)"
+            if self._two_passes_because is None
+            else f"of a pass of their own ({self._two_passes_because})"
+        )
+        print(f"[verl_cast] old log-probs: {origin}")
+
+    def _init_teacher(self) -> list[dict[str, Any]]:
+        """Build the teacher on every rank; returns what each says of it."""
+        teacher, kwargs, template = self.method.teacher, chat_template_kwargs(self.config), None
+        if isinstance(self.method, CastConfig):
+            template = load_template(teacher.context)
+            self._teacher_context = TeacherContext(teacher.context, template, self.tokenizer, kwargs)  # for the dump
+        ranks = self.actor_rollout_wg.init_self_teacher(
+            config=self.method, template=template, chat_template_kwargs=kwargs, completed_steps=self.global_steps
+        )
+        _check_one_teacher(ranks)
+        host_mib = max(rank["host_bytes"] for rank in ranks) / 2**20
+        print(f"[verl_cast] self-teacher ready on {len(ranks)} rank(s), {host_mib:.1f} MiB of host memory each")
+        return ranks
+
+    def _why_two_passes(self, ranks: list[dict[str, Any]]) -> str | None:
+        """Why no step of this run can be one pass; None where steps can."""
+        because = why_two_passes(self.config, self.method)
+        noise = sorted({setting for rank in ranks for setting in rank["noise"]})
+        if because is None and noise:
+            because = f"{', '.join(noise)}: the update's forward is another one"
+        own = own_stage(self)
+        if because is None and own is not None:
+            because = f"{own} has a _compute_old_log_prob of its own"
+        return because
+
+    # ------------------------------------------------------------------------------------------------ stages of a step
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """Plan the step. Then verl's pass with the teacher's; in a one-pass step the teacher's alone."""
+        self._step = step = self._plan_step(batch)
+        self._log(metrics, step.metrics())
+        batch = self._lay_out(batch, step)
+        if step.one_pass:
+            if step.teacher_runs:
+                batch.extra_info["temperature"] = self.config.actor_rollout_ref.rollout.temperature
+                output = self.actor_rollout_wg.compute_teacher_log_probs(batch)
+                if len(output) != len(batch):
+                    raise RuntimeError(f"CAST: teacher log-probs for {len(output)} of {len(batch)} responses.")
+        elif step.teacher_runs:
+            with self._workers_run("compute_log_prob_with_teacher", in_place_of="compute_log_prob"):
+                batch = super()._compute_old_log_prob(batch, metrics)
+        else:
+            batch = super()._compute_old_log_prob(batch, metrics)
+        self._log(metrics, self._teacher_cost())
+        return batch
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """verl's stage around the estimator; in a one-pass step it comes after the update."""
+        if not self._step.one_pass:
+            return self._compute_token_advantage(batch, metrics, inside="adv")
+        batch.fields = None  # the update takes all that is stored: the teacher's and the reference's log-probs too
+        return batch
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """verl's update; after a one-pass update verl's stages before it, with the log-probs that it computed."""
+        if not self._step.one_pass:
+            return super()._update_actor(batch, metrics)
+        batch.extra_info[wire.COMPLETED_STEPS] = self.global_steps - 1
+        batch.extra_info[wire.GAP_IS_ZERO] = self._step.gap_is_zero
+        with self._workers_run("update_actor_in_one_pass", in_place_of="update_actor"):
+            batch = super()._update_actor(batch, metrics)
+        with self._stage("cast_after_update", inside="update_actor"):
+            # The workers need the rows' lengths and nothing else, and run no forward.
+            rows = KVBatchMeta(
+                keys=batch.keys, tags=batch.tags, partition_id=batch.partition_id, fields=["response_mask"]
+            )
+            with self._workers_run("log_probs_of_update", in_place_of="compute_log_prob"):
+                batch = super()._compute_old_log_prob(rows, metrics)
+            return self._compute_token_advantage(batch, metrics, inside="cast_after_update")
+
+    # --------------------------------------------------------------------------------------------- parts of the stages
+
+    def _plan_step(self, batch: KVBatchMeta) -> Step:
+        """Bring the teacher up to date, and decide what the step needs."""
+        status = self.actor_rollout_wg.prepare_self_teacher(completed_steps=self.global_steps - 1)
+        if any(rank != status[0] for rank in status):
+            raise RuntimeError(f"CAST: the ranks' self-teachers are not at the same step: {status}.")
+        return plan_step(
+            self.config,
+            self.method,
+            batch.keys,
+            self._read(batch, REWARD_FIELDS),
+            self.global_steps,
+            status[0],
+            # After the first of several updates in a step the live weights are no longer those of π_old.
+            live_is_old=self.local_trigger_step == 0,
+            may_be_one_pass=self._two_passes_because is None,
+        )
+
+    def _lay_out(self, batch: KVBatchMeta, step: Step) -> KVBatchMeta:
+        """Write what the workers need of the step into TransferQueue."""
+        if not (step.teacher_runs or step.one_pass):
+            return batch
+        fields = {wire.SCORED: step.scored}
+        if step.one_pass:
+            fields |= {wire.BASE: step.base.value, wire.CORRECT: step.base.correct}
+        fields = TensorDict(fields, batch_size=len(batch))
+        if step.teacher_runs and self.method.teacher.PRIVILEGED:
+            from verl_cast.teacher.privileged.shown import shown_to_teacher
+
+            fields.update(shown_to_teacher(batch, self.method, self.tokenizer))
+        return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+
+    def _compute_token_advantage(self, batch: KVBatchMeta, metrics: dict, inside: str) -> KVBatchMeta:
+        """verl's advantage stage with the estimator's inputs laid out; then metrics and dump.
+
+        Args:
+            inside: the stage of verl's timing in which this runs.
+        """
+        step = self._step
+        if step.measures_noise:
+            with self._stage("cast_noise", inside):
+                batch.extra_info["temperature"] = self.config.actor_rollout_ref.rollout.temperature
+                self.actor_rollout_wg.compute_log_probs_again(batch)
+        data = self._read_log_probs(batch, step)
+        inputs = EstimatorInputs(
+            rule=step.rule,
+            old_log_probs=data["old_log_probs"],
+            teacher_log_probs=data[wire.TEACHER_LOG_PROBS if step.teacher_runs else "old_log_probs"],
+            scored=step.scored,
+            final_row=step.final_row,
+            rewards=step.rewards,
+            base=step.base if step.base_is_final else None,
+        )
+        with estimator_inputs(inputs) as results:
+            batch = super()._compute_advantage(batch, metrics)
+        if len(results) != 1:
+            raise RuntimeError(
+                f"CAST: verl's advantage stage called the estimator `{self.method.NAME}` {len(results)} times. "
+                "Stopping: the run would be another method's."
+            )
+        result = results[0]
+        self._log(metrics, advantage_metrics(result, data["entropy"]))
+        if not isinstance(self.method, CastConfig):
+            self._log(metrics, {"gap_weight": step.rule.gap_weight})
+        if step.measures_noise:
+            self._log(metrics, noise_metrics(result, data["old_log_probs"], data[wire.LOG_PROBS_AGAIN]))
+        if self._dump.due(self.global_steps):
+            with self._stage("cast_dump", inside), self._dump.errors_logged(self.global_steps):
+                self._dump_trajectories(batch, inputs, result)
+        return batch
+
+    def _read_log_probs(self, batch: KVBatchMeta, step: Step) -> TensorDict:
+        """All log-probs of a step, and the policy's entropy: (B, T), padded."""
+        fields = ["old_log_probs", "entropy"]
+        fields += [wire.TEACHER_LOG_PROBS] if step.teacher_runs else []
+        fields += [wire.LOG_PROBS_AGAIN] if step.measures_noise else []
+        data = self._read(batch, fields)
+        if step.teacher_runs and wire.TEACHER_LOG_PROBS not in data:
+            raise RuntimeError(
+                "CAST: the actor workers returned no teacher log-probs. Stopping: without them the run would be GRPO."
+            )
+        data = data.to_padded_tensor()
+        if data["old_log_probs"].dtype in (torch.bfloat16, torch.float16):
+            warnings.warn(  # once: Python shows a warning once per place
+                f"CAST: the engine returns log-probs in {data['old_log_probs'].dtype}, so their rounding decides the "
+                "sign of small gaps. Install flash-attn, whose cross entropy keeps float32, or set "
+                "actor.fsdp_config.mixed_precision.param_dtype=fp32 (CAST also has algorithm.cast.gap_deadzone).",
+                stacklevel=2,
+            )
+        return data
+
+    def _dump_trajectories(self, batch: KVBatchMeta, inputs: EstimatorInputs, result: TokenAdvantage) -> None:
+        rows = self._dump.choose(batch.keys, result)
+        if not rows:
+            raise ValueError("no response of the batch counts")
+        data = tq.kv_batch_get(
+            keys=[batch.keys[row] for row in rows], partition_id=batch.partition_id, select_fields=list(FIELDS)
+        )
+        self._dump.write(
+            self.global_steps,
+            batch.keys,
+            rows,
+            {name: list(tu.get(data, name)) for name in FIELDS if name in data},
+            inputs,
+            result,
+            self.tokenizer,
+            self._teacher_context,
+            self._step.teacher_age,
+        )
+
+    def _read(self, batch: KVBatchMeta, fields: Any) -> TensorDict:
+        return tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=list(fields))
+
+    @contextlib.contextmanager
+    def _workers_run(self, method: str, in_place_of: str) -> Iterator[None]:
+        """verl's stage inside calls one remote method of the actor workers where it would call another."""
+        workers = self.actor_rollout_wg
+        stock = getattr(workers, in_place_of)
+        setattr(workers, in_place_of, getattr(workers, method))
+        try:
+            yield
+        finally:
+            setattr(workers, in_place_of, stock)
+
+    # ------------------------------------------------------------------------------------------------ metrics and time
+
+    def _log(self, metrics: dict, own: dict[str, float]) -> None:
+        """Our metrics, under the method's name: no baseline's number says CAST."""
+        metrics.update({f"{self.method.NAME}/{name}": value for name, value in own.items()})
+
+    def _teacher_cost(self) -> dict[str, float]:
+        """The teacher's cost in this step, on the rank that paid most. Its pass ran in verl's old_log_prob stage."""
+        ranks = self.actor_rollout_wg.self_teacher_cost()
+        cost = {name: max(rank[name] for rank in ranks) for name in ranks[0]}
+        metrics = {f"teacher/{name}_gib": cost[f"{name}_bytes"] / 2**30 for name in ("host", "refresh", "swap")}
+        metrics |= {f"teacher/{name}_seconds": cost[f"{name}_seconds"] for name in ("refresh", "swap")}
+        if self._step.teacher_runs:
+            self._move_seconds("old_log_prob", "cast_teacher", cost["seconds"])
+            metrics["teacher/peak_memory_gib"] = cost["peak_bytes"] / 2**30
+        return metrics
+
+    @contextlib.contextmanager
+    def _stage(self, name: str, inside: str) -> Iterator[None]:
+        """A stage of its own in verl's timing, taken out of the one that it runs in."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._move_seconds(inside, name, time.perf_counter() - started)
+
+    def _move_seconds(self, source: str, target: str, seconds: float) -> None:
+        self.timing_raw[source] = self.timing_raw.get(source, 0.0) - seconds
+        self.timing_raw[target] = self.timing_raw.get(target, 0.0) + seconds
+
+
+def _check_one_teacher(ranks: list[dict[str, Any]]) -> None:
+    """What `init_self_teacher` returned on every rank makes one teacher.
+
+    Raises:
+        RuntimeError: another version of this package on a rank, or a saved teacher on some ranks only.
+    """
+    versions = {rank["version"] for rank in ranks}
+    if versions != {verl_cast.__version__}:
+        raise RuntimeError(
+            f"CAST: verl_cast {verl_cast.__version__} in the trainer, {', '.join(sorted(versions))} in the actor "
+            "workers; install one version on every node."
+        )
+    if len({(rank["restored"], rank["taken_at"]) for rank in ranks}) > 1:
+        new = [number for number, rank in enumerate(ranks) if not rank["restored"]]
+        raise RuntimeError(
+            f"CAST: some ranks restored the checkpoint's self-teacher, others (ranks {new}) have none of it or another "
+            "one. Bring the missing cast_self_teacher_* files back, or move all of them away to start the teacher anew."
+        )
+
+
+@functools.cache
+def with_method(trainer_cls: type, method: type[MethodConfig]) -> type:
+    """A V1 trainer class with a self-teacher, named after its method."""
+    title = "".join(part.capitalize() for part in method.NAME.split("_"))
+    return type(f"{title}{trainer_cls.__name__}", (SelfTeacherTrainerMixin, trainer_cls), {})
+
+
+def install(trainer_base: Any) -> None:
+    """Let verl build the variant of a trainer class with a self-teacher, in every mode, where the estimator is ours.
+
+    verl's registry maps a mode to a class and refuses a second one, and a new mode name would change the replay buffer.
+    So the choice is made where an instance is made: `PPOTrainer(config)` gives an instance of the class itself, or of
+    its variant.
+    """
+    ppo_trainer = trainer_base.PPOTrainer
+
+    def __new__(cls, *args: Any, **kwargs: Any):
+        config = kwargs.get("config", args[0] if args else None)
+        method = None if config is None else method_class(config)
+        if method is not None and not issubclass(cls, SelfTeacherTrainerMixin):
+            cls = with_method(cls, method)
+        return object.__new__(cls)
+
+    ppo_trainer.__new__ = staticmethod(__new__)

@@ -1,0 +1,103 @@
+r"""The reward of the evaluated run for verl: 1.0 where the response's final answer equals the reference, else 0.0.
+
+    reward.custom_reward_function.path=pkg://verl_cast.verifier
+    +reward.custom_reward_function.reward_kwargs.tokenizer=/path/to/model      (options of `compute_score`, if any)
+
+`answers` finds the answer, `equivalence` judges it. Two departures from the evaluated run's reward: an answer without
+delimiters is read as LaTeX, as in that run's evaluation (in training it went to math-verify bare), and one longer than
+1000 characters is wrong unparsed. Whatever the response, nothing is raised and the call comes back.
+
+Mind `tail_fraction` with short responses: of 40 tokens the last 5 % are two, and an "Answer: 42" there starts too soon.
+
+Left out: the run's optional format penalties, which it had switched off.
+"""
+
+import itertools
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from verl_cast.verifier import answers, equivalence
+
+logger = logging.getLogger(__name__)
+_stopped_comparisons = itertools.count(1)
+
+
+def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: str | Sequence[str],
+    extra_info: dict | None = None,
+    *,
+    tail_fraction: float = 0.05,
+    tokenizer: str | None = None,
+    extraction: str = "final",
+    timeout: float = 10.0,
+) -> dict[str, Any]:
+    r"""verl's reward function.
+
+    Args:
+        data_source, extra_info: verl's; not used.
+        solution_str: the response.
+        ground_truth: the reference, or a list of accepted ones; its answer is extracted by the same rules, without
+            `tail_fraction`.
+        tail_fraction: the answer must start within this last part of the response's tokens; 0 = anywhere (evaluation).
+        tokenizer: path or hub name of the tokenizer for `tail_fraction`; None counts words.
+        extraction: `final` (training: tags, answer lines, boxes, last line) or `last_box` (the evaluated run's
+            evaluation: the last \boxed{} or nothing).
+        timeout: seconds for one comparison.
+
+    Returns:
+        The same keys in every row: `score` and `acc` (0.0 or 1.0), `unjudged` (1.0 where the comparison had to be
+        stopped; the answer then counts as wrong) and `pred` (the answer, at most 1000 characters).
+
+    Raises:
+        ValueError: an option makes no sense.
+    """
+    if not 0 <= tail_fraction <= 1:
+        raise ValueError(f"tail_fraction={tail_fraction}: must lie between 0 (no limit) and 1.")
+    if extraction not in ("final", "last_box"):
+        raise ValueError(f"extraction={extraction}: must be final or last_box.")
+    response = _encodable(solution_str)
+    if extraction == "last_box":
+        answer = answers.last_box(response)
+    else:
+        answer = answers.final_answer(response, tail_fraction, tokenizer)
+    equal = _equals_any(answer, ground_truth, timeout)
+    if equal is None:
+        _report(answer)
+    score = float(bool(equal))
+    return {
+        "score": score,
+        "acc": score,
+        "unjudged": float(equal is None),
+        "pred": answer[: equivalence.MAX_ANSWER_CHARACTERS],
+    }
+
+
+def _equals_any(answer: str, ground_truth: Any, timeout: float) -> bool | None:
+    """Whether the answer equals an accepted one; None where none was found and a comparison had to be stopped."""
+    verdicts: list[bool | None] = []
+    for reference in ground_truth if isinstance(ground_truth, list | tuple | np.ndarray) else [ground_truth]:
+        verdicts.append(equivalence.is_equal(answer, answers.final_answer(_encodable(reference)), timeout))
+        if verdicts[-1]:
+            return True
+    return None if None in verdicts else False
+
+
+def _encodable(text: Any) -> str:
+    """Lone surrogates, which no tokenizer and no pipe takes, as question marks."""
+    return str(text).encode(errors="replace").decode()
+
+
+def _report(answer: str) -> None:
+    """Log the 1st, 2nd, 4th, 8th, ... comparison of this process that had to be stopped."""
+    count = next(_stopped_comparisons)
+    if count & (count - 1) == 0:
+        logger.warning(
+            "verifier: %d comparison(s) stopped so far (time, memory or crash) and counted as wrong; last answer: %r",
+            count,
+            answer[:200],
+        )
