@@ -284,7 +284,7 @@ import os, sys
 from verl_cast.verifier import compute_score
 if __name__ == "__main__":
     result = compute_score("math", "so 1/2", "0.5", tail_fraction=0)
-    modules = sorted({"torch", "verl", "transformers", "math_verify"} & set(sys.modules))
+    modules = sorted({"torch", "verl", "transformers", "math_verify", "numpy"} & set(sys.modules))
     print(result["score"], modules, flush=True)
     if "idle" in sys.argv:
         sys.stdin.read()
@@ -372,7 +372,19 @@ def test_several_accepted_answers_are_alternatives():
     for accepted in (["1", "2"], ("1", "2"), np.array(["1", "2"])):
         assert score(r"\boxed{2}", accepted) == score(r"\boxed{\frac{2}{2}}", accepted) == 1
         assert score(r"\boxed{3}", accepted) == score(r"\boxed{12}", accepted) == 0
-    assert score(r"\boxed{2}", []) == 0
+    assert score(r"\boxed{2}", []) == score(r"\boxed{2}", np.array([])) == 0
+
+
+@pytest.mark.parametrize("reference", ["12", 12, 12.0, np.str_("12"), np.int64(12), np.float32(12), np.array(12)])
+def test_any_other_ground_truth_is_one_answer(reference):
+    assert score(r"\boxed{12}", reference) == 1
+    assert score(r"\boxed{1}", reference) == score(r"\boxed{2}", reference) == 0
+
+
+@pytest.mark.parametrize("reference", [None, {"12": "12"}])
+def test_a_ground_truth_of_another_type_is_read_as_text(reference):
+    assert score(r"\boxed{12}", reference) == 0
+    assert score(str(reference), reference) == 1
 
 
 @pytest.mark.slow

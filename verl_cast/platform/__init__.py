@@ -1,4 +1,4 @@
-"""verl on machines without an accelerator; nothing here acts unless VERL_PLATFORM=cpu asks for it."""
+"""verl on machines without an accelerator. Nothing here takes effect unless VERL_PLATFORM=cpu is set."""
 
 import os
 

@@ -1,11 +1,11 @@
 """verl without an accelerator (VERL_PLATFORM=cpu): FSDP or Megatron training on gloo, rollouts from vLLM's CPU build.
 
-plugin.py calls `install()` in every process that imports verl. It registers a platform (device.py) and arranges the
-departures from stock verl, torch, vLLM and Megatron (fsdp.py, vllm.py, megatron.py). A departure is made when its
-module is imported. It first checks that what it changes is still what it was written for (expect.py). cpu_config.py
-refuses settings that cannot work here.
+plugin.py calls `install()` in every process that imports verl. It registers a platform (device.py) and the departures
+from stock verl, torch, vLLM and Megatron (fsdp.py, vllm.py, megatron.py). A departure is a function that patches one
+module when that module is imported. It first checks that the code is still what it was written for (expect.py).
+cpu_config.py refuses settings that cannot work here.
 
-Environment: VLLM_CPU_KVCACHE_SPACE, the GiB of each vLLM replica's KV cache, is 1 unless set.
+Environment: VLLM_CPU_KVCACHE_SPACE is the size of each vLLM replica's KV cache in GiB; it is 1 unless set.
 Left out: critics (value models), verl's SFT trainers, SGLang.
 """
 
@@ -30,7 +30,7 @@ def install() -> None:
 
 
 def name_gloo_once(module) -> None:
-    """verl asks torch for "cpu:gloo,<device>:<backend>"; with the CPU as device torch refuses the repetition."""
+    """verl asks torch for "cpu:gloo,<device>:<backend>". If the device is the CPU, torch refuses the repeated entry."""
     original = expect_parameters(module, "initialize_global_process_group_ray", ["timeout_second", "backend"])
 
     @functools.wraps(original)
@@ -40,5 +40,5 @@ def name_gloo_once(module) -> None:
     module.initialize_global_process_group_ray = initialize_global_process_group_ray
 
 
-# All but Megatron's, which not every machine has.
+# All departures except Megatron's: megatron-core is not installed everywhere.
 DEPARTURES = (("verl.utils.distributed", name_gloo_once), *fsdp.DEPARTURES, *vllm.DEPARTURES)

@@ -1,6 +1,6 @@
 """Settings of a verl run that cannot work under VERL_PLATFORM=cpu: refused before Ray starts, never changed silently.
 
-Each rule was seen to fail, or follows from the code of verl 0.9.1 and vLLM 0.30. Slow settings are left alone.
+Each rule comes from a failed run, or from the code of verl 0.9.1 and vLLM 0.30. Slow settings are allowed.
 With FSDP, use_remove_padding may stay on: transformers' sdpa keeps packed sequences apart by their position ids.
 """
 
@@ -20,10 +20,10 @@ _TRANSFORMER = f"{_MEGATRON}.override_transformer_config"
 @dataclass(frozen=True)
 class Requirement:
     key: str
-    default: Any  # what verl uses where the key is not in the config
+    default: Any  # verl's value if the key is not in the config
     works: Callable[[Any], bool]
     remedy: str
-    strategies: tuple[str, ...] = ()  # the actor's strategies that it concerns; none named: all
+    strategies: tuple[str, ...] = ()  # the actor strategies that it applies to; empty: all
 
 
 def _is(*values) -> Callable[[Any], bool]:
@@ -72,7 +72,7 @@ REQUIREMENTS = (
         f"{_ROLLOUT}.full_determinism",
         False,
         _is(False),
-        f"set {_ROLLOUT}.full_determinism=False; its seed in each request ends vLLM's CPU engine "
+        f"set {_ROLLOUT}.full_determinism=False; it puts a seed in each request, which crashes vLLM's CPU engine "
         '("CPU Generator does not use offset")',
     ),
 )
@@ -164,17 +164,17 @@ def check_config(config: DictConfig) -> None:
 
 
 def _check_sequence_parallel(config: DictConfig) -> list[str]:
-    """Ranks exchange their parts around transformers' sdpa (cpu.py); with eager each would see its own part alone."""
+    """Only transformers' sdpa exchanges the ranks' parts (fsdp.py). With eager, a rank sees only its own part."""
     key = f"{_ACTOR}.fsdp_config.ulysses_sequence_parallel_size"
     size = OmegaConf.select(config, key, default=1)
     attention = f"{_MODEL}.override_config.attn_implementation"
     if size == 1 or OmegaConf.select(config, attention) != "eager":
         return []
-    return [f"{key} is {size}: set {key}=1, or +{attention}=sdpa; eager attention does not see across ranks."]
+    return [f"{key} is {size}: set {key}=1, or +{attention}=sdpa; with eager, a rank sees only its own part."]
 
 
 def _check_lora(config: DictConfig) -> list[str]:
-    """Behind FSDP1's wrappers peft 0.21 finds no adapter, so verl would sync none: the rollout would never change."""
+    """peft 0.21 finds no adapter inside FSDP1's wrappers, so verl would sync none. The rollout would never change."""
     key = f"{_MODEL}.lora_rank"
     rank = OmegaConf.select(config, key, default=0)
     merged = OmegaConf.select(config, f"{_MODEL}.lora.merge", default=False)
@@ -188,13 +188,13 @@ def _is_separate_async(config: DictConfig) -> bool:
 
 
 def _check_separate_async(config: DictConfig) -> list[str]:
-    """Between syncs verl keeps the old policy as `.cpu()` copies, which on a CPU are the live weights themselves."""
+    """Between syncs, verl keeps the old policy as `.cpu()` copies. On a CPU, these are the live weights themselves."""
     if not _is_separate_async(config):
         return []
     complaints = []
     for key, needed, reason in (
         (f"{_ROLLOUT}.checkpoint_engine.backend", "gloo", "verl's own transfers need an accelerator"),
-        ("trainer.v1.separate_async.parameter_sync_step", 1, "with more, the old policy would follow the new one"),
+        ("trainer.v1.separate_async.parameter_sync_step", 1, "with more, updates would also change the old policy"),
     ):
         value = OmegaConf.select(config, key)
         if value != needed:
@@ -203,7 +203,7 @@ def _check_separate_async(config: DictConfig) -> list[str]:
 
 
 def _check_logical_gpus(config: DictConfig) -> list[str]:
-    """verl's resource pools count GPUs; a local Ray has them here only if it is told a number."""
+    """verl's resource pools count GPUs. On a CPU, a local Ray has GPUs only if num_gpus is set."""
     if OmegaConf.select(config, "ray_kwargs.ray_init.address") is not None:
         return []  # a cluster that someone else started, with resources of its own
     key = "ray_kwargs.ray_init.num_gpus"
@@ -217,6 +217,6 @@ def _check_logical_gpus(config: DictConfig) -> list[str]:
         return []
     said = ", ".join(f"{taker} is {count}" for taker, count in counts.items())
     return [
-        f"{key} is {given}, {said}: set +{key}={needed}, or fewer {' and '.join(takers)}; each training process, and "
+        f"{key} is {given}, {said}: set +{key}={needed}, or lower {' and '.join(takers)}; each training process, and "
         "each process of a standalone rollout, takes one logical GPU."
     ]

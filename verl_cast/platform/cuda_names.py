@@ -1,7 +1,7 @@
-"""torch for code that names "cuda" where the device is the CPU: what megatron-core and mbridge see (megatron.py).
+"""A stand-in for torch: code that names "cuda" uses the CPU. megatron-core and mbridge get it (megatron.py).
 
-Nothing in torch is changed for good: a module gets TORCH_ON_CPU as its own name `torch`, and `Tensor.cuda` and
-`Tensor.type` differ only while a function wrapped by `pass_for_cuda` runs.
+torch itself is not changed permanently. A module gets TORCH_ON_CPU as its global `torch`. `Tensor.cuda` and
+`Tensor.type` are replaced only while a function wrapped by `pass_for_cuda` runs.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from verl_cast.platform.expect import expect_attribute
 
 
 def _on_cpu(factory: Callable) -> Callable:
-    """A factory of tensors that takes "cuda" for the CPU, and has no pinned memory to offer."""
+    """Wrap a tensor factory: "cuda" means the CPU, and `pin_memory` is ignored."""
 
     @functools.wraps(factory)
     def make(*args, device=None, pin_memory=False, **kwargs):
@@ -27,7 +27,7 @@ def _on_cpu(factory: Callable) -> Callable:
 
 
 class CudaOnCPU(types.ModuleType):
-    """`torch.cuda` of one process whose device is the CPU. Streams, events and graphs are not there: they raise."""
+    """`torch.cuda` for a process whose device is the CPU. Streams, events and graphs are missing: using them raises."""
 
     def __init__(self):
         super().__init__("torch.cuda")
@@ -63,7 +63,7 @@ class CudaOnCPU(types.ModuleType):
 
 
 class TorchOnCPU(types.ModuleType):
-    """`torch` for modules that name "cuda": the CPU takes its place. Nothing is compiled: that takes a C++ compiler."""
+    """`torch` for modules that name "cuda": they use the CPU. `compile` does nothing, since it needs a C++ compiler."""
 
     def __init__(self):
         super().__init__("torch")
@@ -84,7 +84,7 @@ TORCH_ON_CPU = TorchOnCPU()
 
 @contextlib.contextmanager
 def tensors_pass_for_cuda() -> Iterator[None]:
-    """In this block `Tensor.cuda()` is the tensor itself, and `Tensor.type()` says "torch.cuda.FloatTensor" etc."""
+    """In this block `Tensor.cuda()` is the tensor itself, and `Tensor.type()` is "torch.cuda.FloatTensor" etc."""
     stock = {name: torch.Tensor.__dict__.get(name) for name in ("cuda", "type")}
     plain_type = torch.Tensor.type
 
@@ -100,13 +100,13 @@ def tensors_pass_for_cuda() -> Iterator[None]:
     finally:
         for name, function in stock.items():
             if function is None:
-                delattr(torch.Tensor, name)  # back to what it inherits
+                delattr(torch.Tensor, name)  # back to the inherited one
             else:
                 setattr(torch.Tensor, name, function)
 
 
 def pass_for_cuda(owner, name: str) -> None:
-    """Run `owner.name` inside tensors_pass_for_cuda()."""
+    """Make `owner.name` run inside tensors_pass_for_cuda()."""
     stock = expect_attribute(owner, name)
 
     @functools.wraps(stock)

@@ -1,4 +1,4 @@
-"""The platform `cpu` for verl: one logical device a process, which is the CPU."""
+"""verl's platform `cpu`: each process has one logical device, the CPU."""
 
 import os
 import types
@@ -14,18 +14,18 @@ def _no_device_memory(*args, **kwargs) -> int:
 
 
 class CPUDeviceModule(types.ModuleType):
-    """What verl asks of `torch.cuda`: `torch.cpu`, and for memory the host's, with nothing of it held by a device."""
+    """`torch.cpu` plus the `torch.cuda` functions that verl calls. Memory is the host's, and none is allocated."""
 
     def __init__(self):
         super().__init__("verl_cast.platform.device.device_module")
 
-    # torch.cpu has none of these; verl calls them on its way (metrics, clean-up, weight transfer).
+    # torch.cpu lacks these functions. verl calls them for metrics, clean-up and weight transfer.
     empty_cache = ipc_collect = reset_peak_memory_stats = reset_accumulated_memory_stats = staticmethod(
         _no_device_memory
     )
     memory_allocated = memory_reserved = max_memory_allocated = max_memory_reserved = staticmethod(_no_device_memory)
 
-    # Loading a checkpoint restores the device's generator too; here it is the host's.
+    # Loading a checkpoint also restores the device's random generator, which is the host's here.
     set_rng_state = staticmethod(torch.set_rng_state)
 
     @staticmethod
@@ -46,7 +46,7 @@ class CPUDeviceModule(types.ModuleType):
 
 
 class PlatformCPU(PlatformBase):
-    """One logical device a process, called "cpu"."""
+    """One logical device per process, called "cpu"."""
 
     device_name = "cpu"
     vendor_name = "cpu"
@@ -59,7 +59,7 @@ class PlatformCPU(PlatformBase):
         return False  # never chosen by verl's own detection, only by VERL_PLATFORM=cpu
 
     def current_device(self) -> str:
-        return "cpu"  # verl hands this to Tensor.to(), where an index would mean an accelerator
+        return "cpu"  # verl passes this to Tensor.to(), where an index would mean an accelerator
 
     def device_count(self) -> int:
         return 1
@@ -102,7 +102,7 @@ class PlatformCPU(PlatformBase):
         pass
 
     def ray_resource_name(self) -> str:
-        return "GPU"  # logical ones (ray_init.num_gpus): verl's resource pools count nothing but GPU and NPU
+        return "GPU"  # logical GPUs (ray_init.num_gpus): verl's resource pools count only GPU and NPU
 
     def ray_noset_envvars(self) -> list[str]:
         return []
@@ -114,6 +114,6 @@ class PlatformCPU(PlatformBase):
         return None
 
     def rollout_env_vars(self) -> dict[str, str]:
-        # GiB. Without it vLLM takes rollout.gpu_memory_utilization (0.5) of the host's memory and refuses to start when
-        # less is free, which is usual next to a training process.
+        # GiB. Without it, vLLM takes rollout.gpu_memory_utilization (0.5) of the host's memory. It refuses to start if
+        # less is free, which is usual beside a training process.
         return {"VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE") or "1"}

@@ -1,8 +1,8 @@
-"""How the CPU platform touches verl and vLLM: late, and never without looking first.
+"""How the CPU platform patches verl and vLLM: when they are imported, and only if their code is as expected.
 
-`when_imported` runs a departure as soon as its module is imported and imports nothing itself. The `expect_*` checks
-compare what is about to be changed with what it was written for, and name it when it differs.
-Left out: any guess at what a changed verl or vLLM would need. A changed seam ends the process.
+`when_imported` runs a departure as soon as its module is imported, and imports nothing itself. The `expect_*` checks
+compare the code that is to be changed with the code that the departure was written for. Their error names what differs.
+Left out: adapting to a changed verl or vLLM. A changed seam ends the process.
 """
 
 import inspect
@@ -15,7 +15,7 @@ from verl_cast.seams import SeamChanged
 
 
 def when_imported(module_name: str, departure: Callable[[ModuleType], None]) -> None:
-    """Call `departure(module)` once `module_name` has been imported: now, if it already has been."""
+    """Call `departure(module)` as soon as `module_name` is imported; at once if it already is."""
     wrapt.register_post_import_hook(departure, module_name)
 
 
@@ -23,7 +23,7 @@ def _changed(owner, name: str, expected: str, found: str) -> SeamChanged:
     owner_name = owner.__name__ if inspect.ismodule(owner) else f"{owner.__module__}.{owner.__qualname__}"
     return SeamChanged(
         f"verl_cast's CPU platform (VERL_PLATFORM=cpu) relies on {owner_name}.{name} {expected}; "
-        f"the installed version has {found}. It was written for verl 0.9.1, vLLM 0.30 and torch 2.13."
+        f"the installed version has {found}. The platform was written for verl 0.9.1, vLLM 0.30 and torch 2.13."
     )
 
 

@@ -1,4 +1,4 @@
-"""verl's FSDP engines, and torch's FSDP, on gloo and without pinned memory."""
+"""verl's FSDP engines and torch's FSDP on gloo, without pinned memory."""
 
 import functools
 import types
@@ -9,7 +9,7 @@ from verl_cast.platform.expect import expect_attribute, expect_mentions, expect_
 
 
 def register_fsdp_engine(module) -> None:
-    """verl registers its FSDP engine for cuda and npu only."""
+    """verl registers its FSDP engine for cuda and npu only; here for the CPU too."""
     engine = expect_attribute(module, "FSDPEngineWithLMHead")
     registry = expect_attribute(module, "EngineRegistry")
     expect_parameters(registry, "register", ["model_type", "backend", "device", "vendor"])
@@ -17,7 +17,7 @@ def register_fsdp_engine(module) -> None:
 
 
 def sync_fsdp1_states_on_cpu(module) -> None:
-    """FSDP1 refuses to broadcast module states held by the CPU, for NCCL's sake; gloo can (FSDP2 does not ask)."""
+    """FSDP1 refuses to broadcast module states on the CPU, because NCCL cannot. gloo can. FSDP2 has no such check."""
     check = "_check_module_states_for_sync_module_states"
     expect_parameters(module, check, ["module_states"])
     expect_mentions(module, "_sync_module_params_and_buffers", check)
@@ -25,9 +25,9 @@ def sync_fsdp1_states_on_cpu(module) -> None:
 
 
 def leave_fsdp1_reference_in_place(module) -> None:
-    """verl has FSDP1 offload a reference policy, which pins its memory and so needs an accelerator.
+    """verl makes FSDP1 offload a reference policy. Offloading pins memory, which needs an accelerator.
 
-    On the CPU the parameters are where they are computed with: FSDP1 holds them without offloading.
+    On the CPU the parameters are already where they are used, so offloading is switched off.
     """
     name = "_init_param_handle_from_params"
     original = expect_parameters(module, name, ["state", "params", "fully_sharded_module"])
@@ -43,7 +43,7 @@ def leave_fsdp1_reference_in_place(module) -> None:
 
 
 def offload_to_pageable_memory(module) -> None:
-    """verl has FSDP2 offload a reference policy, and any actor with `offload_policy=True`, to pinned memory."""
+    """FSDP2 offloads reference policies, and actors with `offload_policy=True`, to pinned memory; here to pageable."""
     original = expect_parameters(module, "CPUOffloadPolicy", ["pin_memory"])
     expect_mentions(expect_attribute(module, "FSDPEngine"), "_build_fsdp_module", "CPUOffloadPolicy", "pin_memory")
 
@@ -54,20 +54,20 @@ def offload_to_pageable_memory(module) -> None:
 
 
 def leave_parameters_on_cpu(module) -> None:
-    """verl moves parameters to the device before it uses them; for FSDP1 it calls that device "cpu:cpu"."""
+    """verl moves parameters to the device before use. For FSDP1 it names that device "cpu:cpu", which is invalid."""
     original = expect_parameters(module, "load_fsdp_model_to_gpu", ["model"])
 
     @functools.wraps(original)
     def load_fsdp_model_to_gpu(model):
-        pass  # they are there
+        pass  # they are already there
 
     module.load_fsdp_model_to_gpu = load_fsdp_model_to_gpu
 
 
 def attend_across_ranks(module) -> None:
-    """verl exchanges sequence shards for heads inside flash attention; with sdpa a rank would see its own shard alone.
+    """verl exchanges sequence shards for heads only in flash attention. With sdpa, a rank would see only its own shard.
 
-    The same exchange around transformers' sdpa, with packed sequences kept apart by their position ids, as there.
+    This adds the same exchange around transformers' sdpa. Position ids keep packed sequences apart, as in verl.
     """
     original = expect_parameters(
         module,
@@ -86,7 +86,7 @@ def attend_across_ranks(module) -> None:
             return original(layer, query, key, value, attention_mask, *args, **kwargs)
         if position_ids.dim() != 2 or kwargs.get("sliding_window") is not None:
             raise NotImplementedError(
-                f"{type(layer).__name__} attends within a window, or has several position ids a token: with "
+                f"{type(layer).__name__} uses sliding-window attention or several position ids per token. With "
                 "VERL_PLATFORM=cpu such a model cannot be trained with ulysses_sequence_parallel_size above 1."
             )
         repeats = query.shape[1] // key.shape[1]
@@ -98,7 +98,7 @@ def attend_across_ranks(module) -> None:
         torch.distributed.all_gather(positions, position_ids.contiguous(), group=group)
         sequence = (torch.cat(positions, dim=-1) == 0).cumsum(-1)
         mask = (sequence[:, None, :, None] == sequence[:, None, None, :]).tril()
-        no_head_groups = types.SimpleNamespace()  # in place of the layer, by which sdpa would repeat the keys again
+        no_head_groups = types.SimpleNamespace()  # replaces the layer: with it, sdpa would repeat the keys again
         output, weights = original(no_head_groups, query, key, value, mask, *args, **kwargs)
         return ulysses.gather_heads_scatter_seq(output, seq_dim=1, head_dim=2), weights
 

@@ -1,7 +1,8 @@
-"""`gloo`, a checkpoint engine for verl's separate_async trainer on the CPU: weights to standalone rollouts over TCP.
+"""The checkpoint engine `gloo` for separate_async on the CPU. It sends weights to standalone rollouts over TCP.
 
-verl's own engines (nccl, nixl, mooncake, ...) need an accelerator or a library that does. The first actor rank sends,
-tensor by tensor; names, shapes and dtypes go through the group's store. Importing this module registers the engine.
+verl's own engines (nccl, nixl, mooncake, ...) need an accelerator or a library that needs one. The first actor rank
+sends one tensor at a time. Names, shapes and dtypes go through the group's store. Importing this module registers the
+engine.
 Left out: buckets, several senders, transfer while the rollouts generate.
 """
 
@@ -26,7 +27,7 @@ class GlooCheckpointEngine(CheckpointEngine):
         self.is_master = is_master
 
     def prepare(self) -> tuple[str, int] | None:
-        """Where the group meets; the first actor rank alone says it."""
+        """Address and port of the group's store, from the first actor rank; None from the others."""
         if not self.is_master:
             return None
         address = ray.util.get_node_ip_address().strip("[]")
@@ -58,7 +59,7 @@ class GlooCheckpointEngine(CheckpointEngine):
 
     async def send_weights(self, weights, global_steps: int | None = None) -> None:
         index = 0
-        for name, weight in weights:  # on every rank: making a full tensor is collective over the actors
+        for name, weight in weights:  # on every rank: gathering a full tensor is a collective of the actors
             if self._rank < 0:
                 continue
             weight = weight.detach().contiguous()

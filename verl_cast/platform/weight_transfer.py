@@ -1,12 +1,12 @@
-"""A failed weight transfer ends the run with its reason.
+"""Makes a failed weight transfer end the run with its reason.
 
-verl's sender (actor worker) waits for an acknowledgement of each bucket without a time limit, and its receiver (vLLM
-worker) closes its socket without one when it fails: the run hangs and the reason is never read. Here
-* the receiver answers a failure with its traceback, which the sender raises as `WeightTransferError`;
-* the sender, while it waits, watches the Ray call that runs the receiver, so that a receiver which died, or failed
-  before it opened its socket, ends the wait too;
-* the socket is of one Ray cluster: verl names it by the number of the Ray job, which two runs on one machine, each with
-  a Ray of its own, share, so that one's receiver could take the other's weights.
+verl's sender (actor worker) waits for an acknowledgement of each bucket without a time limit. Its receiver (vLLM
+worker) closes its socket without an acknowledgement if it fails. The run then hangs, and the reason is lost. Here:
+* A receiver that fails answers with its traceback. The sender raises it as `WeightTransferError`.
+* While it waits, the sender watches the Ray call that runs the receiver. A receiver that died, or failed before it
+  opened its socket, ends the wait too.
+* Every Ray cluster has its own socket. verl names the socket by the number of the Ray job. Two runs on one machine,
+  each with its own Ray, share that number. One run's receiver could then take the other run's weights.
 Left out: retries, and time limits on a receiver that is alive and busy.
 """
 
@@ -21,26 +21,26 @@ import zmq
 from verl_cast.platform.expect import expect_attribute, expect_mentions, expect_parameters
 
 POLL_MS = 500
-# Every acknowledgement of verl is empty, so any other prefix would do.
+# verl's acknowledgements are empty, so any prefix would do.
 FAILURE = b"verl_cast: weight transfer failed\n"
 
-# The Ray calls that run a receiver, by the socket address of the sender that is about to start.
+# The Ray call that runs a receiver, by the socket address of its sender, until that sender starts.
 _receiver_calls: dict[str, concurrent.futures.Future] = {}
 
 
 class WeightTransferError(RuntimeError):
-    """The rollout worker did not take the new weights; the message carries its own error."""
+    """The rollout worker did not load the new weights; the message contains the worker's error."""
 
 
 def of_this_cluster(zmq_handle: str) -> str:
-    """The socket's address with the raylet's process id, which Ray's workers and their children have."""
+    """The socket's address plus the raylet's process id, which Ray's workers and their children share."""
     return f"{zmq_handle}-{os.environ.get('RAY_RAYLET_PID', '')}"
 
 
 def describe(error: BaseException) -> str:
     """The first error of a chain in one line, then the whole traceback.
 
-    verl's clean-up fails as well after an error (shared memory still in use) and would hide the first one.
+    After an error verl's clean-up fails too (shared memory still in use). That would hide the first error.
     """
     first, seen = error, {id(error)}
     while (earlier := first.__cause__ or first.__context__) is not None and id(earlier) not in seen:
@@ -50,7 +50,7 @@ def describe(error: BaseException) -> str:
 
 
 class ReceiverSocket(wrapt.ObjectProxy):
-    """The receiver's REP socket; stays open while an answer is owed, so that a failure can be the answer."""
+    """The receiver's REP socket. It stays open until each message is answered, so that a failure can be reported."""
 
     def __init__(self, socket: zmq.Socket):
         super().__init__(socket)
@@ -72,12 +72,12 @@ class ReceiverSocket(wrapt.ObjectProxy):
     def answer_failure(self, error: BaseException) -> None:
         if self._self_owes_answer:
             self.send(FAILURE + describe(error).encode())
-        # A sender that is gone must not keep this process from ending.
+        # 5 s at most: a sender that is gone must not keep this process alive.
         self.close(linger=5000)
 
 
 class SenderSocket(wrapt.ObjectProxy):
-    """The sender's REQ socket; waits in slices, and raises what the receiver reports or died of."""
+    """The sender's REQ socket. It polls while it waits, and raises the error that the receiver reports or dies of."""
 
     def __init__(self, socket: zmq.Socket, receiver_call: concurrent.futures.Future | None):
         super().__init__(socket)
@@ -101,7 +101,7 @@ class SenderSocket(wrapt.ObjectProxy):
             if call is None or not call.done():
                 continue
             error = call.exception()
-            # A receiver that ended well may have answered between the poll and the question.
+            # A receiver that ended without error may have answered between the poll and `done()`.
             if error is None and self.__wrapped__.poll(POLL_MS, event):
                 return
             reason = describe(error) if error else "it returned before it had received all weights"
@@ -109,7 +109,7 @@ class SenderSocket(wrapt.ObjectProxy):
 
 
 def answer_failures(module) -> None:
-    """verl.workers.rollout.vllm_rollout.bucketed_weight_transfer: both ends use the sockets above."""
+    """Make both ends in verl.workers.rollout.vllm_rollout.bucketed_weight_transfer use the sockets above."""
     sender = expect_attribute(module, "BucketedWeightSender")
     receiver = expect_attribute(module, "BucketedWeightReceiver")
     sender_init_socket = expect_parameters(sender, "_init_socket", ["self"])
@@ -151,7 +151,7 @@ def answer_failures(module) -> None:
 
 
 def watch_receiver(module) -> None:
-    """verl.workers.rollout.vllm_rollout.vllm_rollout: remember the Ray call that runs the receiver for its sender."""
+    """In verl.workers.rollout.vllm_rollout.vllm_rollout: keep the Ray call that runs the receiver, for its sender."""
     adapter = expect_attribute(module, "ServerAdapter")
     execute_method = expect_parameters(
         adapter, "_execute_method", ["self", "method", "non_block", "timeout", "args", "kwargs"]

@@ -3,11 +3,12 @@ r"""The reward of the evaluated run for verl: 1.0 where the response's final ans
     reward.custom_reward_function.path=pkg://verl_cast.verifier
     +reward.custom_reward_function.reward_kwargs.tokenizer=/path/to/model      (options of `compute_score`, if any)
 
-`answers` finds the answer, `equivalence` judges it. Two departures from the evaluated run's reward: an answer without
-delimiters is read as LaTeX, as in that run's evaluation (in training it went to math-verify bare), and one longer than
-1000 characters is wrong unparsed. Whatever the response, nothing is raised and the call comes back.
+`answers` finds the answer, `equivalence` judges it. No response can make the call raise or hang.
+Two differences from the evaluated run's reward:
+* An answer without delimiters is read as LaTeX, as in that run's evaluation. In its training, math-verify got it bare.
+* An answer longer than 1000 characters is wrong and is not parsed.
 
-Mind `tail_fraction` with short responses: of 40 tokens the last 5 % are two, and an "Answer: 42" there starts too soon.
+Check `tail_fraction` if responses are short: the last 5 % of 40 tokens are two, too few for "Answer: 42".
 
 Left out: the run's optional format penalties, which it had switched off.
 """
@@ -16,8 +17,6 @@ import itertools
 import logging
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from verl_cast.verifier import answers, equivalence
 
@@ -54,7 +53,7 @@ def compute_score(
         stopped; the answer then counts as wrong) and `pred` (the answer, at most 1000 characters).
 
     Raises:
-        ValueError: an option makes no sense.
+        ValueError: `tail_fraction` or `extraction` has a value that is not allowed.
     """
     if not 0 <= tail_fraction <= 1:
         raise ValueError(f"tail_fraction={tail_fraction}: must lie between 0 (no limit) and 1.")
@@ -78,9 +77,11 @@ def compute_score(
 
 
 def _equals_any(answer: str, ground_truth: Any, timeout: float) -> bool | None:
-    """Whether the answer equals an accepted one; None where none was found and a comparison had to be stopped."""
+    """Whether the answer equals an accepted one; None if it equals none and a comparison had to be stopped."""
+    # Arrays are known by `ndim`, so that numpy is not imported; numpy's scalars have ndim 0.
+    are_several = isinstance(ground_truth, list | tuple) or getattr(ground_truth, "ndim", 0) > 0
     verdicts: list[bool | None] = []
-    for reference in ground_truth if isinstance(ground_truth, list | tuple | np.ndarray) else [ground_truth]:
+    for reference in ground_truth if are_several else [ground_truth]:
         verdicts.append(equivalence.is_equal(answer, answers.final_answer(_encodable(reference)), timeout))
         if verdicts[-1]:
             return True
@@ -88,7 +89,7 @@ def _equals_any(answer: str, ground_truth: Any, timeout: float) -> bool | None:
 
 
 def _encodable(text: Any) -> str:
-    """Lone surrogates, which no tokenizer and no pipe takes, as question marks."""
+    """The text with lone surrogates as question marks: tokenizers and pipes cannot take them."""
     return str(text).encode(errors="replace").decode()
 
 

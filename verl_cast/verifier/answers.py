@@ -1,17 +1,18 @@
-r"""Where a response states its final answer: the extraction rules of the evaluated run.
+r"""Finds the final answer of a response by the extraction rules of the evaluated run.
 
-`final_answer` is the training rule. Thinking blocks are dropped, an unclosed <think> with all that follows. Then counts
+`final_answer` is the training rule. It drops thinking blocks; an unclosed <think> drops all text after it. The answer
+is the first of these that exists:
 
 1. the last <answer>...</answer>;
-2. else the last line `Answer: ...` or `Final answer: ...` (the value may stand on the next line);
-3. else \boxed{...} with balanced braces: where boxes follow each other with only space between them, the first box of
-   the longest such run; otherwise the last box;
-4. else the last non-empty line.
+2. the last line `Answer: ...` or `Final answer: ...` (the value may stand on the next line);
+3. a \boxed{...} with balanced braces: if boxes follow each other with only space between them, the first box of the
+   longest such run; otherwise the last box;
+4. the last non-empty line.
 
-In training a match counts only if it starts within the last 5 % of the response's tokens, so that an answer thrown in
-early earns nothing. `last_box` is the rule of that run's evaluation: the last \boxed{...}, nothing else.
+In training a match counts only if it starts within the last 5 % of the response's tokens. An answer given early earns
+nothing. `last_box` is the rule of that run's evaluation: the last \boxed{...}, nothing else.
 
-Everything here is linear in the text's length, whatever the text. Left out: judging the answer (`equivalence`).
+All functions take time linear in the text's length, for any text. Left out: judging the answer (`equivalence`).
 """
 
 import re
@@ -22,7 +23,7 @@ _BRACE = re.compile(r"(\\boxed)?\{|\}")
 
 
 def final_answer(text: str, tail_fraction: float = 0.0, tokenizer: str | None = None) -> str:
-    """The final answer that a response (or a reference) states; empty where it states none.
+    """The final answer that a response (or a reference) states; empty if it states none.
 
     Args:
         text: the response.
@@ -46,14 +47,14 @@ def final_answer(text: str, tail_fraction: float = 0.0, tokenizer: str | None = 
 
 
 def last_box(text: str) -> str:
-    r"""What the last \boxed{...} holds; empty where there is none or it is not closed."""
+    r"""The content of the last \boxed{...}; empty if there is none or it is not closed."""
     start = text.rfind("\\boxed{")
     boxes = _boxes(text[start:]) if start >= 0 else []
     return boxes[0][2].strip() if boxes and boxes[0][0] == 0 else ""
 
 
 def _plain(answer: str) -> str:
-    """Without the marks of Markdown's emphasis and code around it, as in `Answer: **42**`."""
+    """The answer without Markdown's marks for emphasis and code around it, as in `Answer: **42**`."""
     return answer.strip().strip("*_`").strip()
 
 
@@ -127,6 +128,6 @@ def _tail_start(text: str, fraction: float, tokenizer: str | None) -> int:
 
 @lru_cache(maxsize=2)
 def _load_tokenizer(name: str):
-    from transformers import AutoTokenizer  # only where it is asked for: the judging processes stay small
+    from transformers import AutoTokenizer  # imported only on use: the judging processes stay small
 
     return AutoTokenizer.from_pretrained(name).backend_tokenizer

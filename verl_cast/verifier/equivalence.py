@@ -1,20 +1,22 @@
-r"""Are two answers the same? math-verify decides, in processes that can be killed.
+r"""Decides whether two answers are the same, by math-verify in processes that can be killed.
 
-math-verify guards itself with SIGALRM. That fails outside the main thread, where verl's reward workers call, and waits
-for ever in a single C call such as 9^(9^9). So the comparison runs in pebble's process pool: every task has a time
-limit, after which its process is killed and replaced; every process has a memory limit. Most comparisons need no
-process at all: empty, over-long, textually equal answers and pairs of integers are decided on the spot.
+math-verify limits its time with SIGALRM. SIGALRM fails outside the main thread, where verl's reward workers call. It
+also cannot stop a single C call such as 9^(9^9). So comparisons run in pebble's process pool. Every task has a time
+limit, after which its process is killed and replaced. Every process has a memory limit. Most comparisons need no
+process: empty, over-long and textually equal answers and pairs of integers are decided at once.
 
-How an answer is read: text with $...$, \(...\), \[...\] or \boxed{...} in it as it stands; anything else as LaTeX, in
-dollars (given bare, math-verify reads `3\pi` as 3, `1,2` as 1.2 and `\sqrt{2}` as nothing). Plain prose ("the total is
-42") gets a second reading as it stands, in which the last number counts.
+How an answer is read:
+* Text that contains $...$, \(...\), \[...\] or \boxed{...} is read as it is.
+* Any other text is put in dollars and read as LaTeX. Without them, math-verify reads `3\pi` as 3, `1,2` as 1.2 and
+  `\sqrt{2}` as nothing.
+* Plain prose ("the total is 42") is read a second time, as it is. There the last number counts.
 
-The processes start afresh (spawn), with sympy and without torch or verl, about 80 MB each; as always with spawn they
-import the main module, so a script that judges needs its `if __name__ == "__main__"`. A pool belongs to one process:
-verl's 8 reward workers (`reward.num_workers`) make 16 of these.
+The processes are spawned. They import sympy but not numpy, torch or verl, and take about 65 MB each. Spawned
+processes import the main module, so a script that judges needs `if __name__ == "__main__"`. Every calling process has
+its own pool: verl's 8 reward workers (`reward.num_workers`) start 16 processes.
 
-Raised is only what concerns the installation: processes that cannot start. Left out: any cache, and the choice of what
-the answer is (`answers`).
+An error is raised only if the installation is broken: the processes cannot start or judge. Left out: a cache,
+and finding the answer in a response (`answers`).
 """
 
 import math
@@ -27,13 +29,13 @@ from functools import lru_cache
 
 from pebble import ProcessPool
 
-# Extracted text beyond this is no final answer; it is wrong without being parsed.
+# Longer text is no final answer: it counts as wrong and is not parsed.
 MAX_ANSWER_CHARACTERS = 1000
 NUM_PROCESSES = 2
 MEMORY_LIMIT_BYTES = 2 * 2**30
-# sympy's caches grow; a process is replaced after this many comparisons.
+# A process is replaced after this many comparisons, because sympy's caches grow.
 COMPARISONS_PER_PROCESS = 1000
-# Seconds in the queue, on top of a comparison's own time limit, after which a caller gives up.
+# A caller gives up after this many seconds in the queue, on top of the comparison's own time limit.
 MAX_QUEUE_SECONDS = 120
 
 _INTEGER = re.compile(r"[+-]?\d{1,300}", re.ASCII)
@@ -61,13 +63,13 @@ def is_equal(answer: str, reference: str, timeout: float) -> bool | None:
     task = _running_pool().schedule(_compare_alone, args=[answer, reference, timeout], timeout=timeout)
     try:
         return task.result(timeout=timeout + MAX_QUEUE_SECONDS)
-    except Exception:  # time-out, killed process, or whatever sympy raised over this text: the caller reports it
+    except Exception:  # time-out, killed process, or an error of sympy on this text: the caller reports it
         task.cancel()
         return None
 
 
 def _compare_alone(answer: str, reference: str, timeout: float) -> bool:
-    # Should the caller be killed meanwhile, nobody is left to keep the time: then the kernel ends this process.
+    # If the caller is killed meanwhile, nothing else enforces the time limit: the kernel ends this process.
     signal.alarm(math.ceil(timeout) + 2)
     try:
         return compare(answer, reference)
@@ -76,7 +78,7 @@ def _compare_alone(answer: str, reference: str, timeout: float) -> bool:
 
 
 def compare(answer: str, reference: str) -> bool:
-    """math-verify's verdict. It may hang or die: call it in a process of the pool."""
+    """math-verify's verdict. It may hang or crash: call it only in a process of the pool."""
     from math_verify import parse, verify
 
     gold = parse(_as_latex(reference), parsing_timeout=None)
@@ -103,10 +105,10 @@ def _running_pool() -> ProcessPool:
 
 @lru_cache(maxsize=1)
 def _pool() -> ProcessPool:
-    """The pool, which has shown that it works: a broken one would make every answer wrong without a word.
+    """The pool, tested before its first use: a broken pool would silently make every answer wrong.
 
     Raises:
-        RuntimeError: its processes do not start or do not judge here.
+        RuntimeError: its processes do not start, or judge wrongly.
     """
     pool = ProcessPool(
         max_workers=NUM_PROCESSES,
@@ -121,7 +123,7 @@ def _pool() -> ProcessPool:
         pool.stop()
         raise RuntimeError(f"verifier: its math-verify processes do not work here ({error!r}).") from error
     if not works:
-        raise RuntimeError("verifier: math-verify does not find 1/2 equal to 0.5 here; is its installation whole?")
+        raise RuntimeError("verifier: math-verify does not judge 1/2 equal to 0.5 here; reinstall math-verify.")
     return pool
 
 
@@ -129,7 +131,7 @@ def _prepare_process() -> None:
     import logging
     import resource
 
-    import math_verify  # noqa: F401  before the first task, whose time is limited
+    import math_verify  # noqa: F401  imported before the first task, whose time is limited
 
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
@@ -137,7 +139,7 @@ def _prepare_process() -> None:
 
 
 def _reset_after_fork() -> None:
-    """A forked child has no threads that would serve its copy of the pool: it makes its own."""
+    """A forked child lacks the threads that serve the pool, so it makes its own pool."""
     global _pool_lock
     _pool_lock = threading.Lock()
     _pool.cache_clear()
