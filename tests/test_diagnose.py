@@ -339,7 +339,7 @@ def test_batches_keep_within_their_bounds(scorer, monkeypatch):
 
 
 def test_a_context_longer_than_the_model_is_refused(scorer):
-    with pytest.raises(UserError, match="600 tokens long, max_position_embeddings allows 512"):
+    with pytest.raises(UserError, match="600 tokens long, but max_position_embeddings allows 512"):
         scorer.log_probs([[7] * 590], [[7] * 10], "test")
 
 
@@ -749,7 +749,7 @@ def test_the_reason_of_a_failed_sampling_is_the_first_exception():
     )
     assert root_cause(log) == "ValueError: No common block size for 16."
     assert root_cause("a\ntorch.OutOfMemoryError: CUDA out of memory\n") == "torch.OutOfMemoryError: CUDA out of memory"
-    assert root_cause("killed\n\n") == "killed" and root_cause("") == "it said nothing"
+    assert root_cause("killed\n\n") == "killed" and root_cause("") == "the log is empty"
 
 
 @pytest.mark.slow

@@ -274,7 +274,8 @@ def test_a_half_written_last_line_is_skipped_and_said(tmp_path):
         assert whole.remarks == [] and list(whole.steps) == [1, 2, 3] and list(read.steps) == [1, 2]
         last = len(text.splitlines())
         assert read.remarks == [
-            f"{path}, line {last}: the last line is not whole (the run is writing it, or was killed) and is skipped."
+            f"{path}, line {last}: the last line is incomplete and is skipped "
+            "(the run is still writing it, or was killed)."
         ]
 
 
@@ -291,7 +292,7 @@ def test_garbled_lines_are_skipped_and_named(tmp_path):
     console.write_text(console.read_text().replace("actor/lr:", "actor/lr: (pid=3) hello ", 1))
     read = metrics_file.read(console)
     assert [("actor/lr" in values) for values in read.steps.values()] == [False, True, True]
-    assert read.remarks == [f"{console}: line 3 is readable in part only; what could not be read is left out."]
+    assert read.remarks == [f"{console}: line 3 is only partly readable; the unreadable values are left out."]
 
 
 def test_steps_that_come_again_after_a_resume_count_once(tmp_path):
@@ -352,7 +353,7 @@ def test_runs_their_names_and_their_dumps(tmp_path):
     [
         (lambda d: None, "does not exist; name a run's directory"),
         (lambda d: d.mkdir(), "holds no metrics: looked for JSON lines"),
-        (lambda d: (d.mkdir(), (d / "metrics.jsonl").write_text("")), "metrics.jsonl holds no whole line"),
+        (lambda d: (d.mkdir(), (d / "metrics.jsonl").write_text("")), "metrics.jsonl holds no complete line"),
         (lambda d: (d.mkdir(), (d / "train.log").write_text("nothing here\n")), "holds no metrics: looked for JSON"),
     ],
 )
@@ -449,17 +450,17 @@ def test_a_healthy_run_has_nothing_to_look_at():
 @pytest.mark.parametrize(
     ("change", "title"),
     [
-        (lambda t, v: v.update({"cast/gap/correctness_corr_in_group": -0.3}), "The teacher prefers what is wrong"),
+        (lambda t, v: v.update({"cast/gap/correctness_corr_in_group": -0.3}), "The teacher prefers wrong responses"),
         (lambda t, v: v.update({"critic/score/mean": 0.8 - 0.5 * t}), "The reward fell"),
         (lambda t, v: v.update({"cast/flip/correct_share": 0.85}), "Most tokens of correct responses are flipped"),
         (lambda t, v: v.update({"cast/noise/gap_share": 0.5, "cast/noise/p99": 0.1}), "Gaps near the engine's noise"),
         (lambda t, v: v.update({"actor/entropy": 0.6 * (1 - t), "critic/score/mean": 0.3}), "Entropy collapses"),
-        (lambda t, v: v.update({"actor/pg_loss": math.nan}), "Values that are no numbers"),
+        (lambda t, v: v.update({"actor/pg_loss": math.nan}), "Values that are not finite numbers"),
         (lambda t, v: v.update({"cast/group/all_wrong_share": 0.9}), "The task is too hard"),
         (lambda t, v: v.update({"cast/teacher/forward": 0.0}), "The teacher never ran a forward"),
         (
             lambda t, v: v.update({"response_length/mean": 60 + 90 * t, "critic/score/mean": 0.5 - 0.3 * t}),
-            "Response length runs away as the reward falls",
+            "Response length changes strongly as the reward falls",
         ),
     ],
 )
@@ -480,10 +481,10 @@ def test_few_steps_are_no_ground_for_a_warning(steps, level):
     found = levels(metrics)
     few = level == notes.LOOK
     assert (notes.WARNING in found.values()) != few
-    teacher = "Too few steps to compare teacher and verifier" if few else "The teacher prefers what is wrong"
+    teacher = "Too few steps to compare teacher and verifier" if few else "The teacher prefers wrong responses"
     assert found[teacher] == found["The task is too hard"] == level
     assert found["Most tokens of correct responses are flipped"] == level
-    assert found["The teacher ran no forward yet" if few else "The teacher never ran a forward"] == level
+    assert found["The teacher has run no forward yet" if few else "The teacher never ran a forward"] == level
 
 
 def test_steps_that_one_outweighs_are_few():
@@ -499,7 +500,7 @@ def test_gaps_that_the_dead_zone_silences_ask_for_no_dead_zone():
     metrics = metrics_of_a_run(12)
     for values in metrics.values():
         values.update({"cast/gap/abs_mean": 1e-5, "cast/noise/p99": 1e-4, "cast/noise/gap_share": 0.0})
-    assert levels(metrics)["The gaps in use stand above the engine's noise"] == notes.OK
+    assert levels(metrics)["Gaps outside the dead zone exceed the engine's noise"] == notes.OK
 
 
 @pytest.mark.parametrize(("last", "title"), [(0.5, "The mean gap is above 0"), (0.0, "Policy and teacher")])
@@ -538,7 +539,7 @@ def test_a_dead_zone_that_swallows_the_gaps_is_said():
     metrics = metrics_of_a_run(12)
     for values in metrics.values():
         values["cast/gap/deadzone_share"] = 0.97
-    assert levels(metrics)["The dead zone leaves little of the teacher"] == notes.LOOK
+    assert levels(metrics)["The dead zone removes most gaps"] == notes.LOOK
 
 
 def test_twins_are_compared_on_the_steps_that_both_have():
@@ -825,7 +826,7 @@ def test_the_text_is_there_without_javascript(pair, open_page):
         "Not a CAST run",
         "The reward rose",
         "not CAST",
-        "cast beside grpo",
+        "cast compared with grpo",
         "Flipped tokens",
         "flip=correct",
     ):
@@ -846,9 +847,9 @@ def test_what_had_no_room_and_what_could_not_be_read_is_said(tmp_path, capsys, o
     pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"verl_cast_dump": b"99"}), other)
     assert report(tmp_path / "cast", "--max-tokens", tokens[1] + tokens[5]) == 0
     said = capsys.readouterr().out
-    assert "algorithm.cast was another at step 3 than in the newest dump" in said
+    assert "algorithm.cast at step 3 differs from the newest dump" in said
     assert f"{cut} is no whole Parquet file" in said and f"{other} is a trajectory dump of version 99" in said
-    assert "without the tokens of 1 of the dumped groups" in said
+    assert "omits the tokens of 1 of the dumped groups" in said
     page = open_page(tmp_path / "cast" / "report.html")
     assert page.locator(".remarks li").count() == 4
     assert page.locator("#choose-step option").all_inner_texts() == ["1", "3", "5"]

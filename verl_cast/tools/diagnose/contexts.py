@@ -1,7 +1,7 @@
 """Accuracy of the policy under the student's prompt and under each teacher context: is the teacher better?
 
-With both flips CAST moves the policy to the teacher (method section 7), whose weights are the policy's own: what the
-context makes of the model is what is taught. Intervals are 95 %; a teacher's difference is paired by problem.
+With both flips CAST moves the policy to the teacher (method section 7). The teacher measured here has the policy's own
+weights, so only its context makes a difference. Intervals are 95 %. A teacher's difference is paired by problem.
 """
 
 import datetime
@@ -18,11 +18,11 @@ STUDENT = "student"
 
 
 def summarize(name: str, outputs: Sequence[Any], rewards: np.ndarray, threshold: float) -> dict[str, Any]:
-    """What the samples under one context say.
+    """Accuracy, lengths and truncation of the samples under one context.
 
     Args:
         name: `student`, or the teacher's context.
-        outputs: per problem its samples, of `sampling.sample`.
+        outputs: the samples of every problem, from `sampling.sample`.
         rewards: (problems, samples).
     """
     right = rewards > threshold
@@ -56,12 +56,12 @@ def compare(student: dict[str, Any], teacher: dict[str, Any], seed: int) -> dict
 def fitness_record(
     setup: Any, student: dict[str, Any], teacher: dict[str, Any], samples: int, which: str, seed: int
 ) -> dict[str, Any]:
-    """The record for `verl_cast.launch.fitness`: what was measured, how, and with what.
+    """The record for `verl_cast.launch.fitness`: the measurement and its settings.
 
     Args:
-        student, teacher: of `summarize` and `compare`.
+        student, teacher: from `summarize` and `compare`.
         samples: responses per problem.
-        which: the data measured on, val or train.
+        which: the data files that were used, val or train.
     """
     kept = ("right", "samples", "accuracy", "interval", "length_mean", "truncated_share")
     files = setup.config.data[f"{which}_files"]

@@ -1,8 +1,12 @@
-"""Where CAST would move the policy on these rollouts, and which levers let the verifier's sign through.
+"""Where CAST would move the policy on these rollouts, and which levers keep the verifier's sign.
 
-With both flips a token's sign is the sign of its gap, and the verifier sets only the size (method section 7). So two
-things are asked of the gap: does it rise with correctness, and how many tokens keep the verifier's sign (right > 0,
-wrong < 0) under each `flip` and `gap_deadzone`? Advantages come from `verl_cast.advantage.cast`, the method itself.
+With both flips a token's sign is the sign of its gap, and the verifier sets only the size (method section 7). This
+module therefore answers two questions:
+
+* Does the gap rise with correctness?
+* How many tokens keep the verifier's sign (correct > 0, wrong < 0) under each `flip` and `gap_deadzone`?
+
+Advantages come from the method's own code in `verl_cast.advantage`.
 """
 
 import dataclasses
@@ -15,14 +19,15 @@ from verl_cast.config.cast import FLIPS
 from verl_cast.tools import stats
 from verl_cast.tools.diagnose.rollouts import Rollouts
 
-DEADZONE_QUANTILES = (0.5, 0.75, 0.9, 0.99)  # of |g|; 0 always comes first
-ENOUGH = 0.9  # share of tokens with the verifier's sign, on each side, that a recommended dead zone leaves
+DEADZONE_QUANTILES = (0.5, 0.75, 0.9, 0.99)  # of |g|; a dead zone of 0 is always the first
+# A recommended dead zone leaves at least this share of tokens with the verifier's sign, on each side.
+ENOUGH = 0.9
 
 
 def relation(rollouts: Rollouts, teacher: list[np.ndarray], seed: int) -> dict[str, Any]:
     """A trajectory's mean gap against its correctness: correlation and AUC, overall and within groups.
 
-    Positive (AUC above 0.5): the teacher's gaps agree with the verifier. Negative: CAST trains towards what is wrong.
+    Positive (AUC above 0.5): the teacher's gaps agree with the verifier. Negative: CAST trains towards wrong responses.
     """
     mean_gap, right, groups = rollouts.mean_gaps(teacher), rollouts.right, rollouts.groups
     own, truth = centred(mean_gap, groups), centred(right.astype(float), groups)
@@ -33,7 +38,7 @@ def relation(rollouts: Rollouts, teacher: list[np.ndarray], seed: int) -> dict[s
 
     return {
         "correlation": with_interval(lambda rows: correlation(mean_gap[rows], right[rows].astype(float))),
-        # Centred once: a group keeps its own mean, however often it is drawn.
+        # Centred before resampling: a group keeps its own mean, however often it is drawn.
         "correlation_in_group": with_interval(lambda rows: correlation(own[rows], truth[rows])),
         "auc": with_interval(lambda rows: stats.auc(mean_gap[rows], right[rows])),
         "mean_gap_right": float(mean_gap[right].mean()) if right.any() else None,
@@ -53,11 +58,11 @@ def lever_table(rollouts: Rollouts, teacher: list[np.ndarray]) -> list[dict[str,
 
 
 def _lever_row(rollouts: Rollouts, teacher: list[np.ndarray], flip: str, zone: float) -> dict[str, Any]:
-    """Shares of tokens whose advantage has the verifier's sign, and mean advantages, of right and of wrong responses.
+    """Share of tokens with the verifier's sign, and mean advantage, for correct and for wrong responses.
 
-    `silenced` is the share of gaps that the dead zone takes for 0.
+    `silenced` is the share of gaps that the dead zone sets to 0.
 
-    Tokens of responses without base advantage (base_correct or base_wrong 0) have no sign to keep and are left out.
+    Tokens with base advantage 0 (base_correct or base_wrong 0) have no sign to keep and are left out.
     """
     method = dataclasses.replace(rollouts.method, flip=flip, gap_deadzone=zone)
     result, advantages = rollouts.advantage(teacher, method)
@@ -80,7 +85,7 @@ def _lever_row(rollouts: Rollouts, teacher: list[np.ndarray], flip: str, zone: f
 
 
 def recommended_deadzone(table: list[dict[str, Any]]) -> float | None:
-    """The smallest dead zone of the table that, with both flips, leaves the verifier its sign on most tokens."""
+    """The smallest dead zone of the table at which most tokens keep the verifier's sign, with both flips; else None."""
     for row in table:
         sides = (row["verifier_sign_right"], row["verifier_sign_wrong"])
         if row["flip"] == "both" and all(side is None or side >= ENOUGH for side in sides):
@@ -89,7 +94,7 @@ def recommended_deadzone(table: list[dict[str, Any]]) -> float | None:
 
 
 def expect(rollouts: Rollouts, context: str, verdict: str | None, seed: int) -> dict[str, Any]:
-    """Everything about one answer-free teacher.
+    """All results about one answer-free teacher.
 
     Args:
         context: one of `rollouts.teachers`.
@@ -115,17 +120,17 @@ def expect(rollouts: Rollouts, context: str, verdict: str | None, seed: int) -> 
 
 
 def in_words(expected: dict[str, Any], flip: str) -> list[str]:
-    """The expected direction of training, and a setting where the teacher is worse; plain sentences."""
+    """Sentences on the expected direction of training; where the teacher is worse, they recommend a setting."""
     lines, verdict, relation_ = [], expected["verdict"], expected["relation"]
     if expected["gap"]["all"]["abs_mean"] == 0:
         return [
-            "The gap is 0 on every token: policy and teacher are the same weights on the same tokens. Nothing can be "
-            "said before training; with this context the policy follows a lagged copy of itself."
+            "The gap is 0 on every token: policy and teacher have the same weights and read the same tokens. The "
+            "direction is unknown before training. With this context the policy follows a lagged copy of itself."
         ]
     moves = {
-        "better": "the teacher's context makes a better policy: with both flips, training moves the model there",
-        "worse": "the teacher's context makes a WORSE policy: with both flips, training moves the model there",
-        "undecided": "it is undecided whether the teacher's context makes a better policy (more --problems decide)",
+        "better": "the teacher's context makes a better policy. With both flips, training moves the model towards it",
+        "worse": "the teacher's context makes a WORSE policy. With both flips, training moves the model towards it",
+        "undecided": "undecided whether the teacher's context makes a better policy; raise --problems to decide",
     }
     if verdict is not None:
         lines.append(f"Fitness: {moves[verdict]}.")
@@ -133,27 +138,27 @@ def in_words(expected: dict[str, Any], flip: str) -> list[str]:
     if auc["value"] is not None and auc["interval"] is not None and correlation is not None:
         low, high = auc["interval"]
         says = (
-            "the teacher prefers right responses"
+            "the teacher prefers correct responses"
             if low > 0.5
             else "the teacher prefers WRONG responses"
             if high < 0.5
-            else "as far as these rollouts tell, the teacher's preference is not tied to correctness"
+            else "these rollouts show no relation between the teacher's preference and correctness"
         )
         lines.append(
-            f"Gaps: {says}: a right response has the higher mean gap than a wrong one with probability "
+            f"Gaps: {says}. A correct response has a higher mean gap than a wrong one with probability "
             f"{auc['value']:.2f} (AUC, {low:.2f} to {high:.2f}; correlation {correlation:+.2f})."
         )
     now = expected["as_configured"]
     if now["advantage_right"] is not None and now["advantage_wrong"] is not None:
         lines.append(
-            f"Advantage as configured: mean {now['advantage_right']:+.2f} on tokens of right responses, "
-            f"{now['advantage_wrong']:+.2f} on tokens of wrong ones; {100 * now['verifier_sign']:.0f} % of the tokens "
+            f"Advantage as configured: mean {now['advantage_right']:+.2f} on tokens of correct responses, "
+            f"{now['advantage_wrong']:+.2f} on tokens of wrong ones. {100 * now['verifier_sign']:.0f} % of the tokens "
             "keep the verifier's sign."
         )
     if verdict == "worse" and flip != "none":
         lines.append(
-            "Recommended: another teacher context (the table of contexts compares them); else "
-            f"algorithm.cast.flip=none, with which every token keeps the verifier's sign{_deadzone_in_words(expected)}."
+            "Recommended: another teacher context (the table of contexts compares them). Otherwise set "
+            f"algorithm.cast.flip=none: every token then keeps the verifier's sign. {_deadzone_in_words(expected)}"
         )
     return lines
 
@@ -161,9 +166,10 @@ def in_words(expected: dict[str, Any], flip: str) -> list[str]:
 def _deadzone_in_words(expected: dict[str, Any]) -> str:
     zone = expected["recommended_deadzone"]
     if not zone:
-        return "; with both flips no dead zone of the table is enough"
+        return "With both flips, no dead zone of the table is enough."
     silenced = next(row["silenced"] for row in expected["levers"] if row["gap_deadzone"] == zone)
     return (
-        f"; with both flips {100 * ENOUGH:.0f} % of the tokens on either side keep it from "
-        f"algorithm.cast.gap_deadzone={zone:g} on, which silences {100 * silenced:.0f} % of the gaps"
+        f"With both flips, set algorithm.cast.gap_deadzone={zone:g} or more: at least {100 * ENOUGH:.0f} % of the "
+        "tokens of correct and of wrong responses then keep the verifier's sign. That dead zone sets "
+        f"{100 * silenced:.0f} % of the gaps to 0."
     )

@@ -1,4 +1,4 @@
-"""The figures of the page (plotly). Right responses are green, wrong ones orange, everywhere."""
+"""The figures of the page (plotly). In every figure correct responses are green, wrong ones orange."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from verl_cast.tools.diagnose.gaps import is_noise
-from verl_cast.tools.diagnose.summary import short
+from verl_cast.tools.diagnose.summary import SIDE_NAMES, short
 
 RIGHT, WRONG, STUDENT, TEACHER = "#12876a", "#d9730d", "#5f6b7a", "#3763c6"
 SIDES = {"right": RIGHT, "wrong": WRONG}
@@ -48,16 +48,16 @@ def accuracy(contexts: dict[str, Any]) -> go.Figure:
         )
     )
     figure.add_vline(x=shares[0], line=dict(color=STUDENT, dash="dot", width=1))
-    figure.update_xaxes(range=[-0.02, 1.02], title="share of right responses, 95 % interval")
+    figure.update_xaxes(range=[-0.02, 1.02], title="share of correct responses, 95 % interval")
     figure.update_yaxes(autorange="reversed", automargin=True)
     return _layout(figure, 120 + 46 * len(rows))
 
 
 def levers(own: dict[str, Any]) -> go.Figure:
-    """Share of tokens that keep the verifier's sign, over flip and dead zone, for right and wrong responses."""
+    """Share of tokens that keep the verifier's sign, by flip and dead zone, for correct and wrong responses."""
     flips = list(dict.fromkeys(row["flip"] for row in own["levers"]))
     zones = list(dict.fromkeys(row["gap_deadzone"] for row in own["levers"]))
-    figure = make_subplots(1, 2, subplot_titles=("tokens of right responses", "tokens of wrong responses"))
+    figure = make_subplots(1, 2, subplot_titles=("tokens of correct responses", "tokens of wrong responses"))
     for column, side in enumerate(("right", "wrong"), start=1):
         cells = {(row["flip"], row["gap_deadzone"]): row[f"verifier_sign_{side}"] for row in own["levers"]}
         values = [[cells[flip, zone] for zone in zones] for flip in flips]
@@ -83,7 +83,7 @@ def levers(own: dict[str, Any]) -> go.Figure:
 
 
 def histograms(gaps: dict[str, Any]) -> go.Figure:
-    """Distributions of the gaps of both teachers, on right and on wrong responses."""
+    """Distributions of the gaps of both teachers, on correct and on wrong responses."""
     edges = gaps["histogram"]["edges"]
     width = edges[1] - edges[0]
     centres = [(low + high) / 2 for low, high in zip(edges, edges[1:], strict=False)]
@@ -99,7 +99,7 @@ def histograms(gaps: dict[str, Any]) -> go.Figure:
                     width=width,
                     marker=dict(color=colour, line=dict(width=0)),
                     opacity=0.6,
-                    name=f"{side} responses",
+                    name=f"{SIDE_NAMES[side]} responses",
                     showlegend=column == 1,
                     hovertemplate="gap %{x:.2f}: %{y:.1%}<extra></extra>",
                 ),
@@ -108,7 +108,7 @@ def histograms(gaps: dict[str, Any]) -> go.Figure:
             )
         figure.add_vline(x=0, line=dict(color="#1f2933", width=1), row=1, col=column)
         figure.update_xaxes(
-            title="gap g, nats (the ends hold what lies outside)", range=[edges[0], edges[-1]], row=1, col=column
+            title="gap g, nats (end bins include values outside)", range=[edges[0], edges[-1]], row=1, col=column
         )
     figure.update_yaxes(title="share of tokens", tickformat=".0%", row=1, col=1)
     figure = _layout(figure, 360, barmode="overlay")
@@ -116,8 +116,8 @@ def histograms(gaps: dict[str, Any]) -> go.Figure:
 
 
 def agreement(gaps: dict[str, Any], noise: float) -> go.Figure:
-    """How often both teachers' gaps have one sign, against chance, for larger and larger gaps."""
-    figure = make_subplots(1, 2, subplot_titles=("right responses", "wrong responses"), shared_yaxes=True)
+    """How often both teachers' gaps have the same sign, against chance, for rising thresholds on |g|."""
+    figure = make_subplots(1, 2, subplot_titles=("correct responses", "wrong responses"), shared_yaxes=True)
     for column, (side, colour) in enumerate(SIDES.items(), start=1):
         rows = gaps["agreement"][side]
         names = ["all" if row["above"] == 0 else f"|g| > {_threshold(row['above'], noise)}" for row in rows]
@@ -127,7 +127,7 @@ def agreement(gaps: dict[str, Any], noise: float) -> go.Figure:
                 y=[row["share"] for row in rows],
                 marker_color=colour,
                 opacity=0.75,
-                name=f"agreement, {side} responses",
+                name=f"agreement, {SIDE_NAMES[side]} responses",
                 customdata=[row["tokens"] for row in rows],
                 hovertemplate="%{x}: %{y:.1%} of %{customdata} tokens<extra></extra>",
             ),
@@ -157,7 +157,7 @@ def _threshold(above: float, noise: float) -> str:
 
 
 def by_part(gaps: dict[str, Any], key: str) -> go.Figure:
-    """Mean gap by place (`positions`) or by class of token (`classes`), per teacher, on right and wrong responses."""
+    """Mean gap by `key` (`positions` or `classes` of tokens), per teacher, on correct and wrong responses."""
     rows = gaps[key]
     figure = make_subplots(1, 2, subplot_titles=tuple(TEACHERS.values()), shared_yaxes=True)
     names = [row["part"].replace(" ", "<br>") for row in rows]
@@ -170,7 +170,7 @@ def by_part(gaps: dict[str, Any], key: str) -> go.Figure:
                     y=[cell["mean"] for cell in cells],
                     marker_color=colour,
                     opacity=0.8,
-                    name=f"{side} responses",
+                    name=f"{SIDE_NAMES[side]} responses",
                     showlegend=column == 1,
                     customdata=[[cell["tokens"], cell["positive"]] for cell in cells],
                     hovertemplate="%{x}: mean gap %{y:.2f}, g > 0 on %{customdata[1]:.0%} of %{customdata[0]} tokens"

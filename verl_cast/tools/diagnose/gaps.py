@@ -1,7 +1,7 @@
-"""Gaps of the answer-free and of the privileged teacher, beside each other on the same rollouts.
+"""Gaps of the answer-free and of the privileged teacher, side by side on the same rollouts.
 
-The motivation of CAST: what a teacher that sees the answer likes or dislikes is compared with what the answer-free one
-does, on right and on wrong responses, by place and by class of token.
+This comparison is the motivation of CAST: do teachers with and without the answer prefer the same tokens?
+Results are split into correct and wrong responses, and by position and class of token.
 """
 
 from typing import Any
@@ -13,12 +13,12 @@ from verl_cast.tools.diagnose import direction, tokens
 from verl_cast.tools.diagnose.rollouts import Rollouts
 
 FREE, PRIVILEGED = "answer_free", "privileged"
-ABOVE = (0.1, 0.5)  # nats; besides 0 and the measured noise
+ABOVE = (0.1, 0.5)  # thresholds on |g|, nats; 0 and the measured noise are added
 HISTOGRAM_BINS = 60
 
 
 def analyse(rollouts: Rollouts, seed: int) -> dict[str, Any]:
-    """Everything about both teachers; needs `rollouts.privileged`."""
+    """All results about both teachers; needs `rollouts.privileged`."""
     context = rollouts.method.teacher.context
     teachers = {FREE: rollouts.teachers[context], PRIVILEGED: rollouts.privileged}
     gaps = {name: rollouts.gaps(teacher) for name, teacher in teachers.items()}
@@ -48,7 +48,7 @@ def analyse(rollouts: Rollouts, seed: int) -> dict[str, Any]:
 
 
 def is_noise(above: float, noise: float) -> bool:
-    """Whether a threshold of the agreement's rows is the measured noise."""
+    """Whether a threshold of the agreement table is the measured noise."""
     return above > 0 and above == _rounded(noise)
 
 
@@ -59,7 +59,10 @@ def _rounded(noise: float) -> float:
 def _by(
     parts: dict[str, np.ndarray], gaps: dict[str, np.ndarray], sides: dict[str, np.ndarray]
 ) -> list[dict[str, Any]]:
-    """One row per part of the tokens: count, and per teacher and side the mean gap and the share of positive gaps."""
+    """One row per part of the tokens: its count and its sign agreement.
+
+    Each row also holds the mean gap and the share of positive gaps, per teacher and side.
+    """
     rows = []
     for part, among in parts.items():
         row: dict[str, Any] = {"part": part, "tokens": int(among.sum())}
@@ -78,7 +81,7 @@ def _by(
 
 
 def _histogram(gaps: dict[str, np.ndarray], sides: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Counts over common bins from the 0.5th to the 99.5th percentile of all gaps; what lies outside is in the ends."""
+    """Counts over common bins from the 0.5th to the 99.5th percentile of all gaps; outliers go into the end bins."""
     everything = np.concatenate(list(gaps.values()))
     low, high = np.quantile(everything, (0.005, 0.995))
     edges = np.linspace(low, high if high > low else low + 1, HISTOGRAM_BINS + 1)

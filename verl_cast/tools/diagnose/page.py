@@ -1,4 +1,4 @@
-"""The diagnosis as one HTML page that needs no network: plotly.js is in it, once."""
+"""The diagnosis as one HTML page. It embeds plotly.js once and needs no network."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from verl_cast.tools import html_page
 from verl_cast.tools.diagnose import figures
-from verl_cast.tools.diagnose.summary import interval, number, percent, short
+from verl_cast.tools.diagnose.summary import SIDE_NAMES, interval, number, percent, short
 
 VERDICTS = {
     "better": "The teacher's context makes a better policy",
@@ -17,7 +17,7 @@ VERDICTS = {
 
 
 def render(result: dict[str, Any]) -> str:
-    """The page of one diagnosis (what `command.py` writes as JSON)."""
+    """The page of one diagnosis; `result` is what `command.py` writes as JSON."""
     own = next((one for one in result["direction"] if one["context"] == result["settings"]["context"]), None)
     drawn: dict[str, markupsafe.Markup] = {}
     if result["contexts"] is not None:
@@ -43,6 +43,7 @@ def render(result: dict[str, Any]) -> str:
         verdict=verdict,
         verdict_words=VERDICTS.get(verdict, ""),
         teachers=figures.TEACHERS,
+        side_names=SIDE_NAMES,
     )
 
 

@@ -1,8 +1,8 @@
-"""The privileged context in the diagnosis: the prompt with the reference answer in it, as in OPSD (arXiv 2601.18734).
+"""The privileged context of the diagnosis: a prompt that contains the reference answer, as in OPSD (arXiv 2601.18734).
 
-CAST's teacher is answer-free (method section 8); here its gaps are compared with a privileged teacher's (section 10).
-The prompt's form is `reference_chat` of `verl_cast.teacher.privileged.context`. The reference is the data's
-`reward_model.ground_truth`: an answer, where OPSD has a worked solution.
+CAST's teacher is answer-free (method section 8). The diagnosis compares its gaps with those of a privileged teacher
+(section 10). The prompt's form is `reference_chat` of `verl_cast.teacher.privileged.context`. The reference is the
+data's `reward_model.ground_truth`: an answer, not a worked solution as in OPSD.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,9 @@ def privileged_messages(messages: Sequence[Mapping[str, Any]], reference: str) -
     """The chat with the reference in its last user message.
 
     Raises:
-        UserError: there is no user message, or it holds something else than text.
+        UserError: there is no user message, or it holds more than text.
     """
     try:
         return reference_messages(messages, reference)
     except ValueError as error:
-        raise UserError(f"{error}; leave this part out with --no-gaps.") from error
+        raise UserError(f"{error}; leave the privileged teacher out with --no-gaps.") from error

@@ -1,6 +1,6 @@
-"""Rollouts to look at: sampled here, or out of a run's trajectory dump.
+"""Rollouts to analyse: sampled here, or read from a run's trajectory dump.
 
-A dump's own log-probs, rewards and settings are used as they are. Rows that do not count in the run do not count here.
+A dump's own log-probs, rewards and settings are used unchanged. Rows that do not count in the run do not count here.
 """
 
 import json
@@ -28,9 +28,9 @@ class Trajectory:
     Attributes:
         group: the problem that it answers; the responses of a group share the prompt.
         prompt_ids: the student's prompt.
-        texts: T, the text of every token.
+        texts: the text of each of the T tokens.
         mask: (T,) bool, tokens that the policy wrote and that count.
-        reference: the reference answer, which no teacher of CAST sees.
+        reference: the reference answer, which CAST's teacher never sees.
     """
 
     group: str
@@ -45,19 +45,19 @@ class Trajectory:
 
 @dataclass
 class Rollouts:
-    """Trajectories with log-probs of the policy and of teachers; every log-prob list holds one (T,) array a trajectory.
+    """Trajectories with log-probs of the policy and of teachers; log-prob lists hold one (T,) array per trajectory.
 
     Attributes:
-        about: where they come from, for the reader.
+        about: their origin, for the reader.
         method: the run's `algorithm.cast`.
         norm_by_std: verl's `algorithm.norm_adv_by_std_in_grpo`.
-        final_row: (N,) the trajectory that is the final output of each one's session; None: every one is its own.
+        final_row: (N,) per trajectory, the row of its session's final output; None: every trajectory is its own.
         old: log π_old under the student's prompt.
         teachers: by context, log-probs of the answer-free teachers; the run's own (`method.teacher.context`) first.
-        privileged: of the privileged teacher; None where it was not asked.
+        privileged: log-probs of the privileged teacher; None where it was left out.
         noise: |difference| of the policy's log-probs when scored in other batches, 99th percentile, nats; None: not
             measured.
-        distance: mean |log-prob of the scoring model − old| over tokens, where old is a dump's; else None.
+        distance: mean |log-prob of the scoring model − old| over tokens, where old comes from a dump; else None.
         special_ids: the tokenizer's special tokens.
     """
 
@@ -84,7 +84,7 @@ class Rollouts:
         return np.array([t.reward > self.method.correct_threshold for t in self.trajectories])
 
     def counted(self) -> np.ndarray:
-        """(M,) bool over all response tokens, trajectory after trajectory: which count."""
+        """(M,) bool: which response tokens count, over all trajectories in order."""
         return np.concatenate([t.mask for t in self.trajectories])
 
     def owner(self) -> np.ndarray:
@@ -101,7 +101,7 @@ class Rollouts:
         return sums / np.array([t.mask.sum() for t in self.trajectories])
 
     def advantage(self, teacher: list[np.ndarray], method: CastConfig) -> tuple[TokenAdvantage, np.ndarray]:
-        """What CAST itself would give every token, and the (M',) advantages of the tokens that count."""
+        """CAST's own result for every token, and the (M',) advantages of the tokens that count."""
         import torch
 
         width = max(len(t.response_ids) for t in self.trajectories)
@@ -128,11 +128,11 @@ class Rollouts:
         return np.array(names)[self.counted()]
 
     def fifths(self) -> np.ndarray:
-        """(M',) in which fifth of its response a token stands, 0 to 4."""
+        """(M',) the fifth of its response that holds the token, 0 to 4."""
         return np.concatenate([tokens.fifths(len(t.response_ids)) for t in self.trajectories])[self.counted()]
 
     def final(self) -> np.ndarray:
-        """(M',) bool, the last token of a response."""
+        """(M',) bool: whether the token is the last of its response."""
         return np.concatenate([np.arange(len(t.response_ids)) == len(t.response_ids) - 1 for t in self.trajectories])[
             self.counted()
         ]
@@ -155,7 +155,7 @@ class Rollouts:
 
 
 def dump_files(paths: Sequence[str]) -> list[Path]:
-    """The dump's files below the given files, dump directories or run directories.
+    """The dump files that the paths name: files, dump directories or run directories.
 
     Raises:
         UserError: a path does not exist, or holds no dump.
@@ -172,7 +172,7 @@ def dump_files(paths: Sequence[str]) -> list[Path]:
         files = [file for place in places for file in trajectories.files(place).values()]
         if not files:
             raise UserError(
-                f"--rollouts {name}: it holds no trajectory dump (step_*.parquet); a run writes one with "
+                f"--rollouts {name}: the directory holds no trajectory dump (step_*.parquet); a run writes one with "
                 "++algorithm.cast.dump.interval=10."
             )
         found.extend(files)
@@ -180,13 +180,13 @@ def dump_files(paths: Sequence[str]) -> list[Path]:
 
 
 def read_dump(paths: Sequence[str], problems: int, seed: int) -> tuple[Rollouts, dict[str, Any]]:
-    """Rollouts of a run, and what the dump says of it (`trajectories.read`).
+    """Rollouts of a run, and the dump's metadata about that run (from `trajectories.read`).
 
     Args:
-        problems: at most this many groups, drawn over all files.
+        problems: at most this many groups, drawn from all files.
 
     Raises:
-        UserError: no dump, a damaged one, files of different runs, or no group that the teacher scored whole.
+        UserError: no dump, a damaged one, files of different runs, or no group that the teacher scored completely.
     """
     rows, runs = [], {}
     files = dump_files(paths)
@@ -202,10 +202,10 @@ def read_dump(paths: Sequence[str], problems: int, seed: int) -> tuple[Rollouts,
         (first, one), (second, other) = list(runs.values())[:2]
         what = "models" if one["model"] != other["model"] else "settings"
         raise UserError(
-            f"--rollouts: {first} and {second} are of runs with different {what} "
+            f"--rollouts: {first} and {second} come from runs with different {what} "
             f"({one['model']} and {other['model']}); name the files of one run."
             if what == "models"
-            else f"--rollouts: {first} and {second} are of runs with different {what}; name the files of one run."
+            else f"--rollouts: {first} and {second} come from runs with different {what}; name the files of one run."
         )
     if not rows:
         raise UserError(f"--rollouts: {files[0]} holds no trajectory that counts.")
@@ -213,16 +213,17 @@ def read_dump(paths: Sequence[str], problems: int, seed: int) -> tuple[Rollouts,
     try:
         method = CastConfig.from_dict(about["cast"])
     except CastConfigError as error:
-        raise UserError(f"{files[0]}: its settings are none of this verl_cast {error}") from error
+        raise UserError(f"{files[0]}: this verl_cast does not accept its settings: {error}") from error
 
     names = list(dict.fromkeys(f"{row['step']}/{row['group']}" for row in rows))
-    # A gap that no advantage depends on was not measured. Groups stay whole: a part of one has another base advantage.
+    # A run does not score gaps that no advantage depends on. Groups stay whole: part of one has another base advantage.
     unscored = {f"{row['step']}/{row['group']}" for row in rows if np.isnan(row["teacher_log_probs"]).any()}
     names = [name for name in names if name not in unscored]
     if not names:
         raise UserError(
-            f"--rollouts: the teacher scored no group of {files[0]} whole, as the run's settings (base_correct, "
-            "base_wrong, gap_weight, flip) left gaps without effect; leave --rollouts out, to sample and score anew."
+            f"--rollouts: the teacher scored no group of {files[0]} completely. It skips responses whose gaps have no "
+            "effect under the run's settings (base_correct, base_wrong, gap_weight, flip). Leave --rollouts out to "
+            "sample and score anew."
         )
     without = f" ({len(unscored)} more have responses that the teacher did not score)" if unscored else ""
     kept = {names[i] for i in np.random.default_rng(seed).permutation(len(names))[:problems]}
@@ -254,12 +255,12 @@ def read_dump(paths: Sequence[str], problems: int, seed: int) -> tuple[Rollouts,
 
 
 def sampled(setup: Any, problems: Sequence[Any], outputs: Sequence[Any], rewards: Sequence[Any]) -> Rollouts:
-    """Rollouts out of samples under the student's prompt.
+    """Rollouts from samples under the student's prompt.
 
     Args:
-        problems: N of `setup.problems`.
-        outputs: per problem its samples, of `sampling.sample`.
-        rewards: per problem the reward of every sample.
+        problems: N problems, from `setup.problems`.
+        outputs: the samples of every problem, from `sampling.sample`.
+        rewards: the reward of every sample, per problem.
     """
     rows = []
     for i, (problem, samples, scores) in enumerate(zip(problems, outputs, rewards, strict=True)):
@@ -278,7 +279,7 @@ def sampled(setup: Any, problems: Sequence[Any], outputs: Sequence[Any], rewards
                 )
             )
     return Rollouts(
-        about=f"sampled here from {setup.model_path}, the student's prompt",
+        about=f"sampled here from {setup.model_path} under the student's prompt",
         trajectories=rows,
         method=setup.method,
         norm_by_std=setup.norm_by_std,

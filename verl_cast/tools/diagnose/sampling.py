@@ -1,4 +1,4 @@
-"""Samples of a model under many prompts, by vLLM (tools/vllm_process.py) as the run's own rollouts are sampled."""
+"""Samples a model under many prompts with vLLM (tools/vllm_process.py) and the run's own sampling settings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,14 +23,14 @@ def engine_arguments(setup: Any, longest_prompt: int) -> dict[str, Any]:
         "gpu_memory_utilization": float(rollout.gpu_memory_utilization),
         "tensor_parallel_size": int(rollout.tensor_model_parallel_size),
         "max_num_seqs": int(rollout.max_num_seqs),
-        # A teacher's context may be longer than what the run's own rollouts need.
+        # A teacher's context may be longer than the prompts of the run's own rollouts.
         "max_model_len": max(int(rollout.max_model_len or 0), longest_prompt + int(rollout.response_length)),
         **{key: value for key, value in own.items() if value is not None},
     }
 
 
 def sampling_arguments(setup: Any) -> dict[str, Any]:
-    """The run's sampling of training rollouts, as verl hands it to vLLM."""
+    """The sampling parameters of the run's training rollouts, as verl passes them to vLLM."""
     rollout = setup.rollout
     return {
         "temperature": setup.temperature,
@@ -53,10 +53,10 @@ def sample(
         directory: for vLLM's log (sampling.log).
 
     Returns:
-        per prompt, `samples` times {"ids": token ids, end of sequence included, "truncated": it reached its limit}.
+        per prompt, `samples` times {"ids": token ids, end of sequence included, "truncated": the limit was reached}.
 
     Raises:
-        UserError: vLLM failed; with the reason that it gave.
+        UserError: vLLM failed; the message holds vLLM's reason.
     """
     finished = vllm_process.sample(
         {"seed": seed, **engine_arguments(setup, max(map(len, prompts)))},

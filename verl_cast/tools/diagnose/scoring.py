@@ -1,9 +1,10 @@
-"""log π of given responses after given prompts: one plain transformers forward a batch, no training engine.
+"""log π of given responses after given prompts: one plain transformers forward per batch, no training engine.
 
-float32 on a CPU, the checkpoint's own dtype on a GPU; logits and log-softmax in float32, divided by the sampling
-temperature (method section 3). The responses to one prompt share its forward (the key-value cache). Memory is bounded
-by the tokens and by the logits of a batch. Left out: adapters that are not merged, and models whose state is no
-key-value cache (state-space models).
+The model runs in float32 on a CPU and in the checkpoint's own dtype on a GPU. Logits are divided by the sampling
+temperature (method section 3); logits and log-softmax are in float32. The responses to one prompt share its forward
+(the key-value cache). Limits on the tokens and on the logits of a batch bound the memory.
+
+Not supported: adapters that are not merged, and models whose state is no key-value cache (state-space models).
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from verl_cast.tools.cli import UserError
 
 MAX_BATCH_TOKENS = 8192
 MAX_LOGIT_BYTES = 2**29
-_CHUNK = 256  # rows of the vocabulary's width that are normalized at a time
+_CHUNK = 256  # rows of logits that are normalized at a time
 
 
 class Scorer:
@@ -41,8 +42,8 @@ class Scorer:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"actor_rollout_ref.model.path={path} holds no causal language model that transformers can load "
-                f"({str(error).strip().splitlines()[0]})"
+                f"actor_rollout_ref.model.path={path} holds no causal language model that transformers can load; name "
+                f"one ({str(error).strip().splitlines()[0]})"
             ) from error
         self.model: Any = model.to(self.device).eval()
         self.temperature = temperature
@@ -68,8 +69,8 @@ class Scorer:
         for name, limit in length_limits(self.model.config.get_text_config(), None, 1).items():
             if max(lengths, default=0) > limit:
                 raise UserError(
-                    f"a context with its response is {max(lengths)} tokens long, {name} allows {limit}; use a shorter "
-                    "context or data.max_response_length."
+                    f"a context with its response is {max(lengths)} tokens long, but {name} allows {limit}; use a "
+                    "shorter context or a smaller data.max_response_length."
                 )
         result: list[np.ndarray] = [np.zeros(0, np.float32)] * len(lengths)
         with tqdm(total=sum(lengths), desc=label, unit=" tokens", unit_scale=True, leave=False, disable=None) as bar:
@@ -81,9 +82,9 @@ class Scorer:
         return result
 
     def _batches(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Row numbers by batch: rows of one prompt and of like length together, as many as the bounds allow."""
+        """Row numbers of every batch: rows with the same prompt and similar lengths, as many as the bounds allow."""
         vocabulary = self.model.config.get_text_config().vocab_size
-        longest: dict[tuple, int] = {}  # the responses to one prompt stand together
+        longest: dict[tuple, int] = {}  # by prompt, so that its responses stay together
         for p, r in zip(prompts, responses, strict=True):
             longest[tuple(p)] = max(longest.get(tuple(p), 0), len(r))
         order = sorted(
@@ -106,7 +107,7 @@ class Scorer:
 
     @torch.inference_mode()
     def _score(self, prompts: list[Sequence[int]], responses: list[Sequence[int]]) -> list[np.ndarray]:
-        """One batch. A prompt is run once for all its responses; logits are computed for response tokens alone."""
+        """Score one batch. A prompt is run once for all its responses; logits are computed only for response tokens."""
         unique = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
         of_prompt = {prompt: i for i, prompt in enumerate(unique)}
         rows = torch.tensor([of_prompt[tuple(prompt)] for prompt in prompts], device=self.device)
@@ -122,7 +123,7 @@ class Scorer:
         cache.batch_select_indices(rows)
         ids, mask = self._padded(responses, left=False)
         width = ids.shape[1]
-        values = [self._gather(output.logits[rows], ids[:, :1])]  # the prompt's last token predicts the first
+        values = [self._gather(output.logits[rows], ids[:, :1])]  # from the prompt's last token
         start = prompt_mask.sum(dim=1)[rows, None]
         vocabulary = output.logits.shape[-1]
         stride = max(1, MAX_LOGIT_BYTES // (4 * vocabulary * len(responses)))

@@ -1,7 +1,7 @@
-"""What a verl command says, as far as a diagnosis needs it: method, model, problems, sampling, verifier.
+"""The parts of a verl command that a diagnosis needs: method, model, problems, sampling, verifier.
 
-Everything comes from verl's own code where it can: the dataset class, the tokenizer, the reward manager. Left out:
-agent loops with tools or several turns, images, and rewards that a server computes; each is refused by name.
+The dataset class, the tokenizer and the reward manager are verl's own. Not supported: agent loops with tools or several
+turns, images, and rewards that a server computes. Each gets an error message of its own.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from verl_cast.config.methods import cast_config, is_cast_run
 from verl_cast.teacher.context import TeacherContext, chat_template_kwargs, load_template
 from verl_cast.tools.cli import UserError, first_line
 
-REWARD_MANAGERS = ("naive", "dapo")  # those of verl that grade one response by its text, in this process
+REWARD_MANAGERS = ("naive", "dapo")  # verl's managers that grade one response by its text, in this process
 MODEL_KEY = "actor_rollout_ref.model.path"
 
 
@@ -32,7 +32,7 @@ class Problem:
     Attributes:
         messages: the chat messages of the prompt.
         reference: the reference answer as text; None where the data have none.
-        fields: what verl's reward manager is given besides the response.
+        fields: what verl's reward manager gets besides the response.
     """
 
     messages: list[dict[str, Any]]
@@ -46,11 +46,11 @@ class Setup:
     def __init__(self, config: DictConfig, overrides: Sequence[str]):
         """
         Args:
-            config: of `run_config.compose`.
-            overrides: of the command line; what they do not name is verl's default.
+            config: from `run_config.compose`.
+            overrides: of the command line; other keys have verl's defaults.
 
         Raises:
-            UserError: a setting of CAST that cannot work.
+            UserError: a setting of CAST is invalid, the temperature is not above 0, or the model has an adapter.
         """
         self.config = config
         self.named = {override.split("=", 1)[0].lstrip("+~") for override in overrides}
@@ -60,14 +60,14 @@ class Setup:
         self.temperature = float(self.rollout.temperature)
         if self.temperature <= 0:
             raise UserError(
-                f"actor_rollout_ref.rollout.temperature={self.temperature:g}: a policy that does not sample has no "
-                "gaps to look at; set the temperature that you train with."
+                f"actor_rollout_ref.rollout.temperature={self.temperature:g}: gaps exist only for a policy that "
+                "samples; set the temperature that you train with."
             )
         adapter = config.actor_rollout_ref.model.get("lora_adapter_path", None)
         if adapter is not None:
             raise UserError(
-                f"actor_rollout_ref.model.lora_adapter_path={adapter}: diagnose looks at whole models; merge the "
-                "adapter into its base model and name that."
+                f"actor_rollout_ref.model.lora_adapter_path={adapter}: diagnose does not support adapters; merge it "
+                f"into its base model and set {MODEL_KEY} to the merged model."
             )
         self.chat_template_kwargs = chat_template_kwargs(config)
         self.model_path = str(Path(str(config.actor_rollout_ref.model.path)).expanduser())
@@ -75,10 +75,10 @@ class Setup:
         self.trust_remote_code = bool(config.actor_rollout_ref.model.get("trust_remote_code", False))
 
     def use_run(self, run: Mapping[str, Any], method: CastConfig) -> None:
-        """Take over what a dump says of its run: model (where the command names none), method and temperature.
+        """Use model (unless the command names one), method and temperature of a dump's run.
 
         Raises:
-            UserError: the command names another temperature, at which the dump's log-probs would mean something else.
+            UserError: the command names another temperature; the dump's log-probs are valid only at their own.
         """
         if MODEL_KEY not in self.named:
             OmegaConf.update(self.config, MODEL_KEY, run["model"])
@@ -88,7 +88,7 @@ class Setup:
             raise UserError(f"{key}={self.temperature:g}: the dump's run sampled at {temperature:g}; leave it out.")
         OmegaConf.update(self.config, key, temperature)
         self.temperature = temperature
-        # Sampling under the run's own teacher context is what its gaps are compared with.
+        # The dump's gaps are those of this method's teacher context, so accuracy is measured under the same context.
         self.method = method
 
     @functools.cached_property
@@ -120,7 +120,7 @@ class Setup:
         """The student's prompt tokens, as verl's single-turn agent loop builds them.
 
         Args:
-            limit: cut from the left to rollout.prompt_length, as verl does.
+            limit: whether to cut from the left to rollout.prompt_length, as verl does.
         """
         ids = self.tokenizer.apply_chat_template(
             list(messages), add_generation_prompt=True, tokenize=True, return_dict=False, **self.chat_template_kwargs
@@ -128,11 +128,15 @@ class Setup:
         return list(ids)[-self.rollout.prompt_length :] if limit else list(ids)
 
     def teacher_ids(self, context: TeacherContext, messages: Sequence[Mapping[str, Any]], ids: list[int]) -> list[int]:
-        """The teacher's prompt tokens; a prompt that the context cannot carry is the user's to mend."""
+        """The teacher's prompt tokens.
+
+        Raises:
+            UserError: the context does not support this prompt.
+        """
         return _user_errors(context.prompt_ids, messages, ids)
 
     def problems(self, which: str, number: int, seed: int) -> list[Problem]:
-        """`number` problems of the run's data, drawn without repetition, or all.
+        """`number` problems of the run's data, drawn without repetition; all where there are fewer.
 
         Args:
             which: val or train.
@@ -148,34 +152,36 @@ class Setup:
                 hint = "" if key in self.named else f" (verl's default: the command does not set {key})"
                 raise UserError(f"{key}={file}: no such file{hint}; name the data to draw problems from.")
         datasets.disable_progress_bars()
-        with contextlib.redirect_stdout(io.StringIO()):  # verl's own notes on the data
+        with contextlib.redirect_stdout(io.StringIO()):  # hides verl's messages about the data
             dataset = get_dataset_class(self.config.data)(
                 data_files=[str(Path(file).expanduser()) if "://" not in file else file for file in files],
                 tokenizer=self.tokenizer,
                 config=self.config.data,
             )
         if len(dataset) == 0:
-            raise UserError(f"{key}: no problem is left in {', '.join(files)}; data.max_prompt_length may drop all.")
+            raise UserError(
+                f"{key}: no problem is left in {', '.join(files)}; raise data.max_prompt_length if it dropped all."
+            )
         rows = np.random.default_rng(seed).permutation(len(dataset))[:number]
         return [self._problem(dataset[int(row)]) for row in sorted(rows)]
 
     def _problem(self, row: dict[str, Any]) -> Problem:
         messages = [dict(message) for message in row["raw_prompt"]]
         if any(not isinstance(message["content"], str) for message in messages):
-            raise UserError("the data hold images or other parts besides text, which diagnose cannot show the model.")
+            raise UserError("the data hold images or other parts besides text; diagnose supports only text.")
         reference = (row.get("reward_model") or {}).get("ground_truth")
         fields = {"data_source": row.get("data_source"), "reward_model": row.get("reward_model") or {}}
         fields["extra_info"] = dict(row.get("extra_info") or {})
         return Problem(messages, None if reference in (None, "") else str(reference), fields)
 
     def check_sampling(self) -> None:
-        """Refuse commands whose rollouts are not one answer to one prompt."""
+        """Refuse commands whose rollouts are not one response to one prompt."""
         for key, works in (("multi_turn.enable", False), ("agent.default_agent_loop", "single_turn_agent")):
             value = OmegaConf.select(self.rollout, key)
             if value not in (None, works):
                 raise UserError(
-                    f"actor_rollout_ref.rollout.{key}={value}: diagnose samples single answers; look at rollouts of a "
-                    "run instead, with --rollouts and --no-fitness."
+                    f"actor_rollout_ref.rollout.{key}={value}: diagnose samples one response per prompt; analyse the "
+                    "rollouts of a run instead, with --rollouts and --no-fitness."
                 )
 
 
@@ -189,8 +195,8 @@ class Verifier:
         manager = reward.reward_manager
         if manager.source != "register" or manager.name not in REWARD_MANAGERS:
             raise UserError(
-                f"reward.reward_manager.name={manager.name}: diagnose can verify with {' and '.join(REWARD_MANAGERS)} "
-                "alone; look at rollouts of a run instead, with --rollouts and --no-fitness."
+                f"reward.reward_manager.name={manager.name}: diagnose supports only {' and '.join(REWARD_MANAGERS)}; "
+                "analyse the rollouts of a run instead, with --rollouts and --no-fitness."
             )
         if reward.reward_model.enable:
             raise UserError("reward.reward_model.enable=True: CAST and diagnose need a verifier, not a reward model.")
@@ -215,7 +221,7 @@ class Verifier:
 
 
 def _user_errors(function, *args):
-    """Call; a setting or prompt that cannot work is a sentence for the user."""
+    """Call the function; an invalid setting or prompt raises a UserError."""
     try:
         return function(*args)
     except CastConfigError as error:

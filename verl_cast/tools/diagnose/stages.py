@@ -20,7 +20,7 @@ from verl_cast.tools.diagnose.sampling import sample
 from verl_cast.tools.diagnose.scoring import Scorer
 from verl_cast.tools.diagnose.setup import Problem, Setup, Verifier
 
-NOISE_ROWS = 16  # trajectories that are scored a second time, each by itself, to see the forward's own noise
+NOISE_ROWS = 16  # trajectories that are scored again, one by one, to measure the forward's noise
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Samples:
     """Verified samples by context, `contexts.STUDENT` first.
 
     Attributes:
-        outputs: per context and problem the samples, of `sampling.sample`.
+        outputs: the samples per context and problem, from `sampling.sample`.
         rewards: per context (problems, samples).
     """
 
@@ -44,10 +44,10 @@ class Samples:
 def sample_and_verify(
     args: argparse.Namespace, setup: Setup, teachers: dict[str, TeacherContext], directory: Path, clock: Any
 ) -> Samples:
-    """Sample the policy under the student's prompt and under every teacher context, and grade it by the run's reward.
+    """Sample the policy under the student's prompt and under every teacher context; grade with the run's reward.
 
     Args:
-        teachers: by name; `same` is the student's prompt, and sampled once.
+        teachers: by name; `same` is the student's prompt and is not sampled again.
         directory: for vLLM's log.
     """
     setup.check_sampling()
@@ -63,12 +63,12 @@ def sample_and_verify(
                 setup.teacher_ids(context, p.messages, ids) for p, ids in zip(problems, students, strict=True)
             ]
     number = len(problems)
-    clock.begin("sampling", f"vLLM: {number} problems x {args.samples} under {len(prompts)} context(s)")
+    clock.begin("sampling", f"vLLM: {number} problems x {args.samples} samples under {len(prompts)} context(s)")
     found = sample(setup, [ids for group in prompts.values() for ids in group], args.samples, args.seed, directory)
     outputs = {name: found[i * number : (i + 1) * number] for i, name in enumerate(prompts)}
 
     total = len(prompts) * number * args.samples
-    clock.begin("verifying", f"{total} responses, by the run's own reward")
+    clock.begin("verifying", f"{total} responses, with the run's own reward")
     rewards = {name: np.zeros((number, args.samples)) for name in prompts}
     with tqdm(total=total, desc="verifying", leave=False, disable=None) as bar:
         for name, groups in outputs.items():
@@ -80,7 +80,7 @@ def sample_and_verify(
 
 
 def compare_contexts(args: argparse.Namespace, setup: Setup, samples: Samples) -> dict[str, Any]:
-    """Accuracy under every context, and a record of each teacher's for `verl_cast.launch.fitness`."""
+    """Accuracy under every context; saves a record per teacher context for `verl_cast.launch.fitness`."""
     threshold = setup.method.correct_threshold
     student, *teachers = (
         contexts.summarize(name, samples.outputs[name], rewards, threshold) for name, rewards in samples.rewards.items()
@@ -93,8 +93,8 @@ def compare_contexts(args: argparse.Namespace, setup: Setup, samples: Samples) -
             warning = fitness.warning(record)
         try:
             records.append(str(fitness.save(setup.config, record, teacher["context"])))
-        except OSError as error:  # the measurement itself is worth more than its record
-            print(f"[fitness] no record is kept: {error}", file=sys.stderr)
+        except OSError as error:  # the results are still reported
+            print(f"[fitness] the record could not be saved: {error}", file=sys.stderr)
     return {
         "problems": len(samples.problems),
         "samples": args.samples,
@@ -113,7 +113,7 @@ def _need_references(references: Iterable[str | None]) -> None:
     if missing:
         raise UserError(
             f"{missing} problem(s) have no reference answer (reward_model.ground_truth), which the privileged teacher "
-            "is shown; leave it out with --no-gaps."
+            "needs; leave that teacher out with --no-gaps."
         )
 
 
@@ -143,7 +143,7 @@ def score(
     for name, context in teachers.items():
         if context.is_same:
             rollouts.teachers.setdefault(name, rollouts.old)
-        elif name not in rollouts.teachers:  # a dump has its own
+        elif name not in rollouts.teachers:  # a dump has its own teacher's log-probs
             prompts = [setup.teacher_ids(context, t.messages, t.prompt_ids) for t in rows]
             rollouts.teachers[name] = score_after(prompts, name)
     if not args.no_gaps:
@@ -152,7 +152,7 @@ def score(
 
 
 def _noise(scorer: Scorer, rows: list[Trajectory], scores: list[np.ndarray], seed: int) -> float:
-    """|difference| to the same rows scored one by one, 99th percentile over their tokens, nats."""
+    """99th percentile over tokens of |difference| to the same rows scored one by one, nats."""
     again = np.random.default_rng(seed).permutation(len(rows))[:NOISE_ROWS]
     prompts, responses = [rows[i].prompt_ids for i in again], [rows[i].response_ids for i in again]
     alone = scorer.log_probs(prompts, responses, "noise", alone=True)

@@ -7,6 +7,7 @@ from typing import Any
 from verl_cast.tools.diagnose.gaps import is_noise
 
 WIDTH = 100
+SIDE_NAMES = {"right": "correct", "wrong": "wrong"}  # by the keys of the results
 
 
 def text(result: dict[str, Any]) -> str:
@@ -20,7 +21,7 @@ def text(result: dict[str, Any]) -> str:
 
 
 def short(context: str) -> str:
-    """A template file by its name alone."""
+    """A template file's name without its directory."""
     return Path(context).name
 
 
@@ -47,7 +48,8 @@ def _heading(words: str) -> list[str]:
 def _contexts(contexts: dict[str, Any]) -> list[str]:
     lines = _heading(f"Contexts: {contexts['problems']} problems x {contexts['samples']} samples")
     lines.append(
-        f"  {'context':28s}{'right':>6s}  {'95 % interval':14s}{'teacher - student':>25s}{'tokens':>9s}{'cut off':>9s}"
+        f"  {'context':26s}{'accuracy':>8s}  {'95 % interval':14s}{'teacher - student':>25s}{'tokens':>9s}"
+        f"{'cut off':>9s}"
     )
     for one in [contexts["student"], *contexts["teachers"]]:
         is_student = one is contexts["student"]
@@ -64,7 +66,7 @@ def _contexts(contexts: dict[str, Any]) -> list[str]:
         lines.append(f"  {short(one['context'])}, {own}: {words[one['verdict']]}")
     if contexts["same"]:
         lines += _wrap(
-            "This run's context is `same`: teacher and student read one prompt, so there is nothing to compare."
+            "This run's context is `same`: teacher and student read the same prompt, so there is nothing to compare."
         )
     return lines
 
@@ -73,14 +75,14 @@ def _direction(result: dict[str, Any]) -> list[str]:
     rollouts, settings = result["rollouts"], result["settings"]
     lines = _heading("Expected direction of training")
     lines += _wrap(
-        f"{rollouts['trajectories']} trajectories ({rollouts['right']} right, {rollouts['wrong']} wrong), "
-        f"{rollouts['tokens']} tokens, {rollouts['about']}; the forward's own noise is "
+        f"{rollouts['trajectories']} trajectories ({rollouts['right']} correct, {rollouts['wrong']} wrong), "
+        f"{rollouts['tokens']} tokens, {rollouts['about']}. The noise of the scoring forward is "
         f"{rollouts['noise_p99']:.1e} nats."
     )
     if rollouts["distance"] is not None:
         lines += _wrap(
-            f"The model that scores differs from the policy of the rollouts by {rollouts['distance']:.3f} nats a token "
-            "on average; where that is much, name the checkpoint of that step (actor_rollout_ref.model.path) and the "
+            f"The scoring model differs from the rollouts' policy by {rollouts['distance']:.3f} nats per token on "
+            "average. If that is large, name the checkpoint of that step (actor_rollout_ref.model.path) and the "
             "run's temperature."
         )
     own = next((one for one in result["direction"] if one["context"] == settings["context"]), None)
@@ -89,8 +91,8 @@ def _direction(result: dict[str, Any]) -> list[str]:
             lines += _wrap(sentence)
     lines.append("")
     lines.append(
-        f"  {'teacher':22s}{'gap':>7s}{'g>0':>6s}{'corr. with right':>26s}{'in group':>10s}{'AUC':>7s}"
-        f"{'A right':>10s}{'A wrong':>9s}"
+        f"  {'teacher':22s}{'gap':>7s}{'g>0':>6s}{'corr. with correctness':>26s}{'in group':>10s}{'AUC':>7s}"
+        f"{'A correct':>10s}{'A wrong':>9s}"
     )
     for one in result["direction"]:
         gap, relation, now = one["gap"]["all"], one["relation"], one["as_configured"]
@@ -109,7 +111,7 @@ def _direction(result: dict[str, Any]) -> list[str]:
 
 
 def _levers(own: dict[str, Any], settings: dict[str, Any]) -> list[str]:
-    lines = _heading("Levers: tokens that keep the verifier's sign, right / wrong responses")
+    lines = _heading("Levers: tokens that keep the verifier's sign, correct / wrong responses")
     zones = list(dict.fromkeys(row["gap_deadzone"] for row in own["levers"]))
     lines.append("  " + f"{'gap_deadzone':16s}" + "".join(f"{zone:>16g}" for zone in zones))
     for flip in dict.fromkeys(row["flip"] for row in own["levers"]):
@@ -120,7 +122,7 @@ def _levers(own: dict[str, Any], settings: dict[str, Any]) -> list[str]:
         ]
         lines.append(f"  {'flip=' + flip:16s}" + "".join(f"{cell:>16s}" for cell in cells))
     lines += _wrap(
-        f"gap_weight (λ, here {settings['gap_weight']:g}) only scales advantages: no value of it turns a sign."
+        f"gap_weight (λ, here {settings['gap_weight']:g}) only scales advantages: no value of it changes a sign."
     )
     return lines
 
@@ -141,11 +143,11 @@ def _gaps(gaps: dict[str, Any], noise: float) -> list[str]:
                 else ""
             )
             lines.append(
-                f"  {label if side == 'right' else '':12s}{side:10s}{d['tokens']:8d}"
+                f"  {label if side == 'right' else '':12s}{SIDE_NAMES[side]:10s}{d['tokens']:8d}"
                 + "".join(f"{number(d[key]):>8s}" for key in ("mean", "p05", "p50", "p95"))
                 + f"{percent(d['positive']):>7s}{percent(d['negative']):>7s}{tail}"
             )
-    lines += ["", f"  {'agreement in sign (by chance)':34s}{'all':>18s}{'right':>18s}{'wrong':>18s}"]
+    lines += ["", f"  {'agreement in sign (by chance)':34s}{'all':>18s}{'correct':>18s}{'wrong':>18s}"]
     for i, row in enumerate(gaps["agreement"]["all"]):
         cells = [
             f"{percent(gaps['agreement'][side][i]['share'])} ({percent(gaps['agreement'][side][i]['by_chance'])})"
@@ -154,9 +156,9 @@ def _gaps(gaps: dict[str, Any], noise: float) -> list[str]:
         above = "all tokens" if row["above"] == 0 else f"both |g| > {row['above']:.2g} nats"
         above += " (noise)" if is_noise(row["above"], noise) else ""
         lines.append(f"  {above:34s}" + "".join(f"{cell:>18s}" for cell in cells))
-    for title, key in (("by place", "positions"), ("by class", "classes")):
+    for title, key in (("by position", "positions"), ("by class", "classes")):
         lines += ["", f"  {title:16s}{'':8s}{'answer-free: mean gap':>24s}{'privileged: mean gap':>24s}{'agree':>8s}"]
-        lines.append(f"  {'':16s}{'tokens':>8s}" + f"{'right':>12s}{'wrong':>12s}" * 2)
+        lines.append(f"  {'':16s}{'tokens':>8s}" + f"{'correct':>12s}{'wrong':>12s}" * 2)
         for row in gaps[key]:
             means = "".join(
                 f"{number(row[f'{name}_{side}']['mean']):>12s}" for name in names for side in ("right", "wrong")

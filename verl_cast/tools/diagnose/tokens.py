@@ -1,4 +1,4 @@
-"""Classes and places of response tokens, for the tables of gaps."""
+"""Classes and positions of response tokens, for the tables of gaps."""
 
 import re
 
@@ -11,15 +11,19 @@ POSITIONS = ("first fifth", "second fifth", "third fifth", "fourth fifth", "last
 def token_class(text: str, is_special: bool) -> str:
     """The class of one token.
 
-    special: a special token of the tokenizer (end of sequence, chat marks). whitespace: spaces and line feeds alone.
-    latex: a command or the backslash that begins one. number: digits, perhaps with signs around them, without letters.
-    word: anything with a letter. partial: a piece of a character. punctuation: the rest, operators among them.
+    * special      a special token of the tokenizer (end of sequence, chat marks)
+    * whitespace   only spaces and line feeds
+    * latex        a command, or the backslash that begins one
+    * word         a token with a letter
+    * number       digits without letters, possibly with other characters around them
+    * partial      a piece of a character
+    * punctuation  the rest, including operators
     """
     if is_special:
         return "special"
     stripped = text.strip()
     if not text:
-        return "partial"  # its character stands with the token that completes it
+        return "partial"  # the token that completes the character has its text
     if not stripped:
         return "whitespace"
     if stripped == "\\" or re.search(r"\\[A-Za-z([]", stripped):
@@ -32,5 +36,5 @@ def token_class(text: str, is_special: bool) -> str:
 
 
 def fifths(length: int) -> np.ndarray:
-    """(T,) 0 to 4: in which fifth of a response of T tokens each token stands."""
+    """(T,) the fifth, 0 to 4, that holds each token of a response of T tokens."""
     return np.arange(length) * 5 // max(length, 1)

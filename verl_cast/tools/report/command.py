@@ -1,4 +1,4 @@
-"""`verl-cast report RUN_DIR ... [-o report.html]`: arguments, and what the terminal says."""
+"""`verl-cast report RUN_DIR ... [-o report.html]`: arguments and terminal output."""
 
 import argparse
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from verl_cast.tools.cli import UserError
 from verl_cast.tools.report import findings, notes, runs
 
-# Response tokens that the page holds: about 50 bytes each beside plotly's 5 MB.
+# Maximum number of response tokens on the page. Each takes about 50 bytes; plotly.js takes 5 MB.
 MAX_TOKENS = 150_000
 
 
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="RUN_DIR",
-        help="a run's directory, or its .jsonl or .log file; several are compared (CAST beside its GRPO twin)",
+        help="a run's directory, or its .jsonl or .log file; several runs are compared (such as CAST and GRPO)",
     )
     parser.add_argument(
         "-o", "--output", type=Path, help="the page (default: report.html in the first run's directory)"
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=MAX_TOKENS,
         metavar="N",
-        help=f"response tokens of dumped trajectories that the page holds (default: {MAX_TOKENS:,})",
+        help=f"maximum number of response tokens from trajectory dumps on the page (default: {MAX_TOKENS:,})",
     )
 
 
@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> int:
     first = args.runs[0]
     output = args.output or (first if first.is_dir() else first.parent) / "report.html"
 
-    from verl_cast.tools.report import page  # plotly: only when there is something to draw
+    from verl_cast.tools.report import page  # imports plotly, so only once there is something to draw
 
     try:
         page.write(found, output, args.max_tokens)

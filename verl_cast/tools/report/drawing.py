@@ -1,7 +1,7 @@
-"""Figures with plotly: what figures.py names, as the JSON that plotly.js draws.
+"""Draws the figures of figures.py with plotly; page.py writes them as JSON for plotly.js.
 
-One look for all: a run has one colour on the whole page, steps have one range, a run's further lines are dashed and
-dotted. Above MANY_STEPS the steps are drawn thin and their running mean thick.
+A run has the same colour on the whole page, and all step axes have the same range. A run's second line is dashed, its
+third dotted. Above MANY_STEPS steps, a thin line shows every step and a thick line the running mean.
 """
 
 import html
@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 from verl_cast.tools.report.figures import BANDS, STACK, STAGES, Figure, has_data
 from verl_cast.tools.report.runs import Run
 
-# Okabe and Ito's colours, told apart by all; the first two are also those of positive and negative advantages.
+# Okabe and Ito's colours, safe for colour-blind readers. The first two also mark positive and negative advantages.
 RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#a97c00", "#56b4e9", "#555555")
 DASHES = ("solid", "dash", "dot")
 GROUP_COLOURS = ("#7fb3d5", "#c9cdd2", "#e8b08a")  # all correct, mixed, all wrong
@@ -29,16 +29,16 @@ INK, GRID = "#33393f", "#eceef0"
 
 
 def colour(index: int) -> str:
-    """Of the page's n-th run."""
+    """The colour of the page's run number `index`, from 0."""
     return RUN_COLOURS[index % len(RUN_COLOURS)]
 
 
 def draw(figure: Figure, runs: list[Run], x_range: tuple[float, float]) -> go.Figure:
-    """A figure of all runs that have its data.
+    """Draw a figure with all runs that have its data.
 
     Args:
-        runs: of the page, in its order (a run's place is its colour).
-        x_range: of the steps, the same in every figure.
+        runs: all runs of the page, in its order; a run's place sets its colour.
+        x_range: range of the step axis, the same in every figure.
     """
     chosen = [(colour(i), run) for i, run in enumerate(runs) if has_data(figure, run)]
     if figure.kind == STACK:
@@ -61,14 +61,14 @@ def draw(figure: Figure, runs: list[Run], x_range: tuple[float, float]) -> go.Fi
         drawn.update_layout(showlegend=sum(trace.showlegend is not False for trace in drawn.data) > 1)
     _style(drawn, figure)
     few = x_range[1] - x_range[0] <= 15
-    if figure.kind != STACK:  # where every panel names its run
+    if figure.kind != STACK:  # a STACK names the run below each panel instead
         drawn.update_xaxes(title_text="step")
     drawn.update_xaxes(range=x_range, title_standoff=2, tickformat="d", dtick=1 if few else None)
     return drawn
 
 
 def running_mean(values: list[float], width: int) -> list[float]:
-    """Centred mean over `width` neighbours, NaN left out of it."""
+    """Centred mean over `width` neighbours, NaN left out."""
     half, means = width // 2, []
     for i in range(len(values)):
         window = [v for v in values[max(0, i - half) : i + half + 1] if not math.isnan(v)]
@@ -77,7 +77,7 @@ def running_mean(values: list[float], width: int) -> list[float]:
 
 
 def _points(values: list[float]) -> list[float | None]:
-    """Six digits are enough for a curve; None is a gap in it."""
+    """The values with six digits, enough for a curve. NaN becomes None, a gap in the curve."""
     return [None if math.isnan(v) else float(f"{v:.6g}") for v in values]
 
 
@@ -94,7 +94,7 @@ def _add_line(drawn: go.Figure, steps: list[int], values: list[float], name: str
 
 
 def smoothing_width(num_steps: int) -> int:
-    """Steps of the running mean of long runs; 1: none."""
+    """Number of steps in the running mean of a long run; 1 for a short run, which has none."""
     return 1 if num_steps <= MANY_STEPS else max(5, num_steps // 25 | 1)
 
 
@@ -139,7 +139,7 @@ def _stages(figure: Figure, chosen: list[tuple[str, Run]]) -> go.Figure:
     drawn = go.Figure()
     names = [html.escape(run.name) for _, run in chosen]
     for line, fill in zip(figure.lines, STAGE_COLOURS, strict=True):
-        # A stage that ran in some steps only (a validation) counts with what it costs per step.
+        # The mean is over all steps, also for a stage that ran in only some of them (validation).
         means = [sum(run.values(line.metric)) / max(1, run.num_steps) for _, run in chosen]
         if max(means) > 0.002 * max(sum(run.values("timing_s/step")) / max(1, run.num_steps) for _, run in chosen):
             text = [f"{mean:.3g}" if mean else "" for mean in means]
@@ -162,7 +162,7 @@ def _stages(figure: Figure, chosen: list[tuple[str, Run]]) -> go.Figure:
 
 def _style(drawn: go.Figure, figure: Figure) -> go.Figure:
     drawn.update_layout(
-        template=go.layout.Template(),  # plotly's own look is some 10 kB per figure
+        template=go.layout.Template(),  # plotly's default template adds about 10 kB per figure
         height=HEIGHT,
         margin={"l": 56, "r": 12, "t": 8 if drawn.layout.showlegend else 12, "b": 38},
         font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12, "color": INK},

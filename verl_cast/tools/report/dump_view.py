@@ -1,7 +1,7 @@
-"""The trajectory dumps of all runs as the data of the page's group tables and trajectory view.
+"""Trajectory dumps of all runs, as data for the page's group tables and trajectory view.
 
-Every group of every dumped step gets its line in a table. The tokens are what makes a page large: there is room for a
-number of them, which goes to the newest and the first steps, then inwards; what has no room is listed and said.
+Every group of a listed step has a row in a table. Tokens make a page large, so their number is limited. The newest and
+the first steps get their tokens before the steps in between. Groups without tokens stay listed and are reported.
 """
 
 import json
@@ -20,10 +20,10 @@ MIN_COLOUR_RANGE = 0.05  # nats
 def collect(runs: list[Run], max_tokens: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The page's data, and {run name: {"model", "cast", "verl_cast"}} from the files' metadata.
 
-    Files that cannot be read are left out, and said in the run's remarks.
+    Unreadable files are left out and reported in the run's remarks.
 
     Args:
-        max_tokens: response tokens that the page holds, over all runs.
+        max_tokens: maximum number of response tokens on the page, over all runs.
     """
     dumped = [run for run in runs if run.dump_files]
     view, abouts = [], {}
@@ -42,7 +42,7 @@ def _run_steps(run: Run, max_tokens: int) -> tuple[list[dict[str, Any]], dict[st
     order = inwards(list(run.dump_files))
     if len(order) > MAX_STEPS:
         run.remarks.append(
-            f"{run.name}: {len(order)} dumped steps; the page lists {MAX_STEPS} of them, the newest and the first ones."
+            f"{run.name}: {len(order)} dumped steps; the page lists only {MAX_STEPS}, the newest and the first ones."
         )
     steps, about, differing, left_out, full, room = [], None, [], 0, False, max_tokens
     for step in order[:MAX_STEPS]:
@@ -61,7 +61,7 @@ def _run_steps(run: Run, max_tokens: int) -> tuple[list[dict[str, Any]], dict[st
         groups = []
         for members in by_group.values():
             size = sum(len(row["response_ids"]) for row in members)
-            # The first group always fits: a page about trajectories shows at least one.
+            # The first group always gets its tokens, so that the page shows at least one.
             full = full or (size > room and room < max_tokens)
             groups.append(_group(members, with_tokens=not full))
             room -= 0 if full else size
@@ -71,13 +71,13 @@ def _run_steps(run: Run, max_tokens: int) -> tuple[list[dict[str, Any]], dict[st
             steps.append({"step": step, "age": age, "groups": groups})
     if differing:
         run.remarks.append(
-            f"{run.name}: algorithm.cast was another at step {', '.join(map(str, sorted(differing)[:6]))} than in the "
-            "newest dump, whose settings are shown."
+            f"{run.name}: algorithm.cast at step {', '.join(map(str, sorted(differing)[:6]))} differs from the newest "
+            "dump; the page shows the settings of the newest dump."
         )
     if left_out:
         run.remarks.append(
-            f"{run.name}: the page is full, without the tokens of {left_out} of the dumped groups "
-            "(newest and first steps are kept; --max-tokens makes room)."
+            f"{run.name}: the page is full and omits the tokens of {left_out} of the dumped groups. The newest and "
+            "the first steps come first; raise --max-tokens to show more."
         )
     return sorted(steps, key=lambda s: s["step"]), about
 
@@ -162,12 +162,12 @@ def _shorten(text: str) -> str:
 
 
 def _number(value: float) -> float | None:
-    """Five digits, so that no sign is lost; None where it is not finite (JSON has no NaN)."""
+    """The value with five significant digits, which keeps its sign. None if it is not finite: JSON has no NaN."""
     return float(f"{value:.5g}") + 0.0 if math.isfinite(value) else None
 
 
 def _in_deadzone(row: dict[str, Any]) -> str:
-    """1 for every token that counts, whose gap is 0 though teacher and policy differ."""
+    """One digit per token: 1 if it counts and its gap is 0 although teacher and policy differ, else 0."""
     tokens = zip(row["response_mask"], row["gap"], row["old_log_probs"], row["teacher_log_probs"], strict=True)
     return "".join(
         "01"[mask and gap == 0 and math.isfinite(teacher) and old != teacher] for mask, gap, old, teacher in tokens
@@ -188,7 +188,7 @@ def _shown_rows(view: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _gap_range(view: list[dict[str, Any]]) -> float:
-    """Where the colours of the gap end: 95 % of all gaps that are shown lie within."""
+    """The |gap| that gets the strongest colour: 95 % of the nonzero gaps shown are no larger."""
     sizes = sorted(abs(g) for row in _shown_rows(view) for g in row["gap"] if g)
     return max(MIN_COLOUR_RANGE, sizes[int(0.95 * (len(sizes) - 1))]) if sizes else 1.0
 

@@ -1,8 +1,8 @@
-"""What a figure of the report is, and which of figure_table.py have something to show. No plotting here.
+"""What a figure of the report is, and which figures of figure_table.py have data. No plotting here.
 
-A line figure draws, per run, its lines in the run's colour; a second line of the same run is dashed, a third dotted. A
-figure whose metrics no run has does not exist, and a run without a figure's metrics is not in it: a run without CAST is
-never drawn as if it were one.
+A line figure draws each run's lines in the run's colour; the second line is dashed, the third dotted. A figure is left
+out if no run has its metrics. A run is left out of figures whose metrics it lacks. So a run without CAST is never drawn
+as a CAST run.
 """
 
 import math
@@ -27,7 +27,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: its lines, and the sentence below it.
+    """One figure: its lines and its caption.
 
     Attributes:
         kind: LINES; BANDS: the quantile bands of the gap around its median; STACK: shares that add up to 1, one panel a
@@ -57,7 +57,7 @@ MAX_VALIDATION_FIGURES = 6
 
 
 def with_data(table: tuple[Section, ...], runs: list[Run]) -> list[tuple[Section, list[Figure]]]:
-    """The sections that have something to show, each with its figures that have data."""
+    """The sections with data, each with those of its figures that have data."""
     found = []
     for section in table:
         figures = [figure for figure in section.figures if any(has_data(figure, run) for run in runs)]
@@ -69,26 +69,26 @@ def with_data(table: tuple[Section, ...], runs: list[Run]) -> list[tuple[Section
 
 
 def has_data(figure: Figure, run: Run) -> bool:
-    """Whether a run is drawn in a figure: its first line decides, except where every line has a place of its own."""
+    """Whether a figure draws this run: STAGES needs any of its lines, STACK all, the other kinds the first."""
     if figure.kind == STAGES:
         return any(run.has(line.metric) for line in figure.lines)
     if figure.kind == STACK:
         return all(run.has(line.metric) for line in figure.lines)
     values = [value for value in figure.lines[0].series(run)[1] if not math.isnan(value)]
-    # On a machine without accelerator verl logs 0: nothing was measured.
+    # Without an accelerator verl logs 0 GB: nothing was measured.
     return any(values) if figure.unit == "GB" else bool(values)
 
 
 def validation_figures(runs: list[Run]) -> list[Figure]:
-    """One figure per validation score of verl (`val-core/...`), the first few by name."""
+    """One figure per validation score of verl (`val-core/...`), for the first MAX_VALIDATION_FIGURES names."""
     names = sorted({n for run in runs for values in run.steps.values() for n in values if n.startswith("val-core/")})
     left_out = len(names) - MAX_VALIDATION_FIGURES
-    more = f" {left_out} more val-core metrics are in the file." if left_out > 0 else ""
+    more = f" {left_out} more val-core metrics are in the metrics file." if left_out > 0 else ""
     return [
         Figure(
             f"validation_{i}",
             f"Validation: {name.removeprefix('val-core/')}",
-            f"Measured every trainer.test_freq steps. Healthy: it rises with the reward, and stays.{more}",
+            f"Measured every trainer.test_freq steps. Healthy: it rises with the reward, and stays high.{more}",
             (Line(name),),
         )
         for i, name in enumerate(names[:MAX_VALIDATION_FIGURES])

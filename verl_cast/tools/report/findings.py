@@ -1,4 +1,4 @@
-"""What a run's numbers say: all rules in the order in which they are read, and what two runs say beside each other."""
+"""Applies all rules to a run, and compares CAST runs with other runs."""
 
 import math
 
@@ -30,7 +30,7 @@ RULES = (
 
 
 def notes(run: Run) -> list[Note]:
-    """All that the rules see in a run, the most pressing first. Those about CAST are about no baseline."""
+    """The notes of all rules on a run, the most urgent first. Rules about CAST do not apply to baselines."""
     baseline = run.method is not None and not run.is_cast
     rules = [rule for rule in RULES if not (baseline and rule.__module__ == rules_cast.__name__)]
     found = [note for rule in rules if (note := rule(run)) is not None]
@@ -38,29 +38,29 @@ def notes(run: Run) -> list[Note]:
 
 
 def comparison(runs: list[Run]) -> list[Note]:
-    """What a page with CAST and other runs says about them together: cost and reward, over the steps that both have."""
+    """Cost and reward of every CAST run compared with every other run, over the steps that both have."""
     cast = [run for run in runs if run.is_cast and run.steps]
     others = [run for run in runs if run.num_steps and not run.is_cast]
     found = []
     for run in cast:
         for other in others:
-            pair = f"{run.name} beside {other.name}"
+            pair = f"{run.name} compared with {other.name}"
             seconds = _on_common_steps(run, other, "timing_s/step")
             if seconds:
                 a, b = (sorted(values)[len(values) // 2] for values in zip(*seconds, strict=True))
-                text = f"A step takes {a:.3g} s against {b:.3g} s (medians): {a / b:.2f} ×. The paper says 1.25 ×."
+                text = f"A step takes {a:.3g} s against {b:.3g} s (medians): {a / b:.2f} ×. The paper reports 1.25 ×."
                 found.append(Note(OK, f"{pair}: cost", text))
             rewards = _on_common_steps(run, other, "critic/score/mean")
             if rewards:
                 a, b = (fifths(list(values))[1] for values in zip(*rewards, strict=True))
                 text = f"{a:.3f} against {b:.3f} in the last fifth of the {len(rewards)} steps that both have."
-                advice = "One run each: repeat both with other seeds before calling a difference CAST's."
+                advice = "This is one run each: repeat both with other seeds before you attribute a difference to CAST."
                 found.append(Note(OK, f"{pair}: reward", text, advice))
     return found
 
 
 def _on_common_steps(run: Run, other: Run, name: str) -> list[tuple[float, float]]:
-    """A metric of two runs at the steps at which both have a number."""
+    """A metric's values in two runs, at the steps where both have a number."""
     pairs = [
         (values[name], other.steps.get(step, {}).get(name, math.nan))
         for step, values in run.steps.items()

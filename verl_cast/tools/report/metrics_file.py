@@ -1,8 +1,8 @@
 """One metrics file -> {step: {name: value}}: verl's file logger (JSON lines) or a console log.
 
-Both loggers get the same numbers. The console's may be wrapped (`np.float64(0.5)`), stand behind Ray's prefix and
-colour codes, and share the file with everything else that a run prints. What cannot be read is skipped and said, never
-guessed; a value that is not finite stays in the series as NaN, so that a curve shows a gap there.
+Both loggers get the same numbers. In a console log they may be wrapped (`np.float64(0.5)`) and follow Ray's prefix and
+colour codes. The log also holds everything else that a run prints. Unreadable parts are skipped and reported, never
+guessed. A value that is not finite stays in the series as NaN, which is a gap in the curve.
 """
 
 import json
@@ -20,7 +20,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _STEP = re.compile(r"(?<![\w/:-])step:(\d+) - (?=\S+:)")
 _VALUE = re.compile(r"(?:np\.\w+\()?([-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+|nan|inf)|True|False)\)?", re.IGNORECASE)
 _MAX_LINES_NAMED = 6
-_UNFINISHED = "the last line is not whole (the run is writing it, or was killed) and is skipped."
+_UNFINISHED = "the last line is incomplete and is skipped (the run is still writing it, or was killed)."
 
 
 @dataclass
@@ -28,8 +28,8 @@ class Metrics:
     """What one file holds.
 
     Attributes:
-        steps: {step: {name: value}} in the order of the steps; NaN where a value was logged and is not finite.
-        remarks: sentences about what was skipped or read twice, with file and line numbers.
+        steps: {step: {name: value}} in the order of the steps; NaN where the logged value is not finite.
+        remarks: sentences about skipped lines and repeated steps, with file and line numbers.
     """
 
     steps: dict[int, dict[str, float]] = field(default_factory=dict)
@@ -43,7 +43,7 @@ def is_json_metrics(path: Path) -> bool:
 
 
 def read(path: Path) -> Metrics:
-    """Read a metrics file; by its suffix as JSON lines, or else as a console log."""
+    """Read a metrics file: as JSON lines if it has their suffix, otherwise as a console log."""
     metrics = Metrics()
     entries = _json_entries if path.suffix in JSON_SUFFIXES else _console_entries
     again: list[int] = []
@@ -52,7 +52,7 @@ def read(path: Path) -> Metrics:
     for step, values in entries(path, metrics.remarks):
         known = metrics.steps.get(step)
         if last is not None and (step < last if known is None else known.keys() & values.keys()):
-            # The run went back to a checkpoint: what it had logged after this step is of a past that was given up.
+            # The run resumed from a checkpoint: what it had logged after this step no longer counts.
             again.append(step)
             later = {s for s in metrics.steps if s > step}
             dropped |= later
@@ -62,10 +62,10 @@ def read(path: Path) -> Metrics:
     metrics.steps = dict(sorted(metrics.steps.items()))
     if again:
         lost = sorted(dropped - metrics.steps.keys())
-        left_out = f"; {_numbers('step', lost)} of the earlier part did not come again and are left out" if lost else ""
+        left_out = f" Left out because not logged again: {_numbers('step', lost)}." if lost else ""
         metrics.remarks.append(
-            f"{path}: the run went back to step {', '.join(map(str, again[:_MAX_LINES_NAMED]))} (a resume); "
-            f"the later lines count{left_out}."
+            f"{path}: the run went back to step {', '.join(map(str, again[:_MAX_LINES_NAMED]))} (resumed from "
+            f"a checkpoint); the later lines count.{left_out}"
         )
     not_finite = Counter(n for values in metrics.steps.values() for n, v in values.items() if math.isnan(v))
     if not_finite:
@@ -84,7 +84,7 @@ def _json_line(line: str) -> tuple[int, dict[str, float]] | None:
         return None
     if not isinstance(entry, dict) or not isinstance(entry.get("data"), dict) or type(entry.get("step")) is not int:
         return None
-    # null is how verl's logger (orjson) writes NaN and infinity. Text and lists are no metrics.
+    # verl's logger (orjson) writes NaN and infinity as null. Text and lists are not metrics.
     data = {
         n: math.nan if v is None else v for n, v in entry["data"].items() if v is None or isinstance(v, int | float)
     }
@@ -106,7 +106,7 @@ def _json_entries(path: Path, remarks: list[str]) -> Iterator[tuple[int, dict[st
             elif line.strip():
                 broken.append(number)
     if broken:
-        remarks.append(f'{path}: {_numbers("line", broken)} not {{"step": ..., "data": ...}} as a whole, and skipped.')
+        remarks.append(f'{path}: {_numbers("line", broken)} not of the form {{"step": ..., "data": ...}}; skipped.')
 
 
 def _console_entries(path: Path, remarks: list[str]) -> Iterator[tuple[int, dict[str, float]]]:
@@ -129,7 +129,7 @@ def _console_entries(path: Path, remarks: list[str]) -> Iterator[tuple[int, dict
                 if values:
                     yield int(match[1]), values
     if lost:
-        remarks.append(f"{path}: {_numbers('line', lost)} readable in part only; what could not be read is left out.")
+        remarks.append(f"{path}: {_numbers('line', lost)} only partly readable; the unreadable values are left out.")
 
 
 def _console_values(text: str) -> tuple[dict[str, float], bool]:
@@ -151,7 +151,7 @@ def _finite(value: float) -> float:
 
 
 def _numbers(noun: str, numbers: list[int]) -> str:
-    """`line 3 is`, `lines 3, 5 are`, `step 4`, ...: the verb only for lines."""
+    """`line 3 is`, `lines 3, 5 (2) are`; `step 4`, `steps 4, 5`, which get no verb."""
     named = ", ".join(map(str, numbers[:_MAX_LINES_NAMED])) + (", ..." if len(numbers) > _MAX_LINES_NAMED else "")
     if noun == "step":
         return f"step{'s' if len(numbers) > 1 else ''} {named}"

@@ -1,4 +1,4 @@
-"""What a note of the report is, and the few statistics that the rules share. The rules are in rules_*.py."""
+"""What a note of the report is, and the statistics that the rules share. The rules are in rules_*.py."""
 
 import math
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from verl_cast.tools.report.runs import Run, fifths
 OK, LOOK, WARNING = "ok", "look", "warning"
 LEVELS = (WARNING, LOOK, OK)
 FEW_FOR_TREND = 5
-FEW_FOR_WARNING = 5  # steps: a mean over fewer is no ground for a warning
+FEW_FOR_WARNING = 5  # steps: a mean over fewer never causes a warning
 
 
 @dataclass(frozen=True)
 class Note:
-    """One thing seen. `seen` holds the numbers; `advice` says what to do, "" where nothing is to be done."""
+    """One finding. `seen` holds the numbers; `advice` says what to do, or is empty."""
 
     level: str
     title: str
@@ -23,10 +23,12 @@ class Note:
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean of a metric over some steps, with its standard error (steps taken as independent; of one step infinite).
+    """Mean of a metric over some steps, with its standard error.
+
+    The error takes the steps as independent. For one step it is infinite.
 
     Attributes:
-        effective: steps of equal weight that would tell as much; `steps` where all weigh the same.
+        effective: effective number of steps, (Σ weight)² / Σ weight²; equal to `steps` if all weights are equal.
     """
 
     value: float
@@ -36,12 +38,12 @@ class Mean:
 
     @property
     def enough(self) -> bool:
-        """Whether it may speak for the run: enough steps, and not one or two that outweigh all others."""
+        """Whether the mean is reliable: it has enough steps, and no one or two of them outweigh all others."""
         return self.steps >= FEW_FOR_WARNING and self.effective >= 0.6 * FEW_FOR_WARNING
 
     @property
     def warning(self) -> str:
-        """The level of what would be a warning over enough steps."""
+        """WARNING if there are enough steps, otherwise LOOK."""
         return WARNING if self.enough else LOOK
 
     @property
@@ -50,7 +52,7 @@ class Mean:
 
 
 def third(count: int) -> int:
-    """How many of `count` steps are the last third: of a short run all, as far as a warning needs them."""
+    """Number of steps in the last third of `count` steps, but at least as many as a warning needs."""
     return max(FEW_FOR_WARNING, count // 3)
 
 
@@ -60,7 +62,7 @@ def last_third(run: Run, name: str) -> Mean | None:
 
 
 def mean(values: list[float], weights: list[float] | None = None) -> Mean:
-    """Mean and standard error; `weights` say how much a step knows (not all are 0)."""
+    """Weighted mean of steps and its standard error; not all weights are 0."""
     weights = [1.0] * len(values) if weights is None else weights
     total = sum(weights)
     value = sum(v * w for v, w in zip(values, weights, strict=True)) / total
@@ -71,7 +73,7 @@ def mean(values: list[float], weights: list[float] | None = None) -> Mean:
 
 
 def ends(run: Run, name: str) -> tuple[float, float] | None:
-    """First and last fifth of a metric that was logged often enough to speak of a trend."""
+    """Means of a metric's first and last fifth; None if it was logged too rarely for a trend."""
     values = run.values(name)
     return fifths(values) if len(values) >= FEW_FOR_TREND else None
 

@@ -1,7 +1,7 @@
-"""The page: everything that the other modules found, through page.html.jinja into one file that refers to no other.
+"""Writes the page: page.html.jinja, filled with the other modules' results, as one self-contained file.
 
-Text is escaped by Jinja; data go into JSON blocks in which no `<` remains, and the page's own script builds text nodes
-from them. So nothing that a policy wrote can run.
+Jinja escapes text. Data goes into JSON blocks without any `<`, and the page's script turns it into text nodes only. So
+nothing that a policy wrote can run as code.
 """
 
 import datetime
@@ -20,7 +20,7 @@ from verl_cast.tools.report.runs import Run
 
 
 def write(runs: list[Run], output: Path, max_tokens: int) -> None:
-    """Write the page; remarks about dumps are added to the runs on the way.
+    """Write the page. Remarks about dumps are added to the runs.
 
     Raises:
         OSError: the file cannot be written.
@@ -54,7 +54,7 @@ def write(runs: list[Run], output: Path, max_tokens: int) -> None:
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(output) as scratch:
-        scratch.write_text(html, encoding="utf-8", errors="replace")  # a path may hold bytes that are no text
+        scratch.write_text(html, encoding="utf-8", errors="replace")  # a path may hold bytes that are not UTF-8
 
 
 def _head(place: int, run: Run, about: dict[str, Any] | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Rules about CAST: the teacher and the verifier, flips, noise, groups, gap, cost.
 
-A rule is a function of one run that returns a Note, or None where the run has not its metrics. Thresholds are those of
-README.md's metric table where it has one, and rules of thumb otherwise.
+A rule takes one run and returns a Note, or None if it has nothing to report. Thresholds come from the metric table in
+verl_cast/advantage/README.md. Where the table has none, they are rules of thumb.
 """
 
 import math
@@ -14,7 +14,7 @@ from verl_cast.tools.report.text import percent, signed
 def _agreement(run: Run) -> list[Mean]:
     """In-group correlation of gap and correctness, over the last third and over all steps.
 
-    Only mixed groups tell: a step counts as much as it has of them, and one with a single mixed group hardly at all.
+    Only mixed groups have a correlation, so a step's weight is its share of mixed groups.
     """
     name = "cast/gap/correctness_corr_in_group"
     steps = [
@@ -31,7 +31,7 @@ def teacher_and_verifier(run: Run) -> Note | None:
     if not found:
         return None
     whole = found[-1]
-    # Where the end of the run alone does not tell, the whole of it may.
+    # The last third, if it is conclusive; otherwise all steps.
     corr = next((part for part in found if part.enough and abs(part.value) > 2 * part.error), whole)
     seen = f"Correlation of a trajectory's mean gap with its correctness, within groups: {signed(corr.value, 2)} "
     if not corr.enough:
@@ -39,25 +39,26 @@ def teacher_and_verifier(run: Run) -> Note | None:
             LOOK,
             "Too few steps to compare teacher and verifier",
             f"{seen}over {corr.steps} step{'s' if corr.steps > 1 else ''} with mixed groups, which may be chance.",
-            f"At least {FEW_FOR_WARNING} steps with mixed groups tell; verl-cast diagnose measures more in less time.",
+            f"This needs at least {FEW_FOR_WARNING} steps with mixed groups. verl-cast diagnose measures more in less "
+            "time.",
         )
     seen += f"± {corr.error:.2f} over {f'all {corr.steps} steps' if corr.steps == whole.steps else corr.part}."
     if corr.value < -0.05 and corr.value + 2 * corr.error < 0:
         return Note(
             WARNING,
-            "The teacher prefers what is wrong",
+            "The teacher prefers wrong responses",
             seen,
-            "With both flips CAST moves the policy to where the teacher is. Change the teacher's context "
-            "(verl-cast diagnose measures it), or let the verifier decide: flip=none, a larger gap_deadzone.",
+            "With both flips CAST moves the policy towards the teacher. Change the teacher's context (verl-cast "
+            "diagnose measures it), or give the verifier more weight: set flip=none or a larger gap_deadzone.",
         )
     if corr.value > 0.02 and corr.value > 2 * corr.error:
         return Note(OK, "The teacher agrees with the verifier", seen)
     return Note(
         LOOK,
-        "The teacher says little about correctness",
+        "The gap hardly depends on correctness",
         seen,
-        "Flips then follow the teacher's style, or chance. Measure its context (verl-cast diagnose); gap_deadzone and "
-        "one-sided flips let more of the verifier through.",
+        "Flips then follow the teacher's style, or chance. Measure the teacher's context (verl-cast diagnose). "
+        "gap_deadzone and one-sided flips give the verifier more weight.",
     )
 
 
@@ -73,33 +74,33 @@ def flips(run: Run) -> Note | None:
             share.warning if share.value > 0.8 else LOOK,
             "Most tokens of correct responses are flipped",
             seen,
-            "The teacher likes most of what is right less than the policy does. Check its context; gap_deadzone "
-            "keeps small gaps from flipping, flip=wrong never flips correct responses.",
+            "Most tokens of correct responses are less likely under the teacher than under the policy. Check the "
+            "teacher's context. gap_deadzone keeps small gaps from flipping; flip=wrong never flips correct responses.",
         )
     return Note(OK, "Flips", seen)
 
 
 def noise(run: Run) -> Note | None:
-    """Gaps in use within the noise. Those that the dead zone silences already are no reason for a larger one."""
+    """Share of gaps within the engine's noise. Gaps that the dead zone already sets to 0 do not count."""
     within, gap, floor = (last_third(run, f"cast/{n}") for n in ("noise/gap_share", "gap/abs_mean", "noise/p99"))
     if within is None or gap is None or floor is None:
         return None
     noise_seen = f"the engine's own noise is at most {floor.value:.2g} on 99 % of the tokens."
     if floor.value == 0:
         noise_seen = "two passes of the policy gave the same log-probs on 99 % of the tokens."
-    seen = f"Mean |gap| before the dead zone {gap.value:.3g} nats; {noise_seen}"
+    seen = f"Mean |gap| before the dead zone is {gap.value:.3g} nats; {noise_seen}"
     if floor.value > 0:
-        seen += f" {percent(within.value)} of the tokens have a gap in use that is no larger."
+        seen += f" {percent(within.value)} of the tokens have a gap within this noise, outside the dead zone."
     if within.value > 0.05:
-        # A step measures it on all its tokens: few steps are enough for a warning.
+        # One measurement covers all tokens of a step, so few steps are enough for a warning.
         return Note(
             WARNING if within.value > 0.3 else LOOK,
             "Gaps near the engine's noise",
             seen,
-            f"There the sign of an advantage is chance: set gap_deadzone to {floor.value:.2g} or more, or compute "
-            "log-probs in a higher precision.",
+            f"The sign of such a token's advantage is chance: set gap_deadzone to {floor.value:.2g} or more, or "
+            "compute log-probs in a higher precision.",
         )
-    return Note(OK, "The gaps in use stand above the engine's noise", seen)
+    return Note(OK, "Gaps outside the dead zone exceed the engine's noise", seen)
 
 
 def dead_zone(run: Run) -> Note | None:
@@ -108,9 +109,10 @@ def dead_zone(run: Run) -> Note | None:
         return None
     return Note(
         LOOK,
-        "The dead zone leaves little of the teacher",
-        f"It silences the gap on {percent(share.value)} of the tokens over {share.part}.",
-        "What is left is GRPO with advantages in one-sided groups: lower gap_deadzone if the teacher is to speak.",
+        "The dead zone removes most gaps",
+        f"It sets the gap to 0 on {percent(share.value)} of the tokens over {share.part}.",
+        "What remains is GRPO plus base advantages in all-correct and all-wrong groups. Lower gap_deadzone to use more "
+        "gaps.",
     )
 
 
@@ -127,15 +129,21 @@ def groups(run: Run) -> Note | None:
             wrong.warning,
             "The task is too hard",
             seen,
-            "Almost no response is right: use easier data or more responses.",
+            "Almost no response is correct: use easier data or more responses per group.",
         )
     if right.value > 0.8:
         return Note(
-            LOOK, "The task is solved", seen, "The verifier has nothing left to say here: stop, or use harder data."
+            LOOK,
+            "The task is solved",
+            seen,
+            "The verifier no longer tells most responses apart: stop, or use harder data.",
         )
     if mixed.value < 0.1:
         return Note(
-            LOOK, "Few mixed groups", seen, "The verifier tells responses apart in mixed groups only: change the data."
+            LOOK,
+            "Few mixed groups",
+            seen,
+            "The verifier tells responses apart in mixed groups only: change the data's difficulty.",
         )
     return Note(OK, "Groups", seen)
 
@@ -148,7 +156,8 @@ def zero_variance(run: Run) -> Note | None:
         LOOK,
         "The self-teacher alone drives the run",
         f"{percent(mass.value)} of Σ|Â| over {mass.part} comes from all-correct and all-wrong groups.",
-        "There the gap alone tells tokens apart: change the data's difficulty, or lower base_correct and base_wrong.",
+        "In these groups only the gap tells tokens apart: change the data's difficulty, or lower base_correct and "
+        "base_wrong.",
     )
 
 
@@ -161,20 +170,20 @@ def gap_growth(run: Run) -> Note | None:
     if last < first - 0.02 and abs(last) > 1.5 * abs(first):
         return Note(
             LOOK,
-            "Policy and teacher part",
+            "Policy and teacher drift apart",
             seen,
-            "The policy moves to where the teacher thinks it less likely. A shorter refresh_interval, or a smaller "
-            "learning rate, keeps them together.",
+            "The policy's responses become less likely under the teacher. A shorter refresh_interval or a smaller "
+            "learning rate keeps the two together.",
         )
     if last > 0.02:
         return Note(
             LOOK,
             "The mean gap is above 0",
             seen,
-            "Over the policy's own samples it is −KL, so at most 0: look at how the responses are sampled (top_p, "
-            "top_k, temperature), whether they are a policy old, and whether engine and trainer agree.",
+            "Over the policy's own samples its expectation is −KL, so at most 0. Check the sampling (top_p, top_k, "
+            "temperature), whether an older policy made the samples, and whether rollout engine and trainer agree.",
         )
-    return Note(OK, "Policy and teacher", f"{seen} Near or below 0, and not falling fast, is as it should be.")
+    return Note(OK, "Policy and teacher", f"{seen} Healthy: near or below 0, and not falling fast.")
 
 
 def teacher_cost(run: Run) -> Note | None:
@@ -194,8 +203,8 @@ def teacher_cost(run: Run) -> Note | None:
             LOOK,
             "The teacher's pass costs more than the old log-probs",
             seen,
-            "It should cost as much as old_log_prob times the ratio of context lengths: is the context that long, "
-            "or does parameter offload move the shard twice?",
+            "It should cost old_log_prob times the ratio of context lengths. Check the context's length, and whether "
+            "parameter offload moves the shard twice.",
         )
     return Note(OK, "The teacher's cost", seen)
 
@@ -208,12 +217,12 @@ def teacher_never_ran(run: Run) -> Note | None:
     if len(values) < FEW_FOR_WARNING:
         return Note(
             LOOK,
-            "The teacher ran no forward yet",
-            f"{seen}: with context=same a step right after a snapshot needs none, its gap is 0.",
+            "The teacher has run no forward yet",
+            f"{seen}. With context=same, a step right after a snapshot needs no forward: its gap is 0.",
         )
     return Note(
         WARNING,
         "The teacher never ran a forward",
-        f"{seen}: no gap, no CAST.",
+        f"{seen}: without gaps, CAST has only its base advantages.",
         "With context=same and refresh_interval=1 the teacher is always the policy: change one of them.",
     )

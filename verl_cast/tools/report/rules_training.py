@@ -1,7 +1,7 @@
 """Rules about any run: its files, reward, entropy, length, gradients.
 
-A rule is a function of one run that returns a Note, or None where it has nothing to look at. Thresholds stand beside
-the sentence that they decide; they are rules of thumb, and a note says what was seen, so that one can disagree.
+A rule takes one run and returns a Note, or None if it has nothing to report. Thresholds are rules of thumb. Every note
+gives the numbers, so that readers can judge for themselves.
 """
 
 import math
@@ -21,26 +21,27 @@ def not_cast(run: Run) -> Note | None:
         return Note(
             OK,
             f"Not a CAST run: {METHODS[run.method].TITLE}",
-            "A baseline trained here, with a privileged teacher: its gaps are to that teacher. In the figures its "
-            f"{run.method}/* metrics stand where CAST's cast/* do.",
+            "This run trained a baseline with a privileged teacher; its gaps are measured against that teacher. The "
+            f"figures show its {run.method}/* metrics in place of CAST's cast/*.",
         )
     return Note(
         OK,
         "Not a CAST run",
-        "No cast/* metric was logged: another estimator (GRPO, ...) trained here. It stands beside the others for "
-        "comparison and is in no figure about CAST.",
+        "No cast/* metric was logged: this run used another estimator (GRPO, ...). It is shown for comparison and is "
+        "in no figure about CAST.",
     )
 
 
 def not_trained(run: Run) -> Note | None:
-    """A validation before training says nothing of the estimator that is to train."""
+    """A validation before training does not show which estimator the run uses."""
     if run.num_steps or not run.steps:
         return None
     return Note(
         LOOK,
         "No training step was logged",
-        f"Only a validation, at step {', '.join(map(str, run.steps))}: with CAST or not, nothing here tells.",
-        "The run is at its first step, or ended before it was whole: look at its console log.",
+        f"Only a validation was logged, at step {', '.join(map(str, run.steps))}. It does not show whether the run "
+        "uses CAST.",
+        "The run is still in its first step, or ended before it was complete: look at its console log.",
     )
 
 
@@ -56,10 +57,10 @@ def not_finite(run: Run) -> Note | None:
     more = f"; and {len(found) - 3} other metrics" if len(found) > 3 else ""
     return Note(
         WARNING,
-        "Values that are no numbers",
+        "Values that are not finite numbers",
         f"NaN or infinity: {named}{more}.",
         "A NaN in a loss, gradient or log-prob ruins the weights: stop, and resume from a checkpoint before the "
-        "first one.",
+        "first NaN.",
     )
 
 
@@ -69,7 +70,8 @@ def few_steps(run: Run) -> Note | None:
     return Note(
         LOOK,
         "A short run",
-        f"With {run.num_steps} of at least {FEW_STEPS} steps, first and last parts are single steps: mostly chance.",
+        f"Training steps: {run.num_steps}. With fewer than {FEW_STEPS}, the first and the last part are single steps, "
+        "so their difference is mostly chance.",
     )
 
 
@@ -79,9 +81,9 @@ def late_start(run: Run) -> Note | None:
         return None
     return Note(
         LOOK,
-        "Not from the start",
-        f"The first step here is {first}. verl's file logger starts a new file whenever a run is resumed.",
-        "Keep the files of every part (VERL_FILE_LOGGER_PATH), or read the console log, which has them all.",
+        "The first steps are missing",
+        f"The first logged step is {first}. verl's file logger starts a new file whenever a run is resumed.",
+        "Keep the file of every part (VERL_FILE_LOGGER_PATH), or use the console log, which has all steps.",
     )
 
 
@@ -98,14 +100,17 @@ def reward(run: Run) -> Note | None:
             WARNING,
             "The reward fell",
             seen,
-            "If the teacher is worse than the policy, CAST pulls it down: see whether the gaps agree with the "
-            "verifier, and measure the teacher's context (verl-cast diagnose). In a twin without CAST, look at "
+            "If the teacher is worse than the policy, CAST makes the policy worse. Check whether the gaps agree with "
+            "the verifier, and measure the teacher's context (verl-cast diagnose). In a run without CAST, check the "
             "learning rate and entropy.",
         )
     if last > first + max(0.02, 0.5 * spread):
         return Note(OK, "The reward rose", seen)
     return Note(
-        LOOK, "The reward stands still", seen, "Short runs and hard data do that; else raise the learning rate."
+        LOOK,
+        "The reward hardly changed",
+        seen,
+        "Short runs and hard data cause this. Otherwise, raise the learning rate.",
     )
 
 
@@ -119,14 +124,17 @@ def entropy(run: Run) -> Note | None:
     if fell < 0.3:
         if change > 0.02:
             return Note(
-                LOOK, "Entropy falls as the reward rises", seen, "A solved task does that; else watch validation."
+                LOOK,
+                "Entropy falls as the reward rises",
+                seen,
+                "A solved task causes this. Otherwise, watch the validation score.",
             )
         return Note(
             WARNING,
             "Entropy collapses",
             seen,
             "The policy stops exploring without gaining reward: lower the learning rate, raise clip_ratio_high, or "
-            "resume earlier.",
+            "resume from an earlier checkpoint.",
         )
     if fell > 2.5:
         level = WARNING if change < -0.02 else LOOK
@@ -134,17 +142,17 @@ def entropy(run: Run) -> Note | None:
             level,
             "Entropy grows",
             seen,
-            "The policy drifts to where it is unsure, often towards a teacher with a context that it does not know: "
-            "check the context, gap_deadzone, and the learning rate.",
+            "The policy becomes less certain, often because the teacher's context is unfamiliar to the model. Check "
+            "the context, gap_deadzone and the learning rate.",
         )
     return Note(OK, "Entropy", seen)
 
 
 def _at_the_limit(run: Run) -> float:
-    """Share of the responses of the last third that end at the length limit.
+    """Share of responses that end at the length limit, over the last third of the steps.
 
-    verl's clip_ratio compares with the longest response of the batch; that is the limit only where the batch reaches
-    it, and the longest response of the whole run is taken for it.
+    verl's clip_ratio is the share of responses as long as the longest of their batch. The limit is taken to be the
+    longest response of the whole run. A batch that does not reach it counts as 0.
     """
     limit = max(run.values("response_length/max"), default=0)
     shares = [
@@ -167,19 +175,21 @@ def length(run: Run) -> Note | None:
         return Note(
             LOOK,
             "Many responses are cut off",
-            f"{seen} {percent(clipped)} end at the length limit (last third).",
-            "A cut response counts as wrong whatever it says: raise data.max_response_length.",
+            f"{seen} In the last third of the steps, {percent(clipped)} end at the length limit.",
+            "A cut-off response counts as wrong whatever its content: raise data.max_response_length.",
         )
     if not 0.6 < last / first < 1.7:
         if reward_change(run) < -0.02:
             return Note(
                 WARNING,
-                "Response length runs away as the reward falls",
+                "Response length changes strongly as the reward falls",
                 seen,
                 "This is how a collapse begins: look at the trajectories of the last steps, and at the teacher's "
                 "context.",
             )
-        return Note(LOOK, "Response length changes", seen, "Read a few trajectories: is the change what you want?")
+        return Note(
+            LOOK, "Response length changes", seen, "Read a few trajectories to see whether you want the change."
+        )
     return Note(OK, "Response length", seen)
 
 
@@ -187,13 +197,14 @@ def rollout(run: Run) -> Note | None:
     corr = last_third(run, "training/rollout_actor_probs_pearson_corr")
     if corr is None:
         return None
-    seen = f"Probabilities of the sampled tokens, rollout engine against trainer: correlation {corr.value:.4f}."
+    seen = f"The sampled tokens' probabilities in rollout engine and trainer have a correlation of {corr.value:.4f}."
     if corr.value < 0.98:
         return Note(
             LOOK,
-            "The rollout engine samples from another policy",
+            "Rollout engine and trainer disagree",
             seen,
-            "Asynchronous samples are a policy old; else look at the engines' precision and at the weight sync.",
+            "In an asynchronous run the samples come from an older policy. In other runs, check the engines' precision "
+            "and the weight sync.",
         )
     return Note(OK, "Rollout engine and trainer agree", seen)
 
@@ -211,5 +222,5 @@ def gradients(run: Run) -> Note | None:
         LOOK,
         "A gradient far larger than the others",
         f"actor/grad_norm {peak:.3g} at step {steps[series.index(peak)]}; the median is {median:.3g}.",
-        "One that is clipped does no harm; several in a row ask for a lower learning rate.",
+        "A single clipped gradient does no harm. If there are several in a row, lower the learning rate.",
     )

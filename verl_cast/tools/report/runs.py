@@ -1,8 +1,8 @@
-"""The runs below the given paths: each with its metrics, its trajectory dumps and a name of its own.
+"""The runs below the given paths: each with its metrics, its trajectory dumps and a unique name.
 
-A directory holds as many runs as it has metrics files: verl's JSON lines, or where it has none, console logs. A dump
-belongs to the CAST run whose metrics lie nearest, and where none logged cast/* it is a run of its own. Left out:
-directories in which no run keeps its metrics (checkpoints' own contents, Ray's sessions, other loggers' files).
+Every metrics file is one run: verl's JSON lines, or console logs in a directory without JSON lines. A dump belongs to
+the CAST run whose metrics lie nearest. If no run logged cast/*, the dump is a run of its own. Directories that hold no
+metrics of a run are skipped: contents of checkpoints, Ray's sessions, other loggers' files.
 """
 
 import functools
@@ -21,21 +21,21 @@ from verl_cast.tools.report import metrics_file
 MAX_DEPTH = 5
 SKIPPED_DIRECTORIES = ("ray", "wandb", "swanlog", "tensorboard_log", "mlruns", "__pycache__", "node_modules")
 SKIPPED_PREFIXES = (".", "global_step_", "session_")
-# A file's name that says nothing about the run: the directory names it.
+# File names that do not identify a run. Such a run is named after its directory.
 GENERIC_STEMS = ("metrics", "train", "training", "log", "run", "main", "console", "output", "stdout", "nohup")
-VALIDATION_PREFIXES = ("val-", "val/")  # of all that verl logs at step 0, before training
+VALIDATION_PREFIXES = ("val-", "val/")  # of all metrics that verl logs at step 0, before training
 
 
 @dataclass
 class Run:
-    """One run, as its files tell it.
+    """One run, as read from its files.
 
     Attributes:
         name: unique among the runs of the page.
         steps: {step: {metric: value}}, NaN where a value was not finite.
-        metrics_path: the file that they are from; None where only a dump was found.
+        metrics_path: the file of these metrics; None if only a dump was found.
         dump_files: {step: file}.
-        remarks: what was skipped in reading, as sentences.
+        remarks: sentences about the run's files, such as what was skipped.
     """
 
     name: str
@@ -46,18 +46,18 @@ class Run:
 
     @functools.cached_property
     def method(self) -> str | None:
-        """The method with a self-teacher that the metrics are named after (`cast`, `rlsd`, ...); None without one."""
+        """The method (`cast`, `rlsd`, ...) whose name the metrics start with; None if they name no method."""
         prefixes = {name.split("/", 1)[0] for values in self.steps.values() for name in values}
         return next((name for name in METHODS if name in prefixes), None)
 
     @property
     def is_cast(self) -> bool:
-        """A run trained with CAST says so by its metrics; a dump says so only where there are none."""
+        """Whether the run was trained with CAST. Its metrics decide; a dump counts only without metrics."""
         return self.method == CastConfig.NAME if self.steps else bool(self.dump_files)
 
     @property
     def kind(self) -> str:
-        """What the page and the terminal call it."""
+        """The run's label on the page and in the terminal."""
         if self.is_cast:
             return CastConfig.TITLE
         if self.method:
@@ -66,7 +66,7 @@ class Run:
 
     @property
     def num_steps(self) -> int:
-        """Training steps: those that logged more than a validation (step 0 holds nothing else)."""
+        """Number of training steps. A step with only a validation, such as step 0, is not one."""
         return len(self.training_steps)
 
     @property
@@ -77,7 +77,7 @@ class Run:
         """Steps at which a metric was logged, and its values, NaN included.
 
         Args:
-            name: of the metric; `{method}` in it stands for the run's own (`{method}/gap/mean`).
+            name: of the metric; `{method}` in it stands for the run's method (`{method}/gap/mean`).
         """
         name = name.replace("{method}", str(self.method))
         found = [(step, values[name]) for step, values in self.steps.items() if name in values]
@@ -91,7 +91,7 @@ class Run:
         return bool(self.values(name))
 
     def ratio(self, numerator: str, denominator: str) -> tuple[list[int], list[float]]:
-        """numerator / denominator at every step that has both, NaN (a gap in the curve) where one of them is."""
+        """numerator / denominator at every step that has both; NaN, a gap in the curve, if one of them is NaN."""
         found = [
             (step, values[numerator] / values[denominator])
             for step, values in self.steps.items()
@@ -110,9 +110,9 @@ def find(paths: list[Path]) -> list[Run]:
     """All runs below `paths` (directories, or metrics files), in the order given.
 
     Raises:
-        UserError: a path does not exist, or holds nothing of a run.
+        UserError: a path does not exist, or holds no run.
     """
-    found: list[tuple[Run, tuple[str, ...]]] = []  # with the parts of the path that its name may be taken from
+    found: list[tuple[Run, tuple[str, ...]]] = []  # each with the path parts that its name may use
     seen: set[Path] = set()
     for path in paths:
         if not path.exists():
@@ -138,8 +138,9 @@ def _of_file(path: Path) -> list[tuple[Run, tuple[str, ...]]]:
 
 
 _LOOKED_FOR = (
-    'looked for JSON lines {"step": ..., "data": {...}} of verl\'s file logger (trainer.logger=[console,file]; '
-    "VERL_FILE_LOGGER_PATH says where) and for its console lines `step:N - name:value - ...`"
+    'looked for JSON lines {"step": ..., "data": {...}} of verl\'s file logger (enable it with '
+    "trainer.logger=[console,file]; VERL_FILE_LOGGER_PATH sets its file), and for console lines "
+    "`step:N - name:value - ...`"
 )
 
 
@@ -150,10 +151,11 @@ def _of_directory(root: Path) -> list[tuple[Run, tuple[str, ...]]]:
     logs = _read(path for path in console_files if path.parent not in with_json)
     found += [log for log in logs if not any(_same(log, run) for run in found)]
     if not found and not dumps:
-        empty = f" ({', '.join(str(p) for p in json_files[:3])} holds no whole line of them)" if json_files else ""
+        empty = f" ({', '.join(str(p) for p in json_files[:3])} holds no complete line)" if json_files else ""
         raise UserError(
-            f"{root} holds no metrics{empty}: {_LOOKED_FOR}, in *{', *'.join(metrics_file.JSON_SUFFIXES)} and "
-            f"*{', *'.join(metrics_file.CONSOLE_SUFFIXES)}, and for trajectory dumps, {MAX_DEPTH} directories deep."
+            f"{root} holds no metrics{empty}: {_LOOKED_FOR}. The search covers *"
+            f"{', *'.join((*metrics_file.JSON_SUFFIXES, *metrics_file.CONSOLE_SUFFIXES))} files and trajectory dumps, "
+            f"{MAX_DEPTH} directories deep."
         )
 
     directories = [run.metrics_path.parent for run in found]
@@ -164,29 +166,32 @@ def _of_directory(root: Path) -> list[tuple[Run, tuple[str, ...]]]:
     cast = [run for run in found if run.is_cast]
     for dump in dumps:
         if not cast:
-            remark = f"{dump} holds trajectories of a CAST run whose metrics are not here: no curves ({_LOOKED_FOR})."
+            remark = (
+                f"{dump} holds trajectories of a CAST run whose metrics are not here, so it has no curves "
+                f"({_LOOKED_FOR})."
+            )
             runs.append((Run("", {}, None, trajectories.files(dump), [remark]), _parts(dump)))
             continue
         run = _nearest(cast, dump)
         if run.dump_files:
             run.remarks.append(
-                f"{dump} is a second trajectory dump beside {next(iter(run.dump_files.values())).parent}."
+                f"{dump} is a second trajectory dump of this run, besides {next(iter(run.dump_files.values())).parent}."
             )
-        # Of two files of one step the dump that was found first counts.
+        # If two dumps hold the same step, the one found first counts.
         run.dump_files = dict(sorted({**trajectories.files(dump), **run.dump_files}.items()))
     return runs
 
 
 def _read(paths: Iterable[Path]) -> list[Run]:
-    """A run, still without name, of every file that holds metrics."""
+    """One run, without a name yet, for every file that holds metrics."""
     read = ((path, metrics_file.read(path)) for path in paths)
     return [Run("", metrics.steps, path, {}, metrics.remarks) for path, metrics in read if metrics.steps]
 
 
 def _same(log: Run, run: Run) -> bool:
-    """Whether a console log tells of a run whose JSON lines lie in another directory: equal numbers, seconds included.
+    """Whether a console log is of the same run as JSON lines in another directory: equal numbers, seconds included.
 
-    Training steps only: before them a validation may well be that of another run.
+    Only training steps count: two runs can have the same validation before training.
     """
     pairs = [
         (value, run.steps[step][name])
@@ -198,7 +203,7 @@ def _same(log: Run, run: Run) -> bool:
 
 
 def _walk(root: Path) -> tuple[list[Path], list[Path], list[Path]]:
-    """JSON lines, console logs and dump directories below `root`, each sorted by path."""
+    """JSON-lines files, console logs and dump directories below `root`, each sorted by path."""
     json_files, console_files, dumps = [], [], []
     for name, directories, names in os.walk(root):
         directory = Path(name)
@@ -218,7 +223,7 @@ def _walk(root: Path) -> tuple[list[Path], list[Path], list[Path]]:
 
 
 def _nearest(runs: list[Run], dump: Path) -> Run:
-    """The CAST run that a dump is of: most common directories, then its experiment's name in the path."""
+    """The CAST run that a dump belongs to: most directories in common, then the run's file name in the dump's path."""
 
     def nearness(run: Run) -> tuple[int, bool]:
         common = Path(os.path.commonpath([run.metrics_path.parent.resolve(), dump.resolve()]))
@@ -232,14 +237,14 @@ def _parts(path: Path) -> tuple[str, ...]:
 
 
 def _name_parts(path: Path, alone: bool) -> tuple[str, ...]:
-    """Where a metrics file's name may come from: its directories, and its own stem unless that says nothing."""
+    """The path parts that a run's name may use: the file's directories, and its stem unless that is generic."""
     if alone and path.stem in GENERIC_STEMS:
         return _parts(path.parent)
     return (*_parts(path.parent), path.stem)
 
 
 def _unique_names(all_parts: list[tuple[str, ...]]) -> list[str]:
-    """For every path its shortest end that no other path has."""
+    """For every path, its shortest ending that no other path has."""
     names = []
     for i, parts in enumerate(all_parts):
         for n in range(1, len(parts) + 1):

@@ -1,4 +1,4 @@
-"""What a run is, in few words: its settings, and its key numbers from the first to the last fifth of the steps."""
+"""A run's settings, and its key numbers in the first and the last fifth of the steps."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ class KeyNumber:
 
 KEY_NUMBERS = (
     KeyNumber("Mean reward", Line("critic/score/mean")),
-    KeyNumber("Gap and correctness, correlation", Line("{method}/gap/correctness_corr_in_group"), signed),
+    KeyNumber("Gap–correctness correlation", Line("{method}/gap/correctness_corr_in_group"), signed),
     KeyNumber("Mixed groups", Line("{method}/group/mixed_share"), percent),
     KeyNumber("Flipped, correct responses", Line("{method}/flip/correct_share"), percent),
     KeyNumber("Flipped, wrong responses", Line("{method}/flip/wrong_share"), percent),
@@ -35,7 +35,7 @@ KEY_NUMBERS = (
 
 @dataclass(frozen=True)
 class Tile:
-    """One key number: per run (its place on the page, name) the first and the last fifth."""
+    """One key number: rows of (the run's place on the page, its name, first fifth, last fifth)."""
 
     label: str
     rows: list[tuple[int, str, str, str]]
@@ -57,7 +57,11 @@ def tiles(runs: list[Run]) -> list[Tile]:
 
 
 def settings(cast: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """`algorithm.cast` of a run as (key, value): what differs from the defaults (the dump's keys aside), and all."""
+    """`algorithm.cast` of a run as (key, value).
+
+    Returns:
+        Settings that differ from the defaults, the dump's keys left out; and all settings.
+    """
     defaults = dict(_flat(dataclasses.asdict(CastConfig())))
     values = list(_flat(cast))
     shown = [(key, _text(value)) for key, value in values]

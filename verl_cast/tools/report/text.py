@@ -1,13 +1,13 @@
-"""Numbers as text, one way for the whole page."""
+"""Numbers as text, in the same form on the whole page."""
 
 
 def percent(share: float) -> str:
-    """0.4567 -> 46 %; below ten per cent one digit more."""
+    """0.4567 -> 46 %; one more digit below ten per cent."""
     return f"{100 * share:.0f} %" if share >= 0.0995 or share == 0 else f"{100 * share:.1f} %"
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """With its sign, and a true minus."""
+    """With its sign; the minus is U+2212, not a hyphen."""
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
