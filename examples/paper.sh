@@ -1,6 +1,8 @@
-# What all run_*.sh share; they source it. Which method and ablation, and the values of the run that was evaluated as
-# CAST (Qwen3-4B, 300 steps; the README says where they come from). What verl cannot do is said at its place.
+# What all run_qwen3_*.sh share; they source it. It has the method, the ablation, and the values of the run that was
+# evaluated as CAST (Qwen3-4B, 300 steps). Every departure from that run is commented where it is made.
 # shellcheck shell=bash disable=SC2034
+#
+# The script that sources it sets SIZE, ENGINE, LORA, MODEL_PATH, ROLLOUT_TP, GPU_MEMORY; at its end it calls `train`.
 #
 # Toggles, all from the environment, with their defaults:
 METHOD=${METHOD:-cast}       # cast grpo opsd grpo_opsd rlsd rlrt; nothing else changes with it
@@ -51,9 +53,9 @@ case $LORA in
   0) PARAMETERS=full ;;
   *) refuse "LORA=$LORA: use 1 (LoRA) or 0 (all parameters)." ;;
 esac
-NAME=$(basename "$0" .sh)_${PARAMETERS}_$METHOD
+NAME=qwen3_${SIZE}_${ENGINE}_${PARAMETERS}_$METHOD
 [ "$ABLATION" = none ] || NAME+=_$ABLATION
-EXPERIMENT=${EXPERIMENT:-${NAME#run_}}
+EXPERIMENT=${EXPERIMENT:-$NAME}
 RUN_DIR=$OUT_DIR/$EXPERIMENT
 
 # 2. Data: DAPO-Math-17K, two prompts a step, Qwen3's chat template without thinking. Longer prompts are left out.
@@ -68,8 +70,12 @@ DATA=(
   +data.apply_chat_template_kwargs.enable_thinking=False
 )
 
-# 3. Sampling. Not here: the evaluated run's presence penalty of 0.2, which verl has no key for.
+# 3. Sampling. Not here: the evaluated run's presence penalty of 0.2, which verl has no key for. vLLM shares the GPUs
+#    with training, and gives its memory back while the policy is updated. ROLLOUT_TP: GPUs of one vLLM engine.
 SAMPLING=(
+  actor_rollout_ref.rollout.name=vllm
+  actor_rollout_ref.rollout.tensor_model_parallel_size="$ROLLOUT_TP"
+  actor_rollout_ref.rollout.gpu_memory_utilization="$GPU_MEMORY"
   actor_rollout_ref.rollout.n=8
   actor_rollout_ref.rollout.temperature=0.7
   actor_rollout_ref.rollout.top_p=0.95
@@ -88,10 +94,10 @@ REWARD=(
   +reward.custom_reward_function.reward_kwargs.tokenizer="$MODEL_PATH"
 )
 
-# 5. Objective: the same for every method, but for the loss: CAST's is GRPO's without the dual clip, which is the same where
-#    the ratio is 1, as here: the whole batch is one optimizer step. The mean over the
-#    tokens of a response, then over responses. Not here: the evaluated run left truncated responses out of the loss,
-#    which verl has no switch for; here they stay in it, with the verifier's word on them.
+# 5. Objective: the same for every method but for the loss. CAST's is GRPO's without the dual clip. Both are the same where
+#    the ratio is 1, as here: the whole batch is one optimizer step. The mean is over the tokens of a response, then over
+#    responses. Not here: the evaluated run left truncated responses out of the loss, which verl has no switch for. Here
+#    they stay in it, graded by the verifier.
 OBJECTIVE=(
   actor_rollout_ref.actor.ppo_mini_batch_size=2
   actor_rollout_ref.actor.ppo_epochs=1
@@ -102,8 +108,17 @@ OBJECTIVE=(
   actor_rollout_ref.actor.entropy_coeff=0
 )
 
-# 6. Optimizer: AdamW, 1e-6, warm-up over 5 % of the steps, then down to 1e-7. How it falls is in the scripts: the two
-#    engines have other schedules. The evaluated run's script sets no weight decay, and its trainer's default (TRL's) is 0.
+# 6. Micro-batches by tokens: two rows of 1024 + 3072, or the longest context that a teacher has (RLRT's shows a second
+#    response). Log-probs, the teacher's too, take the same budget. The GPUs that hold different rows should divide the 16
+#    of a step, or verl adds padding rows.
+MAX_TOKENS=${MAX_TOKENS:-8192} # of one micro-batch on a GPU
+MICRO_BATCHES=(
+  actor_rollout_ref.actor.use_dynamic_bsz=True
+  actor_rollout_ref.actor.ppo_max_token_len_per_gpu="$MAX_TOKENS"
+)
+
+# 7. Optimizer: AdamW, 1e-6, warm-up over 5 % of the steps, then down to 1e-7. The two engines have different schedules, so
+#    their scripts set them. The evaluated run's script sets no weight decay; its trainer's default (TRL's) is 0.
 LR_END=1e-7
 LR_END_RATIO=0.1 # of the first
 OPTIMIZER=(
@@ -113,11 +128,11 @@ OPTIMIZER=(
   actor_rollout_ref.actor.optim.clip_grad=1.0
 )
 
-# 7. LoRA of the evaluated run, on all linear layers. The engines have keys of their own for it.
+# 8. LoRA of the evaluated run, on all linear layers. The engines have different keys for it.
 LORA_RANK=64
 LORA_ALPHA=128
 
-# 8. Trainer. A checkpoint every 25 steps; the last two are kept.
+# 9. Trainer. A checkpoint every 25 steps; the last two are kept.
 LOGGER=console,file
 [ "$WANDB" = 1 ] && LOGGER=$LOGGER,wandb
 TRAINER=(
@@ -133,17 +148,26 @@ TRAINER=(
   trainer.project_name=cast
   trainer.experiment_name="$EXPERIMENT"
   trainer.default_local_dir="$RUN_DIR/checkpoints"
-  # The trainer is a Ray process, on a cluster perhaps on another node: the path has to travel with the job.
+  # The trainer is a Ray process, on a cluster perhaps on another node: the path travels with the job.
   +ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH="$RUN_DIR/metrics.jsonl"
 )
 
-# The last line of every script: run COMMAND..., or show it.
-run() {
+# train SETTINGS... -- ARGUMENTS...: start verl, or print its command. The arguments of the command line come last.
+train() {
+  local settings=()
+  while [ "$1" != -- ]; do
+    settings+=("$1")
+    shift
+  done
+  shift
+  set -- python -m verl.trainer.main_ppo --config-name=cast_trainer "${settings[@]}" \
+    "${ALGORITHM[@]}" "${DATA[@]}" "${OBJECTIVE[@]}" "${MICRO_BATCHES[@]}" "${OPTIMIZER[@]}" \
+    "${SAMPLING[@]}" "${REWARD[@]}" "${TRAINER[@]}" "$@"
   if [ "$DRY_RUN" = 1 ]; then
     printf '%s\n' "$@"
   else
     mkdir -p "$RUN_DIR"
-    # verl begins its file of metrics anew at every start; those of an earlier one stay beside it.
+    # verl starts a new file of metrics at every start; an earlier one is kept beside it.
     local metrics=$RUN_DIR/metrics.jsonl
     if [ -s "$metrics" ]; then mv "$metrics" "$RUN_DIR/metrics_until_$(date +%Y%m%d_%H%M%S).jsonl"; fi
     "$@"
