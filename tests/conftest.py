@@ -22,6 +22,26 @@ def compose():
 
 
 @pytest.fixture(scope="session")
+def warm_process():
+    """Forks ranks of verl's actor worker (ranks.py)."""
+    from ranks import WarmProcess
+
+    with WarmProcess() as warm:
+        yield warm
+
+
+@pytest.fixture(scope="session")
+def runs(request, tmp_path_factory):
+    """Name of a real run -> its result. Those that the selected tests name are started here (queue_of_runs.py)."""
+    from queue_of_runs import Queue
+
+    reporter = request.config.pluginmanager.getplugin("terminalreporter")
+    named = {name for item in request.session.items for mark in item.iter_markers("runs") for name in mark.args}
+    say = print if reporter is None else lambda line: reporter.write_line(f"\n{line}")
+    return Queue(sorted(named), tmp_path_factory.mktemp, say)
+
+
+@pytest.fixture(scope="session")
 def tiny_directory(tmp_path_factory):
     """The tiny model, its data and its reward function (tiny.py); to be read only."""
     import tiny

@@ -1,15 +1,15 @@
 """Real runs: verl's own command, Ray, vLLM on the CPU, the tiny model, on FSDP2 and on Megatron.
 
-The runs are comparable bit for bit: run_tools.py seeds every response and orders every batch by its content. They are
-started two at a time, as most of a run is start-up on one core; a test names the runs that it looks at.
+The runs are comparable bit for bit: run_tools.py seeds every response and orders every batch by its content. A test
+names the runs that it looks at (queue_of_runs.py).
 """
 
-import concurrent.futures
 import re
 import signal
 from collections import Counter
 
 import pytest
+import queue_of_runs
 import reference
 import tiny
 import torch
@@ -135,48 +135,45 @@ RUNS = {
 }
 
 
-@pytest.fixture(scope="module")
-def runs(request, tmp_path_factory):
-    """Name of a run -> the finished run. Those that the selected tests name are started here, two at a time."""
-    tiny_directory = tmp_path_factory.mktemp("tiny")
-    tiny.write(tiny_directory)
-    named = [m.args for item in request.session.items for m in item.iter_markers("runs")]
-    wanted = {name for names in named for name in names}
-    wanted |= {RUNS[name][1]["after"][0] for name in wanted if "after" in RUNS[name][1]}
-    futures = {}
+def start(name):
+    """What the queue calls for a run of RUNS."""
+    overrides, arguments = RUNS[name]
+    arguments = dict(arguments)
+    earlier, more = arguments.pop("after", (None, None))
 
-    def start(name):
-        overrides, arguments = RUNS[name]
-        arguments = dict(arguments)
-        if "after" in arguments:
-            earlier, more = arguments.pop("after")
-            overrides += more(futures[earlier].result())
-        run = run_verl(tmp_path_factory.mktemp(name), tiny_directory, *overrides, timeout=900, **arguments)
-        print(f"run {name} ended with {run.returncode} after {run.seconds:.0f} s")
+    def run(directory, runs):
+        further = () if earlier is None else more(runs(earlier))
+        return run_verl(directory, runs("tiny"), *overrides, *further, timeout=900, **arguments)
+
+    return run, ("tiny",) if earlier is None else ("tiny", earlier)
+
+
+for name_ in RUNS:
+    start_, after_ = start(name_)
+    queue_of_runs.add(name_, start_, after=after_)
+
+
+@pytest.fixture(scope="session")
+def ended(runs):
+    """ended(name): a run of RUNS, which ended with this status."""
+
+    def ended_(name, expected=0):
+        run = runs(name)
+        assert run.returncode == expected, run.output[-5000:]
         return run
 
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        for name in RUNS:  # in this order: what others wait for comes first
-            if name in wanted:
-                futures[name] = pool.submit(start, name)
-
-        def result(name, expected=0):
-            run = futures[name].result()
-            assert run.returncode == expected, run.output[-5000:]
-            return run
-
-        yield result
+    return ended_
 
 
 @pytest.fixture(scope="module")
-def grpo(runs):
-    return runs("grpo")
+def grpo(ended):
+    return ended("grpo")
 
 
 @pytest.fixture(scope="module")
-def cast(runs):
+def cast(ended):
     """Killed with SIGKILL between two saves, right after the update of step 5."""
-    return runs("cast", expected=-signal.SIGKILL)
+    return ended("cast", expected=-signal.SIGKILL)
 
 
 def assert_same_batches(run, other, step, other_step=None, fields=None):
@@ -214,9 +211,9 @@ def assert_rollouts_were_the_policys(run, tolerance=1e-6):
 
 
 @pytest.mark.runs("grpo", "grpo_without_plugin")
-def test_with_the_plugin_installed_grpo_is_untouched(runs, grpo):
+def test_with_the_plugin_installed_grpo_is_untouched(ended, grpo):
     """The same class, the same batches and the same weights as in a run that never loads the plugin."""
-    without = runs("grpo_without_plugin")
+    without = ended("grpo_without_plugin")
     assert "verl_cast 0" not in grpo.output
     for step in (1, 2, 3):
         assert grpo.batch(step)["trainer"] == without.batch(step)["trainer"] == "PPOTrainerSync"
@@ -226,9 +223,9 @@ def test_with_the_plugin_installed_grpo_is_untouched(runs, grpo):
 
 
 @pytest.mark.runs("grpo", "reduced")
-def test_reduced_cast_is_verls_grpo_bit_for_bit(runs, grpo):
+def test_reduced_cast_is_verls_grpo_bit_for_bit(ended, grpo):
     """λ = 0, no flip, b = 0, no clip: three real steps through verl's own path give GRPO's advantages and weights."""
-    reduced = runs("reduced")
+    reduced = ended("reduced")
     for step in (1, 2, 3):
         assert reduced.batch(step)["trainer"] == "CastPPOTrainerSync" and reduced.batch(step)["privileged"] == []
         assert_same_batches(grpo, reduced, step)
@@ -292,9 +289,9 @@ def test_metrics_say_what_happened(cast):
 
 
 @pytest.mark.runs("cast", "colocate_async")
-def test_the_trajectory_dump_holds_what_trained(runs, cast):
+def test_the_trajectory_dump_holds_what_trained(ended, cast):
     """Of one rank and of two, of a run that ended and of one that was killed in its fifth step: whole groups."""
-    for run, steps, num_groups in ((cast, [1, 2, 3, 4, 5], 2), (runs("colocate_async"), [2], 4)):
+    for run, steps, num_groups in ((cast, [1, 2, 3, 4, 5], 2), (ended("colocate_async"), [2], 4)):
         files = trajectories.files(run.directory / "checkpoints" / trajectories.DIRECTORY)
         assert list(files) == steps
         for step, path in files.items():
@@ -314,13 +311,13 @@ def test_the_trajectory_dump_holds_what_trained(runs, cast):
 
 
 @pytest.mark.runs("cast", "cast_resumed")
-def test_a_killed_run_goes_on_with_the_same_teacher(runs, cast):
+def test_a_killed_run_goes_on_with_the_same_teacher(ended, cast):
     """Resumed after step 3, the run computes what the killed one had computed: bit-equal, and refreshed in phase.
 
     It does so with a pass for old log-probs of its own: the update that formed the gap itself (step 4 of the killed
     run) has led to the same weights, which give the same log-probs in step 5.
     """
-    resumed = runs("cast_resumed")
+    resumed = ended("cast_resumed")
     assert cast.metrics[3]["cast/one_pass"] == 1.0
     assert [m["cast/one_pass"] for m in resumed.metrics] == [0.0, 0.0, 0.0]
     for step in (4, 5):
@@ -329,9 +326,9 @@ def test_a_killed_run_goes_on_with_the_same_teacher(runs, cast):
 
 
 @pytest.mark.runs("megatron", "megatron_resumed")
-def test_a_killed_megatron_run_goes_on_with_the_same_teacher(runs):
+def test_a_killed_megatron_run_goes_on_with_the_same_teacher(ended):
     """verl's Megatron engine under vLLM rollouts: the method, and the same laws of kill and resume."""
-    killed, resumed = runs("megatron", expected=-signal.SIGKILL), runs("megatron_resumed")
+    killed, resumed = ended("megatron", expected=-signal.SIGKILL), ended("megatron_resumed")
     assert_trained_with_the_method(killed, (1, 2, 3, 4))
     assert [m["cast/teacher/age"] for m in killed.metrics[:3]] == [0, 1, 2]
     assert all(m["cast/one_pass"] == 1 for m in killed.metrics)
@@ -341,9 +338,9 @@ def test_a_killed_megatron_run_goes_on_with_the_same_teacher(runs):
 
 
 @pytest.mark.runs("colocate_async")
-def test_two_ranks_colocate_async_and_context_same(runs):
+def test_two_ranks_colocate_async_and_context_same(ended):
     """Two ranks, one teacher; and right after a snapshot `same` needs no forward: the gap is 0 on every token."""
-    run = runs("colocate_async")
+    run = ended("colocate_async")
     assert "self-teacher ready on 2 rank(s)" in run.output
     assert run.batch(1)["trainer"] == "CastPPOTrainerColocateAsync"
     assert [m["cast/teacher/forward"] for m in run.metrics] == [0.0, 1.0, 0.0]
@@ -354,9 +351,9 @@ def test_two_ranks_colocate_async_and_context_same(runs):
 
 
 @pytest.mark.runs("separate_async")
-def test_separate_async_with_sequence_parallelism(runs):
+def test_separate_async_with_sequence_parallelism(ended):
     """Rollouts of a vLLM of its own, one policy old; the training engine splits every sequence over two ranks."""
-    run = runs("separate_async")
+    run = ended("separate_async")
     assert run.batch(1)["trainer"] == "CastPPOTrainerSeparateAsync"
     assert all(m["cast/teacher/age"] == 0 and m["cast/teacher/forward"] == 1 for m in run.metrics)
     assert all(m["cast/one_pass"] == 1 for m in run.metrics)
@@ -364,12 +361,12 @@ def test_separate_async_with_sequence_parallelism(runs):
 
 
 @pytest.mark.runs("lora")
-def test_lora_with_kl_several_updates_a_batch_validation_and_tool_tokens(runs):
+def test_lora_with_kl_several_updates_a_batch_validation_and_tool_tokens(ended):
     """Modes that share the worker with the teacher's pass, in one run: each leaves it what it was.
 
     Under LoRA the reference policy is the actor without its adapter; the teacher's pass must have it back.
     """
-    run = runs("lora")
+    run = ended("lora")
     assert_trained_with_the_method(run, (1, 2, 3))
     assert all(0 in row["response_mask"] for row in run.batch(1)["rows"]), "the tool's tokens"
     assert [m["cast/teacher/forward"] for m in run.metrics] == [0.0, 1.0, 1.0]
@@ -389,7 +386,7 @@ def test_lora_with_kl_several_updates_a_batch_validation_and_tool_tokens(runs):
 
 
 @pytest.mark.runs("failing_on_one_rank")
-def test_a_failing_teacher_on_one_of_two_ranks_ends_the_run_with_its_reason(runs):
+def test_a_failing_teacher_on_one_of_two_ranks_ends_the_run_with_its_reason(ended):
     """No hang: the first rank waits in a collective for the second, which has the prompt that cannot be scored."""
-    run = runs("failing_on_one_rank", expected=1)
+    run = ended("failing_on_one_rank", expected=1)
     assert "gave an empty prompt" in run.output

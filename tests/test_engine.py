@@ -1,16 +1,13 @@
-"""The laws of the self-teacher on verl's real actor worker (engine_laws.py): FSDP2, FSDP1, Megatron; 1 and 2 ranks."""
+"""The laws of the self-teacher on verl's real actor worker: FSDP2, FSDP1, Megatron; 1 and 2 ranks; law by law."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
+import functools
 
 import pytest
 import tiny
+from engine_laws import LAWS
 
-SUPPORT = Path(__file__).parent / "support"
 MODEL, FSDP = "actor_rollout_ref.model", "actor_rollout_ref.actor.fsdp_config"
+MCORE = "actor_rollout_ref.actor.megatron"
 LORA = [f"{MODEL}.lora_rank=4", f"{MODEL}.lora_alpha=8", f"{MODEL}.target_modules=all-linear"]
 PACKED = [
     f"{MODEL}.use_remove_padding=True",
@@ -20,13 +17,26 @@ PACKED = [
     "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=True",
     "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu=160",
 ]
-
-
-MCORE = "actor_rollout_ref.actor.megatron"
 TENSOR_PARALLEL = [f"{MCORE}.tensor_model_parallel_size=2"]  # sequence parallelism is on with it
 PIPELINE = [f"{MCORE}.pipeline_model_parallel_size=2", f"{MCORE}.virtual_pipeline_model_parallel_size=2"]
 FSDP_BF16 = [f"+{FSDP}.mixed_precision={{param_dtype:bf16,reduce_dtype:fp32,buffer_dtype:fp32}}"]
-OFFLOAD = [f"{MCORE}.param_offload=True", f"{MCORE}.optimizer_offload=True"]
+
+# name: (engine, number of ranks, overrides)
+LAYOUTS = {
+    "fsdp2-1": ("fsdp2", 1, []),
+    # Parameters stay gathered after a forward: a swap of the shards alone would go unnoticed.
+    "fsdp2-2-gathered": ("fsdp2", 2, [f"{FSDP}.reshard_after_forward=False"]),
+    "fsdp2-2-lora": ("fsdp2", 2, LORA),
+    "fsdp2-2-bf16": ("fsdp2", 2, FSDP_BF16),
+    "fsdp2-2-ulysses": ("fsdp2", 2, [*PACKED, f"{FSDP}.ulysses_sequence_parallel_size=2"]),
+    "fsdp-2-offload": ("fsdp", 2, [f"{FSDP}.param_offload=True", f"{FSDP}.optimizer_offload=True"]),
+    "fsdp-2-bf16": ("fsdp", 2, FSDP_BF16),
+    "megatron-1-offload": ("megatron", 1, [f"{MCORE}.param_offload=True", f"{MCORE}.optimizer_offload=True"]),
+    # bf16 parameters, of which the distributed optimizer steps float32 copies: half of them on each rank.
+    "megatron-2-data-parallel-bf16": ("megatron", 2, [f"{MCORE}.dtype=bfloat16"]),
+    "megatron-2-tensor-parallel": ("megatron", 2, TENSOR_PARALLEL),
+    "megatron-2-virtual-pipeline": ("megatron", 2, PIPELINE),
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,57 +51,30 @@ def directory(tmp_path_factory):
     return path
 
 
-def run_ranks(
-    directory: Path, engine: str, world_size: int, *arguments: str, script: str = "engine_laws.py"
-) -> list[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    logs = [directory / f"ranks_{port}_{rank}.log" for rank in range(world_size)]
-    ranks = []
-    try:
-        for rank, log in enumerate(logs):
-            environment = {"VERL_PLATFORM": "cpu", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            ranks.append(
-                subprocess.Popen(
-                    [sys.executable, str(SUPPORT / script), str(directory), engine, *arguments],
-                    env={**os.environ, **environment, "RANK": str(rank), "WORLD_SIZE": str(world_size)},
-                    stdout=log.open("w"),
-                    stderr=subprocess.STDOUT,
-                )
-            )
-        for rank in ranks:
-            rank.wait(timeout=280)
-    finally:
-        for rank in ranks:
-            rank.kill()  # nothing where it has ended
-    outputs = [log.read_text() for log in logs]
-    for rank, output in zip(ranks, outputs, strict=True):
-        assert rank.returncode == 0, output[-5000:]
-    return outputs
+@pytest.fixture(scope="module")
+def outputs_of(warm_process, directory):
+    """Name of a layout -> what each of its ranks printed. A layout runs once, for all laws."""
+
+    @functools.cache
+    def run(layout: str) -> list[str]:
+        engine, world_size, overrides = LAYOUTS[layout]
+        arguments = [directory, engine, *overrides]
+        return warm_process.run("engine_laws", world_size, arguments, logs=directory, may_fail=True)
+
+    return run
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    "engine, world_size, overrides",
-    [
-        pytest.param("fsdp2", 1, [], id="fsdp2-1"),
-        # parameters stay gathered after a forward: a swap of the shards alone would go unnoticed
-        pytest.param("fsdp2", 2, [f"{FSDP}.reshard_after_forward=False"], id="fsdp2-2-gathered"),
-        pytest.param("fsdp2", 2, LORA, id="fsdp2-2-lora"),
-        pytest.param("fsdp2", 2, FSDP_BF16, id="fsdp2-2-bf16"),
-        pytest.param("fsdp2", 2, [*PACKED, f"{FSDP}.ulysses_sequence_parallel_size=2"], id="fsdp2-2-ulysses"),
-        pytest.param("fsdp", 2, [f"{FSDP}.param_offload=True", f"{FSDP}.optimizer_offload=True"], id="fsdp-2-offload"),
-        pytest.param("fsdp", 2, FSDP_BF16, id="fsdp-2-bf16"),
-        pytest.param("megatron", 1, OFFLOAD, id="megatron-1-offload"),
-        # bf16 parameters, of which the distributed optimizer steps float32 copies: half of them on each rank
-        pytest.param("megatron", 2, [f"{MCORE}.dtype=bfloat16"], id="megatron-2-data-parallel-bf16"),
-        pytest.param("megatron", 2, TENSOR_PARALLEL, id="megatron-2-tensor-parallel"),
-        pytest.param("megatron", 2, PIPELINE, id="megatron-2-virtual-pipeline"),
-    ],
-)
-def test_laws_of_the_self_teacher(directory, engine, world_size, overrides):
-    run_ranks(directory, engine, world_size, *overrides)
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_law(outputs_of, layout, law):
+    for rank, output in enumerate(outputs_of(layout)):
+        if f"law {law}: holds" in output:
+            continue
+        broken = next(name for name in LAWS if f"law {name}: holds" not in output)
+        if broken != law:
+            pytest.fail(f"not reached on rank {rank}: {broken} failed before it")
+        pytest.fail(f"rank {rank}: {output[-5000:]}")
 
 
 @pytest.mark.timeout(300)
@@ -105,6 +88,6 @@ def test_laws_of_the_self_teacher(directory, engine, world_size, overrides):
         ("megatron", "within", TENSOR_PARALLEL),
     ],
 )
-def test_a_fault_on_one_rank_leaves_every_policy_as_it_was(directory, engine, point, overrides):
-    outputs = run_ranks(directory, engine, 2, f"--fault={point}", *overrides)
+def test_a_fault_on_one_rank_leaves_every_policy_as_it_was(warm_process, directory, engine, point, overrides):
+    outputs = warm_process.run("engine_faults", 2, [directory, engine, point, *overrides], logs=directory)
     assert all("the policy is as it was" in output for output in outputs)

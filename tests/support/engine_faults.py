@@ -1,0 +1,58 @@
+"""One rank of a pass, or of a save, in which one rank fails (tests/test_engine.py starts the ranks)."""
+
+import os
+from pathlib import Path
+
+import torch
+from worker_rank import Rank, fail_in_a_layer, same_bits, teacher_file
+
+
+def main(directory: str, engine: str, point: str, *overrides: str) -> None:
+    """The last rank fails before, within or after the teacher's forward, or in saving it, and ends as a stopped run.
+
+    It reports its own error; the others are in the middle of a collective, get an error from it when their peer is
+    gone, and every rank's policy is bit-identical to before, and earlier checkpoints are whole.
+    """
+    directory = Path(directory)
+    this = Rank(directory, engine, list(overrides))
+    this.init_teacher(context="plain")
+    this.update()
+    policy = this.parameters()
+    live = this.live()
+    fails_here = this.rank == this.world_size - 1
+    steps = [directory / f"fault_{os.environ['MASTER_PORT']}" / f"global_step_{step}" / "actor" for step in (1, 2, 3)]
+    if point == "saving":
+        for step in steps[:2]:
+            this.worker.save_checkpoint(str(step), None, 1, 2)
+    if fails_here:
+        if point == "saving":
+            torch.save = None
+        elif point == "before":
+            this.worker.teacher_pass.context.prompt_ids = None
+        elif point == "within":
+            fail_in_a_layer(this)
+        else:
+            stock = this.worker.actor._postprocess_output
+
+            def fail_after(*args, **kwargs):
+                stock(*args, **kwargs)
+                raise RuntimeError("injected after the forward")
+
+            this.worker.actor._postprocess_output = fail_after
+    try:
+        if point == "saving":
+            this.worker.save_checkpoint(str(steps[2]), None, 3, 2)
+        else:
+            this.teacher_log_probs()
+        failed = None
+        # The rank that is well asks for the next collective, as its next pass would.
+        torch.distributed.barrier()
+    except Exception as error:
+        failed = error
+    assert failed is not None
+    assert ("injected" in str(failed) or "NoneType" in str(failed)) == fails_here, failed
+    assert same_bits(live, policy), f"rank {this.rank}: a fault {point} the forward changed the policy"
+    if point == "saving":
+        assert all(teacher_file(this, step).exists() and len(list(step.glob("model*"))) == 2 for step in steps[:2])
+    print(f"rank {this.rank}: {type(failed).__name__} {str(failed)[:200]}; the policy is as it was", flush=True)
+    os._exit(0)  # what a dead peer leaves behind in gloo must not decide the exit status

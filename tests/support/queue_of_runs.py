@@ -1,0 +1,130 @@
+"""The real runs of the tests (Ray, vLLM), in one queue: two at a time, as much as the memory holds.
+
+A test module names its runs when it is imported, and a test names those that it looks at:
+
+    @job("quickstart", memory_gb=14)
+    def quickstart(directory, runs): ...          # returns what the test wants to know
+
+    @pytest.mark.runs("quickstart")
+    def test_...(runs):
+        result = runs("quickstart")
+
+The fixture `runs` (conftest.py) starts the runs that the selected tests name: first those that others wait for, then
+the largest. A job may wait for others (`after`) and asks `runs(name)` for their results. A job that raises raises again
+in every test that asks for it. The job `tiny` is the directory of the tiny model.
+"""
+
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+AT_A_TIME = 2
+MEMORY_GB = 21  # of 24; Ray ends workers above 95 % of the machine's memory
+
+
+@dataclass(frozen=True)
+class Job:
+    start: Callable[[Path, Callable[[str], Any]], Any]
+    memory_gb: float
+    after: tuple[str, ...]
+
+
+JOBS: dict[str, Job] = {}
+
+
+def add(name: str, start: Callable, memory_gb: float = 6, after: Iterable[str] = ()) -> None:
+    """Name a run. `start(directory, runs)` makes it in an empty directory."""
+    JOBS[name] = Job(start, memory_gb, tuple(after))
+
+
+def write_tiny(directory: Path, runs: Callable[[str], Any]) -> Path:
+    """The tiny model, its data and its reward function. In a process: seeds of torch are shared by threads."""
+    subprocess.run([sys.executable, Path(__file__).with_name("tiny.py"), directory], check=True, capture_output=True)
+    return directory
+
+
+add("tiny", write_tiny, memory_gb=1)
+
+
+def job(name: str, **settings) -> Callable:
+    def decorate(start: Callable) -> Callable:
+        add(name, start, **settings)
+        return start
+
+    return decorate
+
+
+class Queue:
+    """Runs the named jobs and those that they wait for, in threads.
+
+    Args:
+        names: of JOBS.
+        directory: name -> an empty directory of its own.
+        say: takes a line for the screen.
+    """
+
+    def __init__(self, names: Iterable[str], directory: Callable[[str], Path], say: Callable[[str], None]):
+        self._directory, self._say = directory, say
+        self._pending: dict[str, Job] = {}
+        self._done: dict[str, tuple[Any, BaseException | None]] = {}
+        self._memory, self.seconds = 0.0, {}
+        self._changed = threading.Condition()
+        for name in names:
+            self._want(name)
+        waited_for = {name for one in self._pending.values() for name in one.after}
+        # Those that others wait for come first, then the largest, else in the order of the modules.
+        order = sorted(self._pending, key=lambda name: (name not in waited_for, -self._pending[name].memory_gb))
+        self._pending = {name: self._pending[name] for name in order}
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(AT_A_TIME)]
+        for thread in self._threads:
+            thread.start()
+
+    def _want(self, name: str) -> None:
+        if name not in self._pending:
+            self._pending[name] = JOBS[name]
+            for earlier in JOBS[name].after:
+                self._want(earlier)
+
+    def __call__(self, name: str) -> Any:
+        """The result of a run, when it has ended."""
+        with self._changed:
+            self._changed.wait_for(lambda: name in self._done)
+            result, error = self._done[name]
+        if error is not None:
+            raise RuntimeError(f"the run {name} failed: {error}") from error
+        return result
+
+    def _startable(self) -> str | None:
+        for name, one in self._pending.items():
+            if self._memory + one.memory_gb <= MEMORY_GB and all(earlier in self._done for earlier in one.after):
+                return name
+        return None
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._pending or self._startable())
+                name = self._startable()
+                if name is None:
+                    return
+                one = self._pending.pop(name)
+                self._memory += one.memory_gb
+            started, result, error = time.monotonic(), None, None
+            self._say(f"[runs] {name}: started")
+            try:
+                result = one.start(self._directory(name), self)
+            except BaseException as raised:
+                error = raised
+                self._say("".join(traceback.format_exception(raised)))
+            self.seconds[name] = time.monotonic() - started
+            self._say(f"[runs] {name}: {'failed' if error else 'ended'} after {self.seconds[name]:.0f} s")
+            with self._changed:
+                self._memory -= one.memory_gb
+                self._done[name] = (result, error)
+                self._changed.notify_all()

@@ -1,0 +1,70 @@
+"""The queue of the real runs: order, memory, what waits for what, and what fails."""
+
+import threading
+import time
+
+import pytest
+import queue_of_runs
+from queue_of_runs import Queue, add
+
+
+@pytest.fixture
+def jobs(monkeypatch, tmp_path):
+    """Starts a queue of made-up jobs; tells what was running when each one began."""
+    monkeypatch.setattr(queue_of_runs, "JOBS", {})
+    running, began, lock = set(), {}, threading.Lock()
+
+    def start(name, seconds=0.05, error=None):
+        def run(directory, runs):
+            with lock:
+                running.add(name)
+                began[name] = sorted(running)
+            time.sleep(seconds)
+            with lock:
+                running.remove(name)
+            if error:
+                raise ValueError(error)
+            return directory.name
+
+        return run
+
+    def queue(*names):
+        return Queue(names, lambda name: tmp_path / name, lambda line: None)
+
+    return start, began, queue
+
+
+def test_two_at_a_time_the_largest_first_as_memory_allows(jobs):
+    start, began, queue = jobs
+    for name, memory in (("a", 6), ("b", 6), ("large", 14), ("light", 3), ("c", 6)):
+        add(name, start(name, seconds=0.2 if name == "large" else 0.05), memory_gb=memory)
+    runs = queue("a", "b", "light", "large", "c")
+    assert [runs(name) for name in ("a", "b", "c", "large", "light")] == ["a", "b", "c", "large", "light"]
+    assert next(iter(began)) == "large" and all(len(names) <= 2 for names in began.values())
+
+
+def test_what_does_not_fit_beside_the_large_one_waits(jobs):
+    start, began, queue = jobs
+    add("large", start("large", seconds=0.3), memory_gb=20)
+    add("small", start("small"), memory_gb=6)
+    runs = queue("small", "large")
+    assert runs("small") == "small" and began["small"] == ["small"]
+
+
+def test_a_job_waits_for_another_that_no_test_named(jobs):
+    start, began, queue = jobs
+    add("first", start("first", seconds=0.2))
+    add("second", lambda directory, runs: runs("first") + " and second", after=["first"])
+    add("never", start("never"))
+    assert queue("second")("second") == "first and second" and "never" not in began
+
+
+def test_a_failure_is_raised_by_everyone_who_asks(jobs):
+    start, _, queue = jobs
+    add("bad", start("bad", error="the reason"))
+    add("good", start("good"))
+    runs = queue("bad", "good")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="the run bad failed: the reason"):
+            runs("bad")
+    assert runs("good") == "good"
