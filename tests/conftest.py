@@ -8,6 +8,15 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Tests of real runs are slow and wait for the queue (before pytest's own hook selects by -m)."""
+    for item in items:
+        if item.get_closest_marker("runs"):
+            item.add_marker("slow")
+            item.add_marker(pytest.mark.timeout(1800))
+
+
 @pytest.fixture
 def compose():
     """compose("key=value", ...) -> the config that `python -m verl.trainer.main_ppo key=value ...` would run."""

@@ -15,6 +15,7 @@ import pytest
 import reference
 import tiny
 import torch
+from queue_of_runs import job
 
 import verl_cast
 from verl_cast import trajectories
@@ -269,6 +270,10 @@ def test_a_gap_of_zero_is_said():
 
 @pytest.fixture(scope="session")
 def overrides(tiny_directory):
+    return overrides_of(tiny_directory)
+
+
+def overrides_of(tiny_directory):
     """The tiny model's verl command."""
     return [
         "algorithm.adv_estimator=cast",
@@ -752,25 +757,34 @@ def test_the_reason_of_a_failed_sampling_is_the_first_exception():
     assert root_cause("killed\n\n") == "killed" and root_cause("") == "the log is empty"
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_the_whole_diagnosis_through_vllm(tmp_path, tiny_directory, overrides):
-    """The real command: samples, verifies, scores, and leaves the record that the doctor and a run's start find."""
-    template = tmp_path / "shown.jinja"
-    template.write_text("2 + 2 = 4\n{{ problem }}\n")
-    cache, out = tmp_path / "cache", tmp_path / "out"
-    environment = {
+def environment_of_diagnosis(directory):
+    return {
         **os.environ,
-        "VERL_CAST_CACHE": str(cache),
+        "VERL_CAST_CACHE": str(directory / "cache"),
         "VERL_PLATFORM": "cpu",
         "OMP_NUM_THREADS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_KVCACHE_SPACE": "1",
     }
+
+
+@job("diagnosis", after=["tiny"])
+def diagnosis(directory, runs):
+    """The real command."""
+    template = directory / "shown.jinja"
+    template.write_text("2 + 2 = 4\n{{ problem }}\n")
     command = [str(Path(sys.executable).with_name("verl-cast")), "diagnose", "--problems", "6", "--samples", "3"]
-    command += ["--contexts", str(template), "--out", str(out), *overrides]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    command += ["--contexts", str(template), "--out", str(directory / "out"), *overrides_of(runs("tiny"))]
+    done = subprocess.run(command, env=environment_of_diagnosis(directory), capture_output=True, text=True)
+    return done, directory, template
+
+
+@pytest.mark.runs("diagnosis")
+def test_the_whole_diagnosis_through_vllm(runs):
+    """It samples, verifies, scores, and leaves the record that the doctor and a run's start find."""
+    done, directory, template = runs("diagnosis")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    cache, out = directory / "cache", directory / "out"
     result = json.loads((out / "diagnosis.json").read_text())
     measured = result["contexts"]
     assert [one["context"] for one in measured["teachers"]] == ["plain", str(template)]
@@ -785,7 +799,6 @@ def test_the_whole_diagnosis_through_vllm(tmp_path, tiny_directory, overrides):
         "import sys; from verl_cast.launch import fitness; from verl_cast.tools import run_config; "
         "print(fitness.find(run_config.compose(sys.argv[1:]))['context'])"
     )
-    found = subprocess.run(
-        [sys.executable, "-c", looked_up, *overrides], env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", looked_up, *overrides_of(runs("tiny"))]
+    found = subprocess.run(command, env=environment_of_diagnosis(directory), capture_output=True, text=True)
     assert found.stdout.strip().splitlines()[-1] == "plain", found.stderr[-2000:]

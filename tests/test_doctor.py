@@ -237,7 +237,10 @@ BAD = {
     "no rollout": ({f"{ROLLOUT}.name": "???"}, f"{ROLLOUT}.name is not set"),
     "too few rows": ({"data.train_max_samples": 3}, "3 training rows are fewer than data.train_batch_size=4"),
     "no model": ({"actor_rollout_ref.model.path": "/nowhere/model"}, "there is no such directory"),
-    "too long": ({"data.max_response_length": 480}, "max_position_embeddings allows 512, and a longer response ends"),
+    "too long": (
+        {"data.max_response_length": 480},
+        "max_position_embeddings allows 512, and a longer sequence ends the run",
+    ),
     "over the token budget": (
         {f"{ACTOR}.use_dynamic_bsz": True, f"{ROLLOUT}.log_prob_max_token_len_per_gpu": 100},
         "rollout.log_prob_max_token_len_per_gpu allows 100",
@@ -283,8 +286,8 @@ def test_advice_knows_how_many_steps_the_data_give(good_run):
 def test_keys_that_verl_does_not_have_are_explained():
     for override, says in (
         ("data.train_batchsize=3", "no key data.train_batchsize; did you mean data.train_batch_size?"),
-        ("algorithm.cast.flip=none", "each takes a + before it, as in +algorithm.cast.flip=both"),
-        ("frobnicate=1", "if it is meant to be new, write +frobnicate=..."),
+        ("algorithm.cast.flip=none", "each needs a + before it, as in +algorithm.cast.flip=both"),
+        ("frobnicate=1", "to add it as a new key, write +frobnicate=..."),
         ("model_engine=tpu", "Available options in 'model_engine'"),
     ):
         with pytest.raises(UserError) as problem:

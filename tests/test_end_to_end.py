@@ -18,8 +18,6 @@ from verl_run import run_verl
 
 from verl_cast import trajectories
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
 CAST = "algorithm.adv_estimator=cast"
 GRPO = "algorithm.adv_estimator=grpo"
 REDUCED_TO_GRPO = (

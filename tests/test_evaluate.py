@@ -19,8 +19,10 @@ import psutil
 import pytest
 import tiny
 import torch
+from queue_of_runs import job
+from ranks import WarmProcess
 from safetensors.torch import load_file
-from test_engine import LORA, TENSOR_PARALLEL, run_ranks
+from test_engine import LORA, TENSOR_PARALLEL
 
 from verl_cast.tools import cli
 from verl_cast.tools.cli import UserError
@@ -310,13 +312,13 @@ def evaluate(*arguments):
 
 
 @pytest.fixture
-def saved(tmp_path):
+def saved(tmp_path, warm_process):
     """saved(engine, world_size, *overrides): a checkpoint by verl's own manager, and the parameters in it."""
 
     def saved_(engine, world_size, *overrides):
         target = tmp_path / "global_step_1" / "actor"
         tiny.write(tmp_path)
-        run_ranks(tmp_path, engine, world_size, str(target), *overrides, script="save_checkpoint.py")
+        warm_process.run("save_checkpoint", world_size, [tmp_path, engine, target, *overrides], logs=tmp_path)
         return target, torch.load(target / "expected.pt")
 
     return saved_
@@ -328,7 +330,6 @@ def assert_same_bits(loaded, expected):
         assert tensor.dtype == expected[name].dtype == torch.float32 and torch.equal(tensor, expected[name]), name
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("engine, overrides", [("fsdp", []), ("megatron", TENSOR_PARALLEL)], ids=["fsdp", "megatron"])
 def test_a_checkpoint_of_two_ranks_is_the_model_bit_for_bit(tmp_path, saved, engine, overrides):
@@ -345,19 +346,24 @@ def test_a_checkpoint_of_two_ranks_is_the_model_bit_for_bit(tmp_path, saved, eng
     assert (loadable.model / "model.safetensors").stat().st_mtime_ns == made, "merged again"
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_lora_checkpoint_is_sampled_with_its_adapter(tmp_path, tiny_directory, saved):
+@job("evaluation_of_lora", after=["tiny"])
+def evaluation_of_lora(directory, runs):
+    """A checkpoint of two ranks, saved by verl's own manager, and its evaluation."""
+    data, reward = runs("tiny") / "train.parquet", runs("tiny") / "reward.py"
+    shutil.copytree(runs("tiny"), directory, dirs_exist_ok=True)
+    actor = directory / "global_step_1" / "actor"
+    with WarmProcess() as warm:
+        warm.run("save_checkpoint", 2, [directory, "fsdp2", actor, *LORA], logs=directory)
+    arguments = (actor.parent, "--data", data, "--reward-function", reward, "--out", directory / "out")
+    return subprocess.run(**evaluate(*arguments, "--problems", 8, "--samples", 1, "--temperature", 0)), directory
+
+
+@pytest.mark.runs("evaluation_of_lora")
+def test_a_lora_checkpoint_is_sampled_with_its_adapter(runs, tiny_directory):
     """Greedy responses of vLLM are those of base + adapter, merged here by hand out of independent parameters."""
-    actor, expected = saved("fsdp2", 2, *LORA)
-    out, reward = tmp_path / "out", tiny_directory / "reward.py"
-    done = subprocess.run(
-        **evaluate(
-            *(actor.parent, "--data", tiny_directory / "train.parquet", "--reward-function", reward, "--out", out),
-            *("--problems", 8, "--samples", 1, "--temperature", 0),
-        )
-    )
+    done, directory = runs("evaluation_of_lora")
     assert done.returncode == 0, done.stderr
+    out, expected = directory / "out", torch.load(directory / "global_step_1" / "actor" / "expected.pt")
 
     def plain(name):
         return name.removeprefix("base_model.model.").replace(".base_layer", "")
@@ -390,13 +396,16 @@ def test_a_lora_checkpoint_is_sampled_with_its_adapter(tmp_path, tiny_directory,
     assert differ, "the adapter changes nothing here, and the test shows nothing"
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_killed_evaluation_goes_on(tmp_path, tiny_directory, capsys):
-    out = tmp_path / "out"
+@job("evaluation_killed", after=["tiny"])
+def evaluation_killed(directory, runs):
+    """Killed as soon as a problem has its samples, and started again. Rewards take a while: problems are left then."""
+    tiny_directory, out = runs("tiny"), directory / "out"
+    reward = directory / "slow_reward.py"
+    wait = "    time.sleep(0.02)\n    return "
+    reward.write_text("import time\n" + (tiny_directory / "reward.py").read_text().replace("    return ", wait))
     command_ = evaluate(
         *(tiny_directory / "model", "--data", tiny_directory / "train.parquet", "--out", out, "--name", "tiny"),
-        *("--reward-function", tiny_directory / "reward.py", "--engine", "max_num_seqs=8", "--samples", 4),
+        *("--reward-function", reward, "--engine", "max_num_seqs=8", "--samples", 4),
     )
     samples = out / "samples" / "train.jsonl"
     with subprocess.Popen(**command_) as process:
@@ -406,10 +415,15 @@ def test_a_killed_evaluation_goes_on(tmp_path, tiny_directory, capsys):
         process.send_signal(signal.SIGKILL)
     gone, alive = psutil.wait_procs(children, timeout=60)
     assert gone and not alive, "vLLM outlives its reader"
-    before = samples.read_text()
-    done = subprocess.run(**command_)
+    return samples.read_text(), subprocess.run(**command_), command_, out
+
+
+@pytest.mark.runs("evaluation_killed")
+def test_a_killed_evaluation_goes_on(runs, capsys):
+    before, done, command_, out = runs("evaluation_killed")
     assert done.returncode == 0, done.stderr
     assert 0 < int(re.search(r"vLLM: (\d+) problems x 4", done.stderr).group(1)) < 64
+    samples = out / "samples" / "train.jsonl"
 
     rows = [json.loads(row) for row in samples.read_text().split("\n")[:-1]]
     kept = before.split("\n")[: before.count("\n") // 4 * 4]  # a problem's lines are written at once

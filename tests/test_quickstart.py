@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from queue_of_runs import job
 
 from verl_cast.launch import fitness
 
@@ -17,16 +18,20 @@ import watch  # noqa: E402
 from reward import compute_score  # noqa: E402
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_the_quick_start_trains_and_shows_one_screen(tmp_path):
-    done = subprocess.run(
+@job("quickstart", memory_gb=14)
+def quickstart(directory, runs):
+    return subprocess.run(
         ["bash", str(ROOT / "examples" / "quickstart.sh")],
-        env={**os.environ, "VENV": sys.prefix, "OUT": str(tmp_path), "STEPS": "2"},
+        env={**os.environ, "VENV": sys.prefix, "OUT": str(directory), "STEPS": "2"},
         capture_output=True,
         text=True,
-    )
-    log = tmp_path / "cast" / "train.log"
+    ), directory
+
+
+@pytest.mark.runs("quickstart")
+def test_the_quick_start_trains_and_shows_one_screen(runs):
+    done, out = runs("quickstart")
+    log = out / "cast" / "train.log"
     assert done.returncode == 0, (
         done.stdout[-3000:] + done.stderr[-3000:] + (log.read_text()[-5000:] if log.exists() else "")
     )
@@ -35,15 +40,15 @@ def test_the_quick_start_trains_and_shows_one_screen(tmp_path):
         "CAST: 2 steps",
         "flipped, right trajectories",
         "self-teacher",
-        "checkpoint  " + str(tmp_path / "cast" / "checkpoints" / "global_step_2"),
+        "checkpoint  " + str(out / "cast" / "checkpoints" / "global_step_2"),
         "teacher.jinja, this run's teacher: better than the student",
         "cast: CAST, 2 steps, trajectories of 2 steps",
         "Next:",
     ):
         assert words in done.stdout
-    assert (tmp_path / "report.html").stat().st_size > 1_000_000
-    assert (tmp_path / "cast" / "reward.png").stat().st_size > 10_000
-    metrics = watch.read_metrics(tmp_path / "cast" / "metrics.jsonl")
+    assert (out / "report.html").stat().st_size > 1_000_000
+    assert (out / "cast" / "reward.png").stat().st_size > 10_000
+    metrics = watch.read_metrics(out / "cast" / "metrics.jsonl")
     assert len(metrics) == 2
     # the difficulty suits the model: at least a third of the groups are mixed in the first steps
     assert all(m["cast/group/mixed_share"] >= 1 / 3 for m in metrics)
@@ -52,7 +57,7 @@ def test_the_quick_start_trains_and_shows_one_screen(tmp_path):
     assert "loss=cast clip=[0.2, 0.28]" in log.read_text()
     # what was measured of the contexts is kept; the one in use brings no warning
     assert "measured worse" not in log.read_text()
-    records = [json.loads(path.read_text()) for path in (tmp_path / "cache" / "fitness").glob("*.json")]
+    records = [json.loads(path.read_text()) for path in (out / "cache" / "fitness").glob("*.json")]
     assert {Path(r["context"]).name: fitness.verdict(r) for r in records} == {
         "teacher.jinja": "better",
         "plain": "worse",

@@ -1,19 +1,16 @@
-"""examples/run_*.sh: every script composes with every method and ablation and passes verl's checks and ours, differs
-from CAST's in what it says alone, holds the evaluated run's values, and really runs a step on the CPU."""
+"""examples/run_*.sh: every script and size composes with every method and ablation and passes verl's checks and ours,
+differs from CAST's in what it says alone, holds the evaluated run's values, and really runs a step on the CPU."""
 
-import concurrent.futures
 import functools
-import itertools
 import os
 import subprocess
-from pathlib import Path
 
 import baseline_run_laws
 import pytest
+import queue_of_runs
 import scripts
-import tiny
 from omegaconf import DictConfig, OmegaConf
-from scripts import ABLATIONS, METHODS
+from scripts import ABLATIONS, FSDP, MEGATRON, METHODS, TRAININGS
 
 from verl_cast.tools import run_config
 
@@ -57,44 +54,46 @@ def difference(config: DictConfig, other: DictConfig) -> dict:
     return {key: others[key] for key in others if others[key] != values[key] and key not in IDENTITY}
 
 
-@pytest.mark.parametrize("script", scripts.RUNS)
-def test_methods_differ_in_the_method_alone(script):
+every_training = pytest.mark.parametrize(("script", "size"), TRAININGS)
+
+
+@every_training
+def test_methods_differ_in_the_method_alone(script, size):
     for method in METHODS[1:]:
-        changes = difference(composed(script), composed(script, f"METHOD={method}"))
+        changes = difference(composed(script, size), composed(script, size, f"METHOD={method}"))
         assert changes.pop("algorithm.adv_estimator") == method
         # CAST's loss is GRPO's without the dual clip; the plugin sets it.
         assert changes.pop("actor_rollout_ref.actor.policy_loss.loss_mode") == "vanilla"
         assert changes == {}, method
 
 
-@pytest.mark.parametrize("script", scripts.RUNS)
-def test_ablations_change_their_keys_alone(script):
+@every_training
+def test_ablations_change_their_keys_alone(script, size):
     for ablation, keys in ABLATIONS.items():
-        assert difference(composed(script), composed(script, f"ABLATION={ablation}")) == keys, ablation
+        assert difference(composed(script, size), composed(script, size, f"ABLATION={ablation}")) == keys, ablation
 
 
-@pytest.mark.parametrize("script", scripts.RUNS)
-def test_lora_or_all_parameters(script):
+@every_training
+def test_lora_or_all_parameters(script, size):
     model = "actor_rollout_ref.model"
-    engine = "megatron" if "megatron" in script else "fsdp"
-    keys = {"fsdp": ("lora_rank", "lora_alpha"), "megatron": ("lora.rank", "lora.alpha")}[engine]
-    changes = difference(composed(script, "LORA=0"), composed(script, "LORA=1"))
+    keys = {FSDP: ("lora_rank", "lora_alpha"), MEGATRON: ("lora.rank", "lora.alpha")}[script]
+    changes = difference(composed(script, size, "LORA=0"), composed(script, size, "LORA=1"))
     assert changes == {f"{model}.{keys[0]}": 64, f"{model}.{keys[1]}": 128, f"{model}.lora.merge": True}
-    assert composed(script, "LORA=1").actor_rollout_ref.model.target_modules == "all-linear"
-    names = {composed(script, f"LORA={lora}").trainer.default_local_dir for lora in (0, 1)}
+    assert composed(script, size, "LORA=1").actor_rollout_ref.model.target_modules == "all-linear"
+    names = {composed(script, size, f"LORA={lora}").trainer.default_local_dir for lora in (0, 1)}
     assert len(names) == 2, "runs of other parameters must not go on from each other's checkpoints"
 
 
 def test_no_two_experiments_share_a_directory():
-    methods = [composed(script, f"METHOD={method}") for script in scripts.RUNS for method in METHODS]
-    ablations = [composed(script, f"ABLATION={ablation}") for script in scripts.RUNS for ablation in ABLATIONS]
-    directories = [config.trainer.default_local_dir for config in methods + ablations]
+    toggles = [f"METHOD={method}" for method in METHODS] + [f"ABLATION={ablation}" for ablation in ABLATIONS]
+    configs = [composed(*training, toggle) for training in TRAININGS for toggle in toggles]
+    directories = [config.trainer.default_local_dir for config in configs]
     assert len(set(directories)) == len(directories)
 
 
 def test_the_evaluated_runs_values():
-    """Method section 9, as run_qwen3_4b_fsdp.sh has them; FSDP's cosine in place of the line is said in the script."""
-    config = composed("run_qwen3_4b_fsdp.sh")
+    """Method section 9, as run_qwen3_fsdp.sh has them. It says that FSDP has a cosine in place of the line."""
+    config = composed(FSDP, "SIZE=4b")
     actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
     expected = {
         "algorithm.adv_estimator": "cast",
@@ -129,7 +128,7 @@ def test_the_evaluated_runs_values():
     }
     assert {key: OmegaConf.select(config, key) for key in expected} == expected
     # Megatron has the linear schedule itself.
-    optim = composed("run_qwen3_4b_megatron.sh").actor_rollout_ref.actor.optim
+    optim = composed(MEGATRON, "SIZE=4b").actor_rollout_ref.actor.optim
     assert (optim.lr, optim.lr_decay_style, optim.min_lr) == (1e-6, "linear", 1e-7)
 
 
@@ -140,22 +139,30 @@ def test_the_evaluated_runs_values():
         (["ABLATION=no_clip"], "ABLATION=no_clip is unknown; use none, mixed_only,"),
         (["METHOD=grpo", "ABLATION=no_flip"], "ABLATION=no_flip is an ablation of CAST; use METHOD=cast"),
         (["LORA=64"], "LORA=64: use 1 (LoRA) or 0"),
+        (["SIZE=32b"], "SIZE=32b is unknown; use "),
     ],
 )
 def test_a_wrong_toggle_is_refused_in_a_sentence(toggles, words):
-    for script in scripts.RUNS:
+    for script in scripts.ENGINES:
         done = scripts.dry_run(script, *toggles)
         assert done.returncode == 2 and done.stdout == ""
         assert words in done.stderr and script in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_settings_of_the_command_line_come_last():
-    assert scripts.overrides("run_qwen3_8b_megatron.sh", arguments=["a.b=c d"])[-1] == "a.b=c d"
+    assert scripts.overrides(MEGATRON, arguments=["a.b=c d"])[-1] == "a.b=c d"
+
+
+@every_training
+def test_the_name_of_a_model_is_the_script_with_its_size(script, size):
+    name = script.replace("qwen3_", f"qwen3_{size.removeprefix('SIZE=')}_")
+    for toggle in ("METHOD=cast", "METHOD=grpo", "LORA=0"):
+        assert scripts.overrides(name, toggle) == scripts.overrides(script, size, toggle)
 
 
 def test_the_shell_is_sound():
     files = sorted(str(path) for path in scripts.EXAMPLES.iterdir() if path.suffix in (".sh", ".sbatch"))
-    assert len(files) >= len(scripts.RUNS) + 2
+    assert len(files) >= len(scripts.ENGINES) + len(TRAININGS) + 2
     for path in files:
         subprocess.run(["bash", "-n", path], check=True)
 
@@ -184,47 +191,35 @@ def test_the_main_table_trains_evaluates_and_joins():
     assert table == f"+ verl-cast evaluate --table {' '.join(rows)}"
 
 
-# Every script once, and with them every method. Where a method needs right responses, rewards are a coin's.
+# Both scripts and every method; GRPO's real runs are those of test_end_to_end.py. OPSD's teacher is GRPO+OPSD's.
 REAL_RUNS = {
-    "run_qwen3_1.7b_fsdp.sh": ["METHOD=opsd", "LORA=0"],
-    "run_qwen3_4b_fsdp.sh": ["METHOD=cast", "LORA=1"],
-    "run_qwen3_8b_fsdp.sh": ["METHOD=grpo_opsd", "LORA=1"],
-    "run_qwen3_4b_megatron.sh": ["METHOD=rlrt"],
-    "run_qwen3_8b_megatron.sh": ["METHOD=rlsd"],
+    "script_cast": (FSDP, "METHOD=cast", "LORA=1"),
+    "script_grpo_opsd": (FSDP, "METHOD=grpo_opsd", "LORA=0"),
+    "script_rlrt": (MEGATRON, "METHOD=rlrt"),
+    "script_rlsd": (MEGATRON, "METHOD=rlsd"),
 }
-WITH_THE_VERIFIER = ("opsd", "cast")
 
 
-@pytest.fixture(scope="module")
-def real_runs(tmp_path_factory):
-    """Script -> its finished run; started two at a time, as most of a run is start-up on one core."""
-    tiny_directory = tmp_path_factory.mktemp("tiny")
-    tiny.write(tiny_directory)
-
-    def start(item):
-        script, toggles = item
-        verifier = toggles[0].split("=")[1] in WITH_THE_VERIFIER
-        directory = tmp_path_factory.mktemp(Path(script).stem)
-        run = scripts.run_on_cpu(script, directory, tiny_directory, *toggles, verifier=verifier)
-        print(f"{script} {' '.join(toggles)} ended with {run.returncode} after {run.seconds:.0f} s")
-        return run
-
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        yield dict(zip(REAL_RUNS, pool.map(start, REAL_RUNS.items()), strict=True))
+def start(script, *toggles):
+    # The verifier finds no response of the tiny model right. Where a method needs right ones, rewards are a coin's.
+    verifier = "METHOD=cast" in toggles
+    return lambda directory, runs: scripts.run_on_cpu(script, directory, runs("tiny"), *toggles, verifier=verifier)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-@pytest.mark.parametrize("script", REAL_RUNS)
-def test_the_script_really_runs_a_step(real_runs, script):
+for name_, arguments in REAL_RUNS.items():
+    queue_of_runs.add(name_, start(*arguments), after=["tiny"])
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.runs(name)) for name in REAL_RUNS])
+def test_the_script_really_runs_a_step(runs, name):
     """verl's own command as the script gives it, scaled down to the tiny model and the CPU by what follows it."""
-    run = real_runs[script]
+    run = runs(name)
     assert run.returncode == 0, run.output[-5000:]
     (metrics,) = run.metrics
     assert metrics["training/global_step"] == 1
     assert metrics["actor/grad_norm"] > 0
     assert (run.directory / "checkpoints" / "global_step_1").is_dir()
-    method = REAL_RUNS[script][0].removeprefix("METHOD=")
+    method = name.removeprefix("script_")
     if method != "cast":  # whose runs test_end_to_end.py looks into
         baseline_run_laws.check(run, method, temperature=0.7)
 
@@ -257,13 +252,7 @@ def test_a_second_start_keeps_the_first_ones_metrics(tmp_path):
     environment = {"PATH": path, "OUT_DIR": str(tmp_path / "runs"), "EXPERIMENT": "x"}
     (tmp_path / "runs" / "x").mkdir(parents=True)
     (tmp_path / "runs" / "x" / "metrics.jsonl").write_text("first\n")
-    command = ["bash", scripts.EXAMPLES / "run_qwen3_4b_fsdp.sh"]
+    command = ["bash", scripts.EXAMPLES / FSDP]
     subprocess.run(command, env={**os.environ, **environment}, check=True)
     files = sorted((tmp_path / "runs" / "x").iterdir())
     assert [path.read_text() for path in files] == ["new\n", "first\n"] and files[1].name.startswith("metrics_until_")
-
-
-def test_the_table_of_runs_names_every_script_and_method():
-    assert set(REAL_RUNS) == set(scripts.RUNS)
-    methods = {toggle.split("=")[1] for toggle in itertools.chain(*REAL_RUNS.values()) if toggle.startswith("METHOD=")}
-    assert methods == set(METHODS) - {"grpo"}, "GRPO's real runs are those of test_end_to_end.py"

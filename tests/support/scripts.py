@@ -8,7 +8,11 @@ from pathlib import Path
 import verl_run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-RUNS = sorted(path.name for path in EXAMPLES.glob("run_qwen3_*.sh"))
+ENGINES = ("run_qwen3_fsdp.sh", "run_qwen3_megatron.sh")
+FSDP, MEGATRON = ENGINES
+TRAININGS = [(FSDP, f"SIZE={size}") for size in ("1.7b", "4b", "8b")] + [
+    (MEGATRON, f"SIZE={size}") for size in ("4b", "8b")
+]
 
 METHODS = ("cast", "grpo", "opsd", "grpo_opsd", "rlsd", "rlrt")
 CAST = "algorithm.cast"

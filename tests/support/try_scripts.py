@@ -1,6 +1,6 @@
 """The table of methods and ablations that compose and that really run: one step each on a CPU, with the tiny model.
 
-    python tests/try_scripts.py DIR [--only cast,no_flip,rlrt,...] [--script run_qwen3_4b_fsdp.sh] [--at-a-time 2]
+    python tests/support/try_scripts.py DIR [--only cast,no_flip,rlrt,...] [--script run_qwen3_megatron.sh]
 
 Every row is a run of its own through the script, verl's command, Ray and vLLM, of one to two minutes on 2 cores;
 rewards are a coin's. Rows are printed as they end; runs lie in DIR.
@@ -31,7 +31,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--only", default=",".join([*METHODS, *ABLATIONS]))
-    parser.add_argument("--script", default="run_qwen3_4b_fsdp.sh", choices=scripts.RUNS)
+    parser.add_argument("--script", default=scripts.FSDP, choices=scripts.ENGINES)
     parser.add_argument("--at-a-time", type=int, default=2)
     args = parser.parse_args()
     tiny.write(args.directory / "tiny")

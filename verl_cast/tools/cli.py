@@ -1,7 +1,7 @@
-"""The command `verl-cast`: see COMMANDS. Only the chosen one is imported.
+"""The command `verl-cast` and its subcommands (COMMANDS). Only the chosen one is imported.
 
-Every command is `add_arguments(parser)` and `main(args) -> int` of its own module. What a user can mend is a UserError
-there and one sentence here; every other exception is a bug, and keeps its traceback.
+Each subcommand is a module with `add_arguments(parser)` and `main(args) -> int`. It raises UserError for a problem that
+the user can fix, which is printed as one sentence. Every other exception is a bug and keeps its traceback.
 """
 
 import argparse
@@ -13,7 +13,7 @@ COMMANDS = {
     "doctor": ("verl_cast.tools.doctor.command", "check this installation and a verl command, without training"),
     "diagnose": (
         "verl_cast.tools.diagnose.command",
-        "is the teacher's context fit, and how do gaps behave? (analysis only)",
+        "measure whether the teacher's context is fit, and how gaps behave (no training)",
     ),
     "data": (
         "verl_cast.tools.data.command",
@@ -28,7 +28,7 @@ class UserError(Exception):
 
 
 def first_line(problem: BaseException) -> str:
-    """An exception's message as one row, ending in a full stop."""
+    """An exception's message on one line, ending in a full stop."""
     rows = [row.strip() for row in str(problem).splitlines() if row.strip()]
     text = rows[0] if rows else type(problem).__name__
     return text if text.endswith((".", "!", "?")) else f"{text}."
@@ -36,7 +36,7 @@ def first_line(problem: BaseException) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="verl-cast", description="Around a run of CAST: before, during and after it.")
+    parser = argparse.ArgumentParser(prog="verl-cast", description="Tools before, during and after a CAST run.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar=f"{{{','.join(COMMANDS)}}}")
     chosen = next((argument for argument in argv if argument in COMMANDS), None)
     module = None

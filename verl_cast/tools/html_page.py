@@ -1,4 +1,4 @@
-"""What the pages of `report` and `diagnose` share: one file each, with plotly.js in it, that needs no network."""
+"""Renders the pages of `report` and `diagnose`. Each is one file that contains plotly.js and needs no network."""
 
 import jinja2
 from markupsafe import Markup
@@ -9,7 +9,7 @@ def render(package: str, template: str, filters: dict, **values) -> str:
     """A page from a template of a package.
 
     Args:
-        package: the one that holds the template, as `verl_cast.tools.report`.
+        package: the package that holds the template, such as `verl_cast.tools.report`.
         filters: for the template, by name.
         values: for the template; `plotlyjs` is added.
     """

@@ -1,4 +1,4 @@
-"""verl's config of a run, composed from a command line's overrides as verl's own command would, without starting it."""
+"""Composes verl's config of a run from a command line's overrides, as verl's own command does; starts nothing."""
 
 import argparse
 import difflib
@@ -16,7 +16,7 @@ VERL_CONFIG_MODULE = "verl.trainer.config"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every command takes that looks at a verl command line."""
+    """Arguments of every subcommand that reads a verl command line."""
     parser.add_argument("--config-name", default="ppo_trainer", help="as in verl's command (default: ppo_trainer)")
     parser.add_argument(
         "--config-path",
@@ -27,13 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def compose(overrides: list[str], config_name: str = "ppo_trainer", config_path: str | None = None) -> DictConfig:
-    """The composed config; in a CAST run with what the method fixes outside `algorithm.cast`.
+    """The composed config. A CAST run also gets the method's defaults for keys outside `algorithm.cast`.
 
     Raises:
         UserError: hydra cannot compose it (an unknown key, a missing file, ...).
     """
     import hydra
-    import verl  # noqa: F401  its plugins bring `cast_trainer`
+    import verl  # noqa: F401  its plugins add the config `cast_trainer`
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
@@ -41,7 +41,7 @@ def compose(overrides: list[str], config_name: str = "ppo_trainer", config_path:
     if config_path is None:
         initialized = hydra.initialize_config_module(VERL_CONFIG_MODULE, version_base=None)
     else:
-        # As hydra.main does: from the directory of verl's main, where an absolute path stays what it is.
+        # As in hydra.main: relative to the directory of verl's main; an absolute path stays as it is.
         trainer = Path(importlib.util.find_spec("verl.trainer").origin).parent
         initialized = hydra.initialize_config_dir(str((trainer / config_path).resolve()), version_base=None)
     with initialized:
@@ -54,7 +54,7 @@ def compose(overrides: list[str], config_name: str = "ppo_trainer", config_path:
 
 
 def _explained(error: Exception, config_name: str) -> str:
-    """hydra's message on one line; for a key that the config does not have, with the nearest that it has."""
+    """hydra's message on one line; for an unknown key, with the config's nearest key."""
     import hydra
 
     cause = error.__cause__
@@ -62,12 +62,12 @@ def _explained(error: Exception, config_name: str) -> str:
         return " ".join(str(cause or error).split())
     if cause.full_key == "algorithm.cast":
         return (
-            "CAST's keys are not in verl's config, so each takes a + before it, as in +algorithm.cast.flip=both; "
+            "CAST's keys are not in verl's config, so each needs a + before it, as in +algorithm.cast.flip=both; "
             "or use --config-name=cast_trainer, which has them all"
         )
     keys = list(_keys(OmegaConf.to_container(hydra.compose(config_name)), ""))
     near = difflib.get_close_matches(cause.full_key, keys, n=1, cutoff=0.8)
-    hint = f"did you mean {near[0]}?" if near else f"if it is meant to be new, write +{cause.full_key}=..."
+    hint = f"did you mean {near[0]}?" if near else f"to add it as a new key, write +{cause.full_key}=..."
     return f"verl's config has no key {cause.full_key}; {hint}"
 
 

@@ -1,8 +1,8 @@
-"""Samples of a model by vLLM in a process of its own, prompt by prompt as they are finished.
+"""Samples from a model with vLLM in a separate process; yields a prompt's samples when they are finished.
 
-Such a process gives back all of the accelerator's memory at its end, and keeps vLLM's many lines in a file.
-`python -m verl_cast.tools.vllm_process FD` is that process. It reads a request from its standard input, and writes a
-line of JSON for every finished prompt to the file descriptor FD. If it ends early, the reader decides what to keep.
+The process frees all of the accelerator's memory when it ends. vLLM's output goes to a log file. The process is
+`python -m verl_cast.tools.vllm_process FD`. It reads a request from its standard input, and writes a line of JSON for
+every finished prompt to the file descriptor FD. If it ends early, the reader decides what to keep.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import Any
 
 from verl_cast.tools.cli import UserError
 
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM can be told as its largest
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values that vLLM accepts as max_lora_rank
 
 
 def sample(
@@ -31,23 +31,23 @@ def sample(
     log: Path,
     adapter: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Sample every prompt; vLLM batches them as it sees fit.
+    """Sample every prompt; vLLM chooses the batches.
 
     Args:
         engine: arguments of `vllm.LLM`.
-        sampling: of `vllm.SamplingParams`, n (samples per prompt) among them.
+        sampling: arguments of `vllm.SamplingParams`, including n (samples per prompt).
         prompts: token ids.
-        seeds: one a prompt; its further samples count on from it.
-        log: for vLLM's lines.
-        adapter: a LoRA adapter in PEFT's format, upon the engine's model.
+        seeds: one per prompt; a prompt's further samples use the seeds that follow it.
+        log: file for vLLM's output.
+        adapter: a LoRA adapter in PEFT's format, for the engine's model.
 
     Yields:
-        for every prompt, in the order in which they are finished: {"prompt": its number, "seconds": since the one
-        before (the first: since vLLM was ready), "samples": n times {"ids": token ids, end of sequence included,
-        "truncated": it reached its limit}}.
+        for every prompt, in the order in which they are finished: {"prompt": its index in `prompts`, "seconds": since
+        the previous one was finished (for the first: since vLLM was ready), "samples": n times {"ids": token ids with
+        the end-of-sequence token, "truncated": the length limit was reached}}.
 
     Raises:
-        UserError: vLLM failed; with the reason that it gave.
+        UserError: vLLM failed; the message gives its reason.
     """
     request = {
         "engine": dict(engine),
@@ -67,32 +67,32 @@ def sample(
         )
         os.close(result_in_child)
         try:
-            with contextlib.suppress(BrokenPipeError):  # it died early; its log says of what
+            with contextlib.suppress(BrokenPipeError):  # it ended early; its log gives the reason
                 process.stdin.write(json.dumps(request).encode() + b"\n")
                 process.stdin.flush()
             for line in lines:
-                if line.endswith("\n"):  # else it was killed in the middle of it
+                if line.endswith("\n"):  # else the process was killed while writing it
                     yield json.loads(line)
         finally:
             with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()  # which ends it, where it has not ended by itself
+                process.stdin.close()  # ends the process if it is still running
             process.wait()
     if process.returncode:
         raise UserError(f"vLLM could not sample: {root_cause(log.read_text(errors='replace'))} (its log: {log})")
 
 
 def root_cause(log: str) -> str:
-    """The first exception of a log: its later ones, of other processes, only say that something failed."""
+    """The first exception in a log. Later ones, of other processes, only report that something failed."""
     causes = re.findall(
         r"^(?:\(.*?\) |\[.*?\]: )?(?:ERROR .*?\] )?((?:\w+\.)*\w*(?:Error|Exception): .+)$", log, re.MULTILINE
     )
-    lines = [line for line in log.splitlines() if line.strip()] or ["it said nothing"]
+    lines = [line for line in log.splitlines() if line.strip()] or ["the log is empty"]
     return (causes or lines[-1:])[0].strip()[:300]
 
 
 def _end_with_the_parent() -> None:
-    """Interrupt this process, and by that vLLM's own, when nobody reads its samples any more, by SIGKILL even."""
-    os.read(sys.stdin.fileno(), 1)  # nothing more is ever written: this is its end
+    """Interrupt this process, and with it vLLM's own, when the reader closes the input or ends, even by SIGKILL."""
+    os.read(sys.stdin.fileno(), 1)  # returns at the end of the input: nothing more is written
     os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -107,14 +107,14 @@ def main(result_fd: str) -> None:
     result = os.fdopen(int(result_fd), "w", buffering=1)
     arguments, lora = request["engine"], None
     if current_platform.is_cpu():
-        # With a prompt in pieces vLLM sets a seeded generator back, which torch's for the CPU cannot do.
+        # Chunked prefill rewinds a seeded generator, which torch's CPU generator does not support.
         arguments = {"enable_chunked_prefill": False, **arguments}
     if request["adapter"] is not None:
         rank = json.loads((Path(request["adapter"]) / "adapter_config.json").read_text())["r"]
         largest = next(allowed for allowed in LORA_RANKS if allowed >= rank)
         arguments = {"enable_lora": True, "max_lora_rank": largest, **arguments}
         lora = LoRARequest("adapter", 1, request["adapter"])
-    # The engine itself, as LLM.generate returns only when everything is finished.
+    # The engine is used directly: LLM.generate returns only when all prompts are finished.
     engine = LLM(**arguments).llm_engine
     since = time.perf_counter()
     for number, (prompt, seed) in enumerate(zip(request["prompts"], request["seeds"], strict=True)):

@@ -1,7 +1,7 @@
-"""`verl-cast data`: what it takes, and the files it writes: one Parquet file a data set, and manifest.json.
+"""`verl-cast data`: its arguments, and the files that it writes: one Parquet file per data set, and manifest.json.
 
-A file that the manifest knows, that is intact and that was made from the same source in the same way is kept (of the
-hub, without asking whether there is a newer commit). The same source gives the same bytes.
+A file is kept if the manifest lists it, it is intact, and it was made from the same source with the same options. The
+hub is not asked for a newer commit then. The same source gives the same bytes.
 """
 
 import argparse
@@ -27,17 +27,17 @@ MANIFEST = "manifest.json"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = ", ".join(SOURCES)
     parser.add_argument("--out", type=Path, default=Path("data"), metavar="DIR", help="default ./data")
-    parser.add_argument("--only", metavar="NAME,...", help=f"these data sets alone, of {names}")
+    parser.add_argument("--only", metavar="NAME,...", help=f"make only these data sets, of {names}")
     parser.add_argument(
         "--source",
         action="append",
         default=[],
         metavar="NAME=PATH",
         help="take a data set from a local file (parquet, json, jsonl, csv), a local directory or another hub name "
-        "(hub:OWNER/NAME) instead of its usual place; may be given for several",
+        "(hub:OWNER/NAME) instead of its usual place; may be repeated",
     )
     parser.add_argument(
-        "--revision", action="append", default=[], metavar="NAME=REVISION", help="of the hub's data set (default: main)"
+        "--revision", action="append", default=[], metavar="NAME=REVISION", help="revision on the hub (default: main)"
     )
     parser.add_argument(
         "--prompt",
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the \\boxed{} instruction that benchmarks always have",
     )
     parser.add_argument("--train-limit", type=int, metavar="N", help="only the first N training problems")
-    parser.add_argument("--overwrite", action="store_true", help="make files anew that are up to date")
+    parser.add_argument("--overwrite", action="store_true", help="make files again that are up to date")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {args.out} cannot be made ({error.strerror}).") from error
+        raise UserError(f"--out {args.out} cannot be created ({error.strerror}).") from error
     manifest = _read_manifest(args.out)
     for source in chosen:
         options = {
@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> int:
         prepared = rows.prepare(dataset, source, **options)
         entry = {"made_from": made_from, "commit": commit} | _write(args.out, source, prepared)
         manifest["files"][source.file] = entry
-        # After every file: what a later source breaks off stays known.
+        # Written after every file, so that an error in a later source loses nothing.
         with whole_file(args.out / MANIFEST) as scratch:
             scratch.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         _say(args.out, source, prepared)

@@ -1,6 +1,6 @@
-"""A source's rows, by `datasets`: from the hub, a local file (parquet, json, jsonl, csv) or a local data set directory.
+"""Loads a source's rows with `datasets`: from the hub, a local file (parquet, json, jsonl, csv) or a local directory.
 
-Without network, what `datasets` has in its cache is read. Left out: `save_to_disk` directories.
+Without network, rows come from the cache of `datasets`. Left out: `save_to_disk` directories.
 """
 
 import hashlib
@@ -14,19 +14,19 @@ from verl_cast.tools.cli import UserError, first_line
 from verl_cast.tools.data.sources import Source
 
 BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
-# What unreadable files and unreachable hubs raise: ConnectionError is an OSError, DatasetNotFoundError too.
+# Raised for unreadable files and an unreachable hub. ConnectionError and DatasetNotFoundError are OSErrors.
 PROBLEMS = (OSError, ValueError, datasets.exceptions.DatasetsError, pyarrow.ArrowException)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where rows are asked for.
+    """Where a source's rows come from.
 
     Attributes:
         source: a hub name, or a local path.
         split: None for a file.
-        revision: asked of the hub; None: what main stands at.
-        sha256: of what lies at the local path; None for the hub.
+        revision: on the hub; None: the current main.
+        sha256: of the local file or directory; None for the hub.
     """
 
     source: str
@@ -39,10 +39,10 @@ def local_origin(path: Path, source: Source) -> Origin:
     """The origin of a local file or directory.
 
     Raises:
-        UserError: it does not exist, or is of no known format.
+        UserError: it does not exist, or its format is unknown.
     """
     if path.is_dir():
-        # Hidden files are the downloader's own notes, with dates in them.
+        # Hidden files are the downloader's metadata; they contain dates.
         files = [file for file in path.rglob("*") if file.is_file() and "/." not in f"/{file.relative_to(path)}"]
         return Origin(str(path), source.split, sha256=_hash(sorted(files)))
     if not path.is_file():
@@ -54,10 +54,10 @@ def local_origin(path: Path, source: Source) -> Origin:
 
 
 def load(origin: Origin, source: Source) -> tuple[datasets.Dataset, str | None]:
-    """All rows, and the hub's commit that they come from (None: local).
+    """All rows, and their commit on the hub (None: local).
 
     Raises:
-        UserError: they cannot be had; says how to give them by hand.
+        UserError: they cannot be loaded; the message says how to provide them by hand.
     """
     try:
         if origin.sha256 is None:
@@ -72,9 +72,9 @@ def load(origin: Origin, source: Source) -> tuple[datasets.Dataset, str | None]:
         if origin.sha256 is not None:
             raise UserError(f"--source {source.name}={origin.source} cannot be read: {first_line(error)}") from error
         raise UserError(
-            f"{origin.source} cannot be loaded from the Hugging Face hub: {first_line(error)} Fetch it where there is "
-            f"network (`hf download --repo-type dataset {origin.source}`) and give --source {source.name}=PATH, a file "
-            "or that directory; or leave it out with --only."
+            f"{origin.source} cannot be loaded from the Hugging Face hub: {first_line(error)} Download it with "
+            f"network access (`hf download --repo-type dataset {origin.source}`) and pass --source {source.name}=PATH, "
+            "that directory or a file; or leave it out with --only."
         ) from error
 
 
@@ -83,7 +83,7 @@ def _split(found: datasets.DatasetDict, origin: Origin) -> datasets.Dataset:
         return found[origin.split]
     if len(found) == 1:
         return next(iter(found.values()))
-    raise UserError(f"{origin.source} has no split {origin.split} but {', '.join(found)}; name one file of it instead.")
+    raise UserError(f"{origin.source} has no split {origin.split}; it has {', '.join(found)}. Name one file of it.")
 
 
 def _hash(files: list[Path]) -> str:

@@ -1,9 +1,9 @@
 r"""A source's rows in verl's format, each problem once.
 
 A row is data_source, prompt (chat messages), ability, reward_model {style, ground_truth}, extra_info {index, split,
-problem}. The prompt is `raw`, DAPO's own words around the problem ("... Answer: $Answer ..."), as the evaluated run
-trains, or `boxed`, the problem and the \boxed{} instruction, as it evaluates. Problems are the same if their text is,
-without DAPO's words and without space; the first one counts.
+problem}. The prompt has one of two forms. `raw` is DAPO's own words around the problem ("... Answer: $Answer ..."); the
+evaluated run trains on it. `boxed` is the problem and the \boxed{} instruction; the evaluated run is evaluated on it.
+Two problems are the same if their texts are equal without DAPO's words and without whitespace. The first one is kept.
 """
 
 from collections.abc import Iterator
@@ -35,13 +35,13 @@ SCHEMA = pyarrow.schema(
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of a source.
+    """The rows that a source gave, and their counts.
 
     Attributes:
         table: rows in verl's format.
-        rows_read: of the source.
-        rows_duplicate: left out, their problem being there already.
-        rows_conflicting: those duplicates that give another answer than the first.
+        rows_read: rows of the source.
+        rows_duplicate: rows that were left out because their problem was there already.
+        rows_conflicting: duplicates whose answer differs from the first one's.
     """
 
     table: pyarrow.Table
@@ -54,11 +54,11 @@ def prepare(dataset: Dataset, source: Source, prompt: str, limit: int | None = N
     """Turn a source's rows into verl's.
 
     Args:
-        prompt: form of the prompt, of PROMPTS.
+        prompt: form of the prompt, one of PROMPTS.
         limit: at most this many problems, the first ones.
 
     Raises:
-        UserError: a column is missing or holds something else; names it, and what there is.
+        UserError: a column is missing or holds something else; the message names it, and what was found.
     """
     problem_column = _column(dataset, source, "problem", source.problem_columns)
     answer_column = _column(dataset, source, "answer", source.answer_columns)
@@ -92,8 +92,8 @@ def _column(dataset: Dataset, source: Source, what: str, candidates: tuple[str, 
         if name in dataset.column_names:
             return name
     raise UserError(
-        f"{source.name}: no column for the {what}: there are {', '.join(dataset.column_names)}, and looked for were "
-        f"{', '.join(candidates)}; rename the column in a copy and give --source {source.name}=PATH."
+        f"{source.name}: no column for the {what}: the columns are {', '.join(dataset.column_names)}, and one of "
+        f"{', '.join(candidates)} is needed; rename the column in a copy and pass --source {source.name}=PATH."
     )
 
 
@@ -113,14 +113,16 @@ def _problem(i: int, content: Any, source: Source, column: str) -> str:
     users = [m for m in messages if isinstance(m, dict) and m.get("role") == "user" and isinstance(m["content"], str)]
     problem = problem_text(users) if users else ""
     if not problem:
-        raise UserError(f"{source.name}: {column} of row {i} is {content!r:.80}, which is no problem's text.")
+        raise UserError(
+            f"{source.name}: {column} of row {i} is {content!r:.80}; a problem must be text or a user's message."
+        )
     return problem
 
 
 def _answer(i: int, value: Any, source: Source, column: str) -> str:
     if column == "reward_model":
         value = value.get("ground_truth") if isinstance(value, dict) else None
-    # A number column with gaps comes as floats.
+    # A number column with missing values is read as floats.
     answer = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
     if value is None or not answer:
         raise UserError(f"{source.name}: row {i} has no answer in {column}.")

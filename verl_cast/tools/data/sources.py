@@ -1,4 +1,4 @@
-"""The data sets: where they usually lie, and in which columns their problems and answers stand."""
+"""The data sets: their usual places on the hub, and the columns of their problems and answers."""
 
 from dataclasses import dataclass
 
@@ -8,15 +8,15 @@ class Source:
     """One data set.
 
     Attributes:
-        name: on the command line; also the file's, and `data_source` of a benchmark's rows.
+        name: on the command line; for a benchmark also the file's name, and `data_source` of its rows.
         file: name of the file that is written.
         repo: its usual name on the Hugging Face hub.
         split: of the hub's data set.
-        data_source: what verl's rows say.
-        training: trained on (else a benchmark).
-        problem_columns, answer_columns: the first that exists counts. A problem is text or chat messages; an answer is
-            text, a number, or verl's `reward_model` with `ground_truth`.
-        num_problems: it usually has; another number is said. None: not known.
+        data_source: its value in verl's rows.
+        training: it is trained on (else it is a benchmark).
+        problem_columns, answer_columns: the first column that exists is used. A problem is text or chat messages; an
+            answer is text, a number, or verl's `reward_model` with `ground_truth`.
+        num_problems: the usual number of problems; another number is reported. None: not known.
     """
 
     name: str

@@ -1,1 +1,1 @@
-"""`verl-cast doctor`: what is wrong with this installation or with a verl command, before anything is started."""
+"""`verl-cast doctor`: checks this installation and a verl command before training starts."""

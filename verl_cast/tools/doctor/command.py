@@ -1,7 +1,7 @@
-"""`verl-cast doctor [verl overrides...]`: says in seconds whether an installation, and a verl command, can train CAST.
+"""`verl-cast doctor [verl overrides...]`: checks in seconds whether an installation and a verl command can train CAST.
 
-Starts no training. What verl and others print while they are looked at is kept off the screen, unless they crash.
-Exit status 1 when there is an error, else 0.
+It starts no training. The output of verl and other libraries stays off the screen, unless one of them crashes. The exit
+status is 1 when there is an error, else 0.
 """
 
 import argparse
@@ -24,15 +24,15 @@ from verl_cast.tools.doctor import lines as report
 from verl_cast.tools.doctor import registration, versions
 from verl_cast.tools.doctor.lines import BASELINE, Line, Section, cause_of, error, note
 
-_NO_PLATFORM = "VERL_PLATFORM=cpu comes with the plugin, without which verl fails"
+_NO_PLATFORM = "the plugin provides VERL_PLATFORM=cpu, and verl fails without it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
-        "Exit status: 1 when there is an error, else 0. Without overrides the installation alone is checked."
+        "Exit status: 1 when there is an error, else 0. Without overrides, only the installation is checked."
     )
     run_config.add_arguments(parser)
-    parser.add_argument("--no-ray", action="store_true", help="do not start a Ray worker to look for the plugin there")
+    parser.add_argument("--no-ray", action="store_true", help="do not start Ray; skip the check of its workers")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
     verdict = f"Not ready: {_count(num_errors, 'error')}" if num_errors else f"Ready: {subject}"
     print(f"{report.heading(verdict, colours)}, {_count(num_warnings, 'warning')}.")
     if not args.overrides:
-        print("Give it your verl command's overrides to have the run looked at: verl-cast doctor key=value ...")
+        print("To check a run too, pass the overrides of your verl command: verl-cast doctor key=value ...")
     return 1 if num_errors else 0
 
 
@@ -68,7 +68,7 @@ def _sections(args: argparse.Namespace) -> Iterator[Section]:
     unusable = _verl_is_unusable()
     if unusable is not None:
         yield "Versions", versions.check(set()) + unusable
-        yield "Everything else", [note("", "not looked at: it takes a verl that is supported and can be imported")]
+        yield "Everything else", [note("", "skipped: these checks need a supported verl that can be imported")]
         return
     config, refusal = None, None
     if args.overrides:
@@ -85,11 +85,11 @@ def _sections(args: argparse.Namespace) -> Iterator[Section]:
         here = registration.probe()
         yield "Plugin", registration.check_entry_point() + registration.check_here(here)
         fits = here["loaded"] or not is_cpu()
-        found = seams.check("megatron" in asked_for) if fits else [note("", f"not looked at: {_NO_PLATFORM}")]
+        found = seams.check("megatron" in asked_for) if fits else [note("", f"skipped: {_NO_PLATFORM}")]
         yield "Seams", found
         yield "Ray workers", _workers(workers, here)
     if not fits or any(line.mark == "error" for line in found):
-        yield "Command", [note("", "not looked at: it takes the functions that verl_cast relies on")]
+        yield "Command", [note("", "skipped: these checks need every function that verl_cast relies on")]
         return
     if refusal is not None:
         yield "Command", [error("settings", refusal)]
@@ -100,12 +100,12 @@ def _sections(args: argparse.Namespace) -> Iterator[Section]:
 
 
 def _verl_is_unusable() -> list[Line] | None:
-    """None where verl can be imported; else the lines to add to its version's. Its config takes the import, too."""
+    """None if verl can be imported; else the lines to show below its version. Its config needs this import, too."""
     if not versions.is_supported(versions.verl_version()):
         return []
     try:
         importlib.import_module("verl")
-    except Exception as problem:  # whatever happens between packages that do not fit together
+    except Exception as problem:  # packages that do not fit together may raise anything
         return [error("verl", f"import verl fails: {type(problem).__name__}: {first_line(problem)}")]
     return None
 
@@ -118,18 +118,18 @@ def _asked_for(config: DictConfig | None) -> set[str]:
 
 
 def _start_workers(config: DictConfig | None, stack: contextlib.ExitStack) -> list[tuple[str, Any]] | Line:
-    """Workers with a probe under way, or why there are none."""
+    """Workers that run the probe, or the error that says why there are none."""
     address, runtime_env = _ray_settings(config)
     try:
         return stack.enter_context(registration.ray_workers(address, runtime_env))
-    except Exception as problem:  # Ray's own failures have many types, and all mean the same here
+    except Exception as problem:  # Ray's failures have many types; all mean the same here
         verb = "joined" if address else "started"
         return error("Ray", f"the cluster cannot be {verb}: {first_line(cause_of(problem))}")
 
 
 def _workers(workers: list[tuple[str, Any]] | Line | None, here: dict[str, Any]) -> list[Line]:
     if workers is None:
-        return [note("Ray", "not looked at (--no-ray)")]
+        return [note("Ray", "skipped (--no-ray)")]
     return [workers] if isinstance(workers, Line) else registration.check_workers(workers, here)
 
 
@@ -142,9 +142,10 @@ def _ray_settings(config: DictConfig | None) -> tuple[str | None, dict]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what libraries print off the screen; where one crashes, show it before the traceback.
+    """Keep the output of libraries off the screen; if one crashes, show it before the traceback.
 
-    By descriptors: some print below Python, and log handlers that they make here keep the sys.stderr that they find.
+    The file descriptors are redirected, because some output bypasses Python. A log handler that is made here keeps
+    the sys.stderr of that moment, so sys.stderr itself must not change.
     """
     sys.stdout.flush()
     sys.stderr.flush()

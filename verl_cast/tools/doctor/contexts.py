@@ -1,7 +1,7 @@
-"""What the student and what the self-teacher read before a response: an example from the training data, and lengths.
+"""The prompts of the student and of the self-teacher: an example from the training data, and their lengths.
 
-Tokens come from where verl's agent loop gets them, and from the worker's own TeacherContext. Left out: images, and
-agent loops that write prompts of their own.
+The student's tokens come from the builder that verl's agent loop uses, the teacher's from the worker's TeacherContext.
+Left out: images, and agent loops that write their own prompts.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def load_model_config(config: DictConfig) -> Any:
     """verl's own HFModelConfig: tokenizer, processor and Hugging Face config of the policy; no weights.
 
     Raises:
-        hydra.errors.InstantiationException: they cannot be loaded; its cause says why.
+        hydra.errors.InstantiationException: they cannot be loaded; its cause gives the reason.
     """
     from verl.utils.config import omega_conf_to_dataclass
 
@@ -38,7 +38,7 @@ def load_model_config(config: DictConfig) -> Any:
 
 
 def check(config: DictConfig, teacher: TeacherConfig, model_config: Any, chats: Sequence[list[dict]]) -> Contexts:
-    """Render the first chat, measure all.
+    """Show the prompts of the first chat, and measure those of all.
 
     Args:
         chats: messages of some training rows, at least one.
@@ -74,15 +74,15 @@ def check(config: DictConfig, teacher: TeacherConfig, model_config: Any, chats: 
             warning(
                 "context",
                 "algorithm.cast.teacher.context=plain shows the teacher only the last user message; these prompts have "
-                "more (system message, earlier turns). Use a template file or same if it matters.",
+                "more (system message, earlier turns). If the teacher needs those, use same or a template file.",
             )
         )
     if not context.is_same and student_ids == teacher_ids:
         lines.append(
             warning(
                 "context",
-                "the template gives the student's own prompt: use algorithm.cast.teacher.context=same, which needs no "
-                "forward where the weights are the policy's and then has a gap of exactly 0, not kernel noise.",
+                "the template gives the student's own prompt; use algorithm.cast.teacher.context=same. Where the "
+                "weights are the policy's, it needs no forward, and the gap is exactly 0 instead of kernel noise.",
             )
         )
     longest = max(lengths[0])
@@ -91,7 +91,7 @@ def check(config: DictConfig, teacher: TeacherConfig, model_config: Any, chats: 
             warning(
                 "context",
                 f"a prompt of {longest} tokens is longer than data.max_prompt_length={config.data.max_prompt_length}: "
-                "verl cuts its beginning off for the student, the teacher still reads all of it.",
+                "verl cuts off its beginning for the student, but the teacher reads all of it.",
             )
         )
     return Contexts(*lengths, lines)
@@ -104,7 +104,7 @@ def _shown(label: str, lengths: list[int], text: str) -> Line:
 
 
 def check_length(config: DictConfig, model_config: Any, longest_teacher_prompt: int) -> Line:
-    """The longest teacher context with a response of full length, against what ends a run (verl_cast/worker.py)."""
+    """Check the longest teacher context plus a full-length response against what ends a run (teacher/forward.py)."""
     actor = config.actor_rollout_ref.actor
     if actor.strategy == "megatron":
         parts = actor.megatron.context_parallel_size
@@ -119,8 +119,8 @@ def check_length(config: DictConfig, model_config: Any, longest_teacher_prompt: 
         if length > limit:
             return error(
                 "length",
-                f"{said}; {name} allows {limit}, and a longer response ends the run. Use a shorter context or "
-                "data.max_response_length, or raise the limit where it is a setting.",
+                f"{said}. {name} allows {limit}, and a longer sequence ends the run. Use a shorter context, lower "
+                "data.max_response_length, or raise the limit if it is a setting.",
             )
     allowed = ", ".join(f"{name} {limit}" for name, limit in limits.items()) or "nothing limits it"
     return ok("length", f"{said} at most; {allowed}")

@@ -1,7 +1,7 @@
 """The run's data and verifier: are the files there, do their rows hold what verl needs, does the reward function load?
 
-Looks at the first rows only. The reward function is loaded, never called. Left out: remote files, and what a dataset
-class or reward manager of the user's own needs.
+Only the first rows are read. The reward function is loaded, never called. Left out: remote files, and the needs of a
+user's own dataset class or reward manager.
 """
 
 import inspect
@@ -24,15 +24,15 @@ ROWS = 64
 
 @dataclass
 class Data:
-    """What was read of the training data."""
+    """The part of the training data that was read, and the lines about data and verifier."""
 
-    rows: list[dict[str, Any]] = field(default_factory=list)  # the first of the first file
+    rows: list[dict[str, Any]] = field(default_factory=list)  # the first rows of the first file
     total: int | None = 0  # rows of all training files; None: not known
     lines: list[Line] = field(default_factory=list)
 
 
 def check(config: DictConfig) -> Data:
-    """Look at training and validation files."""
+    """Check the training and validation files, and the reward function."""
     found = Data()
     for key in ("train_files", "val_files"):
         names = config.data[key]
@@ -52,7 +52,7 @@ def check(config: DictConfig) -> Data:
 
 def _file(key: str, name: str) -> tuple[Line, list[dict[str, Any]], int | None]:
     if "://" in name:
-        return note("data", f"{key}: {name} is remote, not looked at"), [], None
+        return note("data", f"{key}: {name} is remote; skipped"), [], None
     path = Path(name).expanduser()
     if not path.exists():
         return error("data", f"{key}: {name} does not exist; verl reads it before the first step."), [], None
@@ -65,7 +65,7 @@ def _file(key: str, name: str) -> tuple[Line, list[dict[str, Any]], int | None]:
         elif path.suffix in (".json", ".jsonl"):
             rows, total = [json.loads(line) for line in islice(_nonempty(path), ROWS)], sum(1 for _ in _nonempty(path))
         else:
-            problem = f"{key}: {name} is neither .parquet nor .json/.jsonl, which is all that verl reads."
+            problem = f"{key}: {name} is neither .parquet nor .json/.jsonl; verl reads only these."
             return error("data", problem), [], None
     except (OSError, ValueError, pa.ArrowException) as problem:
         return error("data", f"{key}: {name} cannot be read: {first_line(problem)}"), [], None
@@ -80,23 +80,22 @@ def _nonempty(path: Path) -> Iterator[str]:
 
 
 def _columns(config: DictConfig, rows: Sequence[dict[str, Any]]) -> list[Line]:
-    """What verl's dataset and its reward managers read of a row."""
+    """Check the columns that verl's dataset and reward managers read."""
     lines, key = [], config.data.prompt_key
     names = ", ".join(rows[0])
     if key not in rows[0]:
-        return [error("data", f"data.prompt_key={key}: the training data have no such column, but {names}.")]
+        return [error("data", f"data.prompt_key={key}: the training data have no such column; they have {names}.")]
     if not is_chat(rows[0][key]):
-        lines.append(
-            error("data", f"column {key} must hold chat messages [{{role, content}}, ...], as verl wants them.")
-        )
+        lines.append(error("data", f"column {key} must hold chat messages in verl's form [{{role, content}}, ...]."))
     if config.reward.reward_manager.source == "register":
         if rows[0].get("data_source") is None:
-            lines.append(error("data", f"verl's reward manager needs a column data_source; there are {names}."))
+            lines.append(error("data", f"verl's reward manager needs a column data_source; the columns are {names}."))
         reward_model = rows[0].get("reward_model")
         if not isinstance(reward_model, dict) or "ground_truth" not in reward_model:
             lines.append(
                 error(
-                    "data", f"verl's reward manager needs a column reward_model with ground_truth; there are {names}."
+                    "data",
+                    f"verl's reward manager needs a column reward_model with ground_truth; the columns are {names}.",
                 )
             )
     return lines

@@ -1,7 +1,7 @@
-"""What a CAST run costs more than its GRPO twin: a forward or the difference of two, and the teacher's host copy.
+"""The extra cost of a CAST run over the same run with GRPO: forwards, and host memory for the teacher's copy.
 
-Estimates from the config and the model's shapes; no weight is loaded. Left out of the forward's share: the quadratic
-part of attention, and that a pass without gradient can use larger micro-batches.
+The numbers are estimates from the config and the model's shapes; no weight is loaded. The forward's share leaves out
+the quadratic part of attention, and the larger micro-batches that a pass without gradient can use.
 """
 
 import math
@@ -29,25 +29,27 @@ class Compute:
 
     training: float  # old log-probs, update, reference: the training engine without CAST
     teacher: float  # the teacher's forward
-    saved: float  # the forward for old log-probs, where the update forms the gap (verl_cast/passes.py)
+    saved: float  # the forward for old log-probs, if the update forms the gap (training/passes.py)
 
     @property
     def share(self) -> float:
-        """What CAST adds to the training engine's."""
+        """FLOPs that CAST adds, as a share of the training engine's."""
         return (self.teacher - self.saved) / self.training
 
     @property
     def share_with_generation(self) -> float:
-        """The same with generation counted as one forward, which is its FLOPs and not its time."""
+        """The same with generation counted as one forward. This holds for its FLOPs, not for its time."""
         return (self.teacher - self.saved) / (self.training + 1)
 
 
 def compute(config: DictConfig, method: MethodConfig, student_tokens: float, teacher_tokens: float) -> Compute:
-    """Args:
-    student_tokens, teacher_tokens: of prompt and response together, per response.
+    """The FLOPs of one training step of this run.
+
+    Args:
+        student_tokens, teacher_tokens: prompt and response together, per response.
     """
     actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
-    # A forward, and a backward for the activations and one for the weights; a frozen base model needs no second.
+    # One forward, one backward for activations and one for weights. A frozen base model needs no backward for weights.
     update = 2 if lora_rank(config) > 0 else 3
     if actor.strategy == "megatron":
         recomputes = actor.megatron.override_transformer_config.get("recompute_granularity") == "full"
@@ -56,7 +58,7 @@ def compute(config: DictConfig, method: MethodConfig, student_tokens: float, tea
     training = 1 + actor.ppo_epochs * (update + recomputes) + actor.use_kl_loss
     forward, teacher = teacher_tokens / student_tokens, method.teacher
     if teacher.context == "same" and teacher.weights == "snapshot":
-        forward *= 1 - 1 / teacher.refresh_interval  # none right after a snapshot: the gap is 0
+        forward *= 1 - 1 / teacher.refresh_interval  # no forward right after a snapshot: the gap is 0
     return Compute(training, forward, saved=float(why_two_passes(config, method) is None))
 
 
@@ -68,13 +70,13 @@ def lora_rank(config: DictConfig) -> int:
 
 @dataclass(frozen=True)
 class Memory:
-    """The teacher's copy on the host of the rank that has most of it.
+    """The teacher's copy on the host, for the rank with the largest part.
 
     Attributes:
-        trained: parameters that are trained, of the whole model.
-        ranks: over which a parameter is sharded.
-        host_bytes: of that rank.
-        exact: it is what the run will print; else the layout is only known to the engine.
+        trained: number of trained parameters in the whole model.
+        ranks: number of ranks over which a parameter is sharded.
+        host_bytes: size of that rank's copy.
+        exact: the run will print exactly this number; if False, only the engine knows the layout.
     """
 
     trained: int
@@ -85,16 +87,21 @@ class Memory:
 
 
 def needs_copy(config: DictConfig, teacher: TeacherConfig) -> bool:
-    """`current` is the policy, and `initial` under LoRA the base model: neither is copied (method section 8)."""
+    """Whether the teacher needs a copy (method section 8).
+
+    `current` is the policy itself, and `initial` with LoRA is the base model: neither is copied.
+    """
     return teacher.weights != "current" and not (teacher.weights == "initial" and lora_rank(config) > 0)
 
 
 def memory(config: DictConfig, teacher: TeacherConfig, hf_config) -> Memory | None:
-    """Args:
+    """The host memory of the teacher's copy.
+
+    Args:
         hf_config: the model's config, as verl loads it.
 
     Returns:
-        None where it is not known: adapters in Megatron.
+        None if it is not known: adapters in Megatron.
     """
     actor = config.actor_rollout_ref.actor
     is_megatron = actor.strategy == "megatron"
@@ -118,7 +125,7 @@ def memory(config: DictConfig, teacher: TeacherConfig, hf_config) -> Memory | No
         ranks = settings.fsdp_size if 0 < settings.fsdp_size < world_size else world_size
         dtype = _DTYPES[settings.model_dtype or "fp32"]
         exact = actor.strategy == "fsdp2" or ranks == 1
-        # FSDP2 gives every rank rows of the first dimension, the first rank most; FSDP1 cuts flat, padded buffers.
+        # FSDP2 shards the first dimension, and the first rank has most rows. FSDP1 shards flat, padded buffers.
         local = sum(math.ceil(shape[0] / ranks) * math.prod(shape[1:]) for _, shape in shapes)
         local = local if exact else math.ceil(trained / ranks)
     with_average = teacher.weights == "ema" and dtype != torch.float32
@@ -141,7 +148,7 @@ def trained_shapes(config: DictConfig, hf_config) -> list[tuple[str, tuple[int, 
 
 
 def _with_adapter(module: torch.nn.Module, model: DictConfig) -> torch.nn.Module:
-    """The adapter that verl's FSDP engine makes or loads."""
+    """The model with the adapter that verl's FSDP engine makes or loads."""
     from peft import LoraConfig, PeftConfig, TaskType, get_peft_model
     from verl.utils.py_functional import convert_to_regular_types
 
@@ -160,5 +167,5 @@ def _with_adapter(module: torch.nn.Module, model: DictConfig) -> torch.nn.Module
 
 
 def readable(num_bytes: float) -> str:
-    """MiB as the run prints them, GiB from 10 of those on."""
+    """In MiB, as the run prints it; in GiB from 10 GiB on."""
     return f"{num_bytes / 2**20:.1f} MiB" if num_bytes < 10 * 2**30 else f"{num_bytes / 2**30:.1f} GiB"

@@ -1,6 +1,6 @@
-"""The doctor's lines: a mark, a label, a sentence; and how they look in a terminal.
+"""The doctor's lines (mark, label, sentence) and their layout in a terminal.
 
-Left out: what is checked. Nothing here knows of verl.
+This module makes no checks and does not depend on verl.
 """
 
 import re
@@ -17,9 +17,9 @@ _BOLD, _PLAIN = "\033[1m", "\033[0m"
 
 @dataclass(frozen=True)
 class Line:
-    """One finding. `mark` is ok, note (a fact, nothing was checked), warning or error.
+    """One finding. `mark` is ok, note (a fact without a check), warning or error.
 
-    `block` is shown below the sentence, line by line as it is (a prompt), long lines folded.
+    `block` (a prompt) is shown below the sentence, line by line; long lines are folded.
     """
 
     mark: str
@@ -30,7 +30,7 @@ class Line:
 
 # A section of the report: its heading and its lines.
 Section = tuple[str, list[Line]]
-# The heading under which a command that trains a baseline is described; the verdict then does not say CAST.
+# The heading for a command that trains a baseline. The verdict then names a baseline instead of CAST.
 BASELINE = "What the baseline will do"
 
 
@@ -61,7 +61,7 @@ def formatted(lines: Iterable[Line], colours: bool) -> str:
 
 def _formatted(line: Line, colours: bool) -> str:
     indent = 2 + 8 + _LABEL_WIDTH + 2
-    # Long words (paths, keys) stay whole: they are there to be copied.
+    # Long words (paths, keys) stay whole, so that they can be copied.
     text = textwrap.wrap(line.text, WIDTH - indent, break_long_words=False, break_on_hyphens=False) or [""]
     mark = f"{_WORDS[line.mark]:<8}"
     if colours and line.mark in _COLOURS:
@@ -76,7 +76,7 @@ def _formatted(line: Line, colours: bool) -> str:
 
 
 def _folded(block: str, width: int) -> list[str]:
-    """The rows of a text, folded; a control character could do anything to a terminal, so it is shown escaped."""
+    """The rows of a text, folded. Control characters are escaped, so that they cannot change the terminal."""
     rows = []
     for row in block.split("\n"):
         row = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], row.expandtabs(4))
@@ -92,5 +92,5 @@ def shortened(text: str, head: int = 900, tail: int = 300) -> str:
 
 
 def cause_of(problem: BaseException) -> BaseException:
-    """What an exception was raised from, if verl or hydra wrapped it."""
+    """The original exception if verl or hydra wrapped it, else the exception itself."""
     return problem.__cause__ or problem

@@ -1,7 +1,7 @@
 """Sections "Plugin" and "Ray workers": is CAST registered in this process, and in a fresh Ray worker on every node?
 
-The same probe runs here and there. In a cluster that is already running, a worker has its node's environment and not
-this shell's, which is what goes wrong most: verl_cast on the head node only, or VERL_USE_EXTERNAL_PLUGINS set.
+The same probe runs in both places. In a running cluster, a worker has its node's environment, not this shell's. Most
+failures come from that: verl_cast is on the head node only, or VERL_USE_EXTERNAL_PLUGINS is set there.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ _WORKER_SECONDS = 120
 
 
 def probe() -> dict[str, Any]:
-    """What a process has after `import verl`. It goes to Ray workers by value: its imports are its own."""
+    """The state of a process after `import verl`. Ray workers get this function by value, so its imports are inside."""
     import os
     import socket
     import sys
@@ -43,7 +43,7 @@ def probe() -> dict[str, Any]:
 
 
 def check_entry_point() -> list[Line]:
-    """Whether verl will find the plugin, from metadata and environment alone."""
+    """Whether verl will find the plugin, from installed metadata alone."""
     offered = {}
     for distribution in importlib.metadata.distributions():
         for entry_point in distribution.entry_points.select(group=GROUP, name=NAME):
@@ -65,8 +65,8 @@ def check_entry_point() -> list[Line]:
             lines.append(
                 warning(
                     "entry point",
-                    f"metadata of {name} say {version}, the package in {location} is {verl_cast.__version__}; install "
-                    "it again.",
+                    f"the metadata of {name} say {version}, but the package in {location} is {verl_cast.__version__}; "
+                    "install it again.",
                 )
             )
         else:
@@ -90,9 +90,9 @@ def _problems(found: dict[str, Any]) -> list[str]:
         if policy is not None and policy.strip().lower() != "auto":
             return [
                 f"{_POLICY}={policy!r} keeps verl from loading the plugin `{NAME}`, and a run with "
-                f"adv_estimator=cast ends as an unknown estimator; unset it, or add {NAME} to its list."
+                f"adv_estimator=cast fails with an unknown estimator; unset it, or add {NAME} to its list."
             ]
-        return [f"verl imported no plugin `{NAME}`; install verl_cast where this verl looks for it."]
+        return [f"verl imported no plugin `{NAME}`; install verl_cast in this verl's environment."]
     if found["problems"]:
         return list(found["problems"])
     return [] if found["registered"] else ["the plugin is loaded, but `cast` is not in verl's registries."]
@@ -100,11 +100,11 @@ def _problems(found: dict[str, Any]) -> list[str]:
 
 @contextlib.contextmanager
 def ray_workers(address: str | None, runtime_env: dict[str, Any] | None) -> Iterator[list[tuple[str, Any]]]:
-    """Start a probe in a fresh worker of every alive node, of the cluster that verl's run would use.
+    """Start a probe in a fresh worker on every live node of the cluster that verl's run would use.
 
     Yields:
-        (node name, reference to the probe's result) per node; the workers run while the caller does other things.
-        Afterwards this process is disconnected, and a cluster of its own is shut down.
+        (node name, reference to the probe's result) per node; the workers run in the background.
+        Afterwards this process is disconnected, and a cluster that it started is shut down.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -116,10 +116,10 @@ def ray_workers(address: str | None, runtime_env: dict[str, Any] | None) -> Iter
     else:
         try:
             ray.init(num_cpus=1, num_gpus=0, object_store_memory=80 * 2**20, include_dashboard=False, **quiet)
-        except ValueError:  # RAY_ADDRESS or `ray start`: resources cannot be chosen in a cluster that is there
+        except ValueError:  # a cluster exists (RAY_ADDRESS or `ray start`): its resources are fixed
             ray.init(**quiet)
     try:
-        # By value: a node without verl_cast (or with an older one) must be able to say so.
+        # By value: the probe must also run on a node without verl_cast, or with an older one.
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         task = ray.remote(num_cpus=0, max_retries=0)(probe)
         workers = []
@@ -134,14 +134,14 @@ def ray_workers(address: str | None, runtime_env: dict[str, Any] | None) -> Iter
 
 
 def _check_reachable(address: str) -> None:
-    """Ray itself tries an address for minutes.
+    """Fail early where nothing answers: Ray itself tries an address for minutes.
 
     Raises:
-        ConnectionError: nothing answers there within seconds.
+        ConnectionError: nothing answers there within 5 seconds.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
-        return  # auto, and what only Ray can read
+        return  # auto, or a form that only Ray can parse
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except OSError as problem:
@@ -161,13 +161,13 @@ def check_workers(workers: list[tuple[str, Any]], here: dict[str, Any]) -> list[
             lines.append(error(node, f"no answer in {_WORKER_SECONDS} s; see that node's Ray logs."))
             continue
         except RayError as problem:
-            # A task's error carries the probe's own; others (a node that died) are Ray's.
+            # A RayTaskError wraps the probe's own error; the others (such as a dead node) are Ray's.
             cause = problem.cause if isinstance(problem, RayTaskError) else problem
-            text = f"{type(cause).__name__}: {first_line(cause)} verl and verl_cast go on every node."
+            text = f"{type(cause).__name__}: {first_line(cause)} Install verl and verl_cast on every node."
             lines.append(error(node, text))
             continue
         problems = _problems(found) + [
-            f"{name} {found[name]} there, {here[name]} here; install one version on every node."
+            f"{name} is {found[name]} there and {here[name]} here; install one version on every node."
             for name in ("verl", "verl_cast")
             if found["loaded"] and found[name] != here[name]
         ]

@@ -1,7 +1,7 @@
-"""The sections on a verl command: would it train CAST, with what, on which data and contexts, at what cost?
+"""The sections on a verl command: would it train CAST, with which settings, data and contexts, and at what cost?
 
-Everything is looked at before the run starts: config, files, tokenizer, shapes. Nothing here starts Ray, loads a
-weight or calls a reward function.
+The checks read config, files, tokenizer and shapes, before the run starts. They start no Ray, load no weights and call
+no reward function.
 """
 
 import copy
@@ -24,7 +24,7 @@ from verl_cast.tools.doctor.lines import BASELINE, Line, Section, cause_of, erro
 from verl_cast.training.passes import why_two_passes
 from verl_cast.trajectories import DIRECTORY
 
-_OF_A_BASELINE = "prompts of its privileged teacher, their lengths, memory and warnings are not looked at: CAST's are"
+_OF_A_BASELINE = "skipped for a baseline: its teacher's prompts, their lengths, memory and warnings"
 
 
 def sections(config: DictConfig) -> Iterator[Section]:
@@ -37,15 +37,15 @@ def sections(config: DictConfig) -> Iterator[Section]:
         )
         return
     rollout = config.actor_rollout_ref.rollout
-    if OmegaConf.is_missing(rollout, "name"):  # the one key that verl leaves to the user and everything needs
-        yield "Command", [error("rollout", "actor_rollout_ref.rollout.name is not set; add it, as in ...name=vllm.")]
+    if OmegaConf.is_missing(rollout, "name"):  # verl has no default for it, and everything needs it
+        yield "Command", [error("rollout", "actor_rollout_ref.rollout.name is not set; set it to vllm, for example.")]
         return
     refused = _command(config)
     yield "Command", refused or [ok("settings", "accepted by verl_cast and by verl")]
     found = data.check(config)
-    if refused:  # the rest reads settings that may be anything; files and reward function stand for themselves
+    if refused:  # the other checks need valid settings; data and verifier can be checked without
         yield "Data and verifier", found.lines
-        yield "Everything else", [note("", "not looked at: it takes a command that is accepted")]
+        yield "Everything else", [note("", "skipped: these checks need a command that verl_cast and verl accept")]
         return
     if not is_cast_run(config):
         yield BASELINE, [note("", summary(config)), note("", _OF_A_BASELINE)]
@@ -60,7 +60,7 @@ def sections(config: DictConfig) -> Iterator[Section]:
 
 
 def _advice(config: DictConfig, steps: int | None) -> list[str]:
-    """With the number of steps that the data give, which a run's start does not know yet."""
+    """Warnings for the number of steps that follows from the data; a run's start does not have it yet."""
     if steps is not None:
         config = copy.deepcopy(config)
         config.trainer.total_training_steps = steps
@@ -68,7 +68,7 @@ def _advice(config: DictConfig, steps: int | None) -> list[str]:
 
 
 def _command(config: DictConfig) -> list[Line]:
-    """What verl_cast's checks and verl's own refuse; empty where both accept."""
+    """Errors of verl_cast's checks and of verl's own; empty if both accept the command."""
     lines = []
     try:
         check_run(config)
@@ -77,7 +77,7 @@ def _command(config: DictConfig) -> list[Line]:
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 
-    # verl's own function below the plugin's, which would run the checks above again.
+    # verl's own function: the plugin's wrapper around it would repeat the checks above.
     stock = inspect.unwrap(validate_config)
     try:
         stock(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
@@ -125,8 +125,8 @@ def _advantage(method: CastConfig) -> str:
     rule = "; ".join(changed) if changed else "the rule of the evaluated run, all defaults"
     flips = {
         "both": "tokens flip where the gap disagrees with the verifier: their sign is the sign of the gap",
-        "correct": "tokens of correct responses flip where the teacher likes them less",
-        "wrong": "tokens of wrong responses flip where the teacher likes them more",
+        "correct": "tokens of correct responses flip where the gap is negative",
+        "wrong": "tokens of wrong responses flip where the gap is positive",
         "none": "no token flips: the verifier alone sets signs",
     }
     return f"{rule}. {flips[method.flip].capitalize()}"
@@ -136,14 +136,14 @@ def _teacher_weights(config: DictConfig, method: CastConfig) -> str:
     teacher = method.teacher
     weights = {
         "snapshot": f"a copy of the policy, renewed every {teacher.refresh_interval} training steps",
-        "ema": f"the average of the policy over time (decay {teacher.ema_decay:g} a training step)",
+        "ema": f"an exponential average of the policy (decay {teacher.ema_decay:g} a training step)",
         "initial": "the policy that the run starts with, for the whole run",
         "current": "the policy itself, as it is before each step's update",
     }[teacher.weights]
     if teacher.weights == "initial" and estimate.lora_rank(config) > 0:
         weights = "the base model without the adapter, for the whole run"
     context = {"plain": "plain text without chat template", "same": "the student's own prompt"}
-    return f"{weights}; it reads {context.get(teacher.context, f'the template {teacher.context}')}"
+    return f"{weights}; its context is {context.get(teacher.context, f'the template {teacher.context}')}"
 
 
 def _loss(config: DictConfig) -> str:
@@ -156,7 +156,7 @@ def _loss(config: DictConfig) -> str:
 
 
 def _resume(config: DictConfig, method: CastConfig) -> list[Line]:
-    """verl resumes by itself from what lies in default_local_dir; the teacher must lie there too."""
+    """verl resumes by itself from a checkpoint in default_local_dir; it must hold the teacher, too."""
     trainer = config.trainer
     tracker = Path(trainer.default_local_dir) / "latest_checkpointed_iteration.txt"
     checkpoint = None
@@ -167,7 +167,7 @@ def _resume(config: DictConfig, method: CastConfig) -> list[Line]:
         if not checkpoint.is_dir():
             return [error("start", f"trainer.resume_from_path={checkpoint}: there is no such directory.")]
     if checkpoint is None or not checkpoint.is_dir():
-        return [note("start", "anew; no checkpoint to resume from")]
+        return [note("start", "from step 0; there is no checkpoint to resume from")]
     ranks = trainer.nnodes * trainer.n_gpus_per_node
     pattern = str(checkpoint / "actor" / f"cast_self_teacher_world_size_{ranks}_rank_*.pt")
     if glob.glob(pattern) or not estimate.needs_copy(config, method.teacher):
@@ -180,8 +180,9 @@ def _resume(config: DictConfig, method: CastConfig) -> list[Line]:
     return [
         error(
             "start",
-            f"{text}, so the run will stop. Resume with the ranks that saved it, set trainer.resume_mode=disable or "
-            "another trainer.default_local_dir to start anew, or ++algorithm.cast.teacher.missing_state=snapshot.",
+            f"{text}, so the run will stop. Resume with the number of ranks that saved it. To start anew, set "
+            "trainer.resume_mode=disable or another trainer.default_local_dir. To take a new teacher from the restored "
+            "policy, set ++algorithm.cast.teacher.missing_state=snapshot.",
         )
     ]
 
@@ -193,7 +194,7 @@ def _steps(config: DictConfig, found: data.Data) -> tuple[int | None, list[Line]
     limit, batch = config.data.get("train_max_samples", -1), config.data.train_batch_size
     total = min(found.total, limit) if limit > 0 else found.total
     if total < batch:
-        problem = f"{total} training rows are fewer than data.train_batch_size={batch}: no batch is ever whole."
+        problem = f"{total} training rows are fewer than data.train_batch_size={batch}: they never fill a batch."
         return None, [error("steps", problem)]
     steps = config.trainer.total_training_steps or total // batch * config.trainer.total_epochs
     return steps, [note("steps", f"{steps} training steps, {total // batch} an epoch (before verl filters rows)")]
@@ -213,7 +214,7 @@ def _teacher(config: DictConfig, method: CastConfig, found: data.Data) -> list[L
         return [error("model", f"actor_rollout_ref.model.path={path}: there is no such directory.")]
     try:
         model_config = contexts.load_model_config(config)
-    except HydraException as problem:  # of verl's HFModelConfig, whatever its own cause
+    except HydraException as problem:  # hydra wraps everything that verl's HFModelConfig raises
         found = first_line(cause_of(problem))
         return [error("model", f"actor_rollout_ref.model.path={path}: tokenizer or config cannot be loaded: {found}")]
     response = config.data.max_response_length
@@ -254,7 +255,7 @@ def _mean(lengths: list[int]) -> float:
 
 
 def _compute(config: DictConfig, method: CastConfig, student: float, teacher: float, response: int) -> Line:
-    """The share depends on how long responses are; prompts weigh most beside short ones."""
+    """Estimates for responses of full and of quarter length: the shorter they are, the more the prompts weigh."""
     longest = estimate.compute(config, method, student + response, teacher + response)
     short = estimate.compute(config, method, student + response / 4, teacher + response / 4)
     low, high = sorted((longest, short), key=lambda compute: compute.teacher)
@@ -265,11 +266,11 @@ def _compute(config: DictConfig, method: CastConfig, student: float, teacher: fl
 
     return note(
         "extra compute",
-        f"about {span(low.share, high.share, '+.0%')} of the training engine's FLOPs (the teacher's forward is "
-        f"{span(low.teacher, high.teacher, '.2f')} beside {longest.training:g} forwards' worth"
-        f"{', one of which it replaces' if longest.saved else ''}), "
-        f"{span(low.share_with_generation, high.share_with_generation, '+.0%')} with generation counted as one more; "
-        "an estimate without attention's quadratic part. The paper reports 1.25 x GRPO's wall-clock",
+        f"about {span(low.share, high.share, '+.0%')} of the training engine's FLOPs, or "
+        f"{span(low.share_with_generation, high.share_with_generation, '+.0%')} if generation counts as one forward. "
+        f"Counted in forwards, a step without CAST costs {longest.training:g}; the teacher costs "
+        f"{span(low.teacher, high.teacher, '.2f')}{' and replaces one' if longest.saved else ''}. "
+        "Attention's quadratic part is left out. The paper reports 1.25 x GRPO's wall-clock",
     )
 
 
@@ -286,7 +287,7 @@ def _passes(config: DictConfig, method: CastConfig) -> Line:
 def _memory(config: DictConfig, method: CastConfig, hf_config) -> Line:
     teacher = method.teacher
     if not estimate.needs_copy(config, teacher):
-        return note("host memory", f"none: teacher.weights={teacher.weights} is no copy")
+        return note("host memory", f"none: teacher.weights={teacher.weights} needs no copy")
     found = estimate.memory(config, teacher, hf_config)
     if found is None:
         return note("host memory", "one copy of the adapter per rank; its size under Megatron is not estimated")
@@ -297,7 +298,7 @@ def _memory(config: DictConfig, method: CastConfig, hf_config) -> Line:
         "host memory",
         f"{'' if found.exact else 'about '}{estimate.readable(found.host_bytes)} on each rank, "
         f"{estimate.readable(per_node)} a node: {found.trained:,} {what} in "
-        f"{str(found.dtype).removeprefix('torch.')}{average}, cut over {found.ranks} rank(s)",
+        f"{str(found.dtype).removeprefix('torch.')}{average}, sharded over {found.ranks} rank(s)",
     )
 
 
@@ -307,13 +308,14 @@ def _fitness(config: DictConfig) -> Line:
     record = fitness.find(config)
     if record is None:
         return note(
-            "fitness", "not measured yet whether the teacher's context makes a better policy: verl-cast diagnose"
+            "fitness",
+            "not measured yet; `verl-cast diagnose` measures whether the policy is better in the teacher's context",
         )
     teacher, student = record["teacher"]["accuracy"], record["student"]["accuracy"]
     text = (
-        f"{fitness.verdict(record)}: the untrained policy is right in {teacher:.2f} of its responses in the teacher's "
-        f"context, in {student:.2f} under its own prompt ({record['problems']} problems x {record['samples']}, "
+        f"{fitness.verdict(record)}: {teacher:.2f} of the untrained policy's responses are correct in the teacher's "
+        f"context, and {student:.2f} with the student's prompt ({record['problems']} problems x {record['samples']}, "
         f"{record['measured_at'][:10]})"
     )
-    # Where it is worse, the sentence about it stands with the other warnings.
+    # If it is worse, its warning is shown with the others.
     return ok("fitness", text) if fitness.warning(record) is None else note("fitness", text)

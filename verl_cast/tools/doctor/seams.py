@@ -1,4 +1,4 @@
-"""Section "Seams": every function of verl (and, on the CPU platform, of verl, vLLM and Megatron) that is relied on."""
+"""Section "Seams": the functions of verl that verl_cast relies on; for the CPU platform also of vLLM and Megatron."""
 
 import importlib
 import importlib.util
@@ -10,21 +10,21 @@ from verl_cast.tools.doctor.lines import Line, error, note, ok
 
 
 def check(with_megatron: bool) -> list[Line]:
-    """Imports the modules that hold the seams; a changed or missing one is an error that names it.
+    """Import the modules that hold the seams. A changed or missing seam is an error that names it.
 
     Args:
-        with_megatron: look at Megatron's too (the run trains with it).
+        with_megatron: check Megatron's too (the run trains with it).
     """
     broken = [line for module_name in SEAMS for line in _broken(module_name)]
     count = sum(map(len, SEAMS.values()))
-    lines = broken or [ok("verl", f"{count} functions in {len(SEAMS)} modules are what verl_cast was written for")]
+    lines = broken or [ok("verl", f"{count} functions in {len(SEAMS)} modules match what verl_cast was written for")]
     return lines + (_cpu_platform(with_megatron) if is_cpu() else [])
 
 
 def _broken(module_name: str) -> list[Line]:
     try:
         module = importlib.import_module(module_name)
-    except Exception as problem:  # whatever a module does when it is imported beside versions that it does not know
+    except Exception as problem:  # an import beside unknown versions may raise anything
         return [error(module_name.rpartition(".")[2], f"{module_name} cannot be imported: {first_line(problem)}")]
     lines = []
     for name, expected in SEAMS[module_name].items():
@@ -45,7 +45,7 @@ def _broken(module_name: str) -> list[Line]:
 
 
 def _cpu_platform(with_megatron: bool) -> list[Line]:
-    """The CPU platform checks its seams when their modules are imported: so they are imported."""
+    """Import the modules that the CPU platform changes: it checks its seams at their import."""
     from verl_cast.platform import cpu, megatron
 
     departures = [*cpu.DEPARTURES, *(megatron.DEPARTURES if with_megatron else ())]
@@ -53,7 +53,7 @@ def _cpu_platform(with_megatron: bool) -> list[Line]:
     for module_name in modules:
         package = module_name.partition(".")[0]
         if importlib.util.find_spec(package) is None:
-            lines.append(note("CPU platform", f"{module_name}: not looked at, {package} is not installed"))
+            lines.append(note("CPU platform", f"{module_name}: skipped, {package} is not installed"))
             continue
         try:
             importlib.import_module(module_name)

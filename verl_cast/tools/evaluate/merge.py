@@ -1,11 +1,11 @@
-"""A verl checkpoint as a Hugging Face model, by verl's own merger.
+"""Merges a verl checkpoint into a Hugging Face model, by verl's own merger.
 
-`python -m verl_cast.tools.evaluate.merge KIND CHECKPOINT CONFIG TARGET [--trust-remote-code]`, KIND fsdp or megatron,
-CONFIG a directory with config and tokenizer. It is a process of its own: the merger for Megatron starts a process group
-(and needs CUDA and TransformerEngine), and either merger leaves much memory behind.
+The command is `python -m verl_cast.tools.evaluate.merge KIND CHECKPOINT CONFIG TARGET [--trust-remote-code]`. KIND is
+fsdp or megatron; CONFIG is a directory with config and tokenizer. It runs in a separate process, because either merger
+leaves much memory allocated. The merger for Megatron also starts a process group; it needs CUDA and TransformerEngine.
 
-Out of LoRA shards verl's merger writes the base model to TARGET and the adapter to TARGET/lora_adapter. Out of shards
-that hold the adapter alone (`actor.checkpoint.save_lora_only`) there is no base model, and TARGET has the adapter only.
+From LoRA shards, verl's merger writes the base model to TARGET and the adapter to TARGET/lora_adapter. Shards with the
+adapter alone (`actor.checkpoint.save_lora_only`) have no base model: TARGET then holds only the adapter.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""What MODEL is, and what vLLM is to load for it.
+"""The kinds of MODEL, and what vLLM loads for each.
 
 * A Hugging Face model, directory or hub name: itself.
-* An adapter in PEFT's format: upon its base model.
-* A verl checkpoint (`global_step_N` or its `actor`) of FSDP1 or FSDP2: merged by verl's merger (merge.py), once.
-* A verl checkpoint of Megatron: verl saves a Hugging Face model in it by default, which is used as it is; shards
-  (`use_dist_checkpointing`) are merged by verl's merger, which needs what Megatron itself needs.
+* An adapter in PEFT's format: the adapter on its base model.
+* A verl checkpoint (`global_step_N` or its `actor`) of FSDP1 or FSDP2: merged once, by verl's merger (merge.py).
+* A verl checkpoint of Megatron: the Hugging Face model that verl saves in it by default. Shards
+  (`use_dist_checkpointing`) are merged by verl's merger, which has Megatron's own requirements.
 
-Adapters stay adapters, as vLLM's LoRA: that is how verl's rollouts and the evaluated run sampled. Added to weights in
-bfloat16, an update of a small learning rate is mostly rounded away.
+Adapters are not merged; vLLM applies them as LoRA, like verl's rollouts and the evaluated run. Merged into bfloat16
+weights, the update of a small learning rate would mostly be rounded away.
 """
 
 import json
@@ -30,11 +30,11 @@ _NOT_THE_MODEL = ("optim_", "extra_state_", "cast_self_teacher_")
 
 @dataclass(frozen=True)
 class Source:
-    """A model as it was named.
+    """The model that the command line names.
 
     Attributes:
-        kind: hugging_face, adapter, fsdp or megatron (the last two are to be merged).
-        path: its directory; of a checkpoint the actor's.
+        kind: hugging_face, adapter, fsdp or megatron (the last two must be merged).
+        path: its directory; for a checkpoint, the actor's.
         base: the base model that the command line names, for adapters.
     """
 
@@ -43,8 +43,8 @@ class Source:
     base: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What tells this model from another: path, base model, and the sizes and times of its files."""
-        # Beside a checkpoint's model lie other parts of a run's state, which may come and go.
+        """What distinguishes this model from others: path, kind, base model, and the sizes and times of its files."""
+        # A checkpoint also holds other parts of the run's state, which may be deleted later.
         files = [f for f in sorted(self.path.rglob("*")) if f.is_file() and not f.name.startswith(_NOT_THE_MODEL)]
         return {
             "path": str(self.path),
@@ -56,7 +56,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Loadable:
-    """What vLLM loads: a Hugging Face model, and perhaps an adapter upon it; and where the tokenizer is."""
+    """What vLLM loads: a Hugging Face model, its tokenizer, and an adapter if there is one."""
 
     model: Path
     tokenizer: Path
@@ -95,26 +95,26 @@ def find(name: str, base: str | None = None) -> Source:
 
 
 def load(source: Source, directory: Path, trust_remote_code: bool = False) -> Loadable:
-    """The source as vLLM can load it, merged into `directory`/model unless that has been done.
+    """The source as vLLM can load it, merged into `directory`/model if needed and not yet done.
 
     Raises:
-        UserError: verl's merger failed; with the reason that it gave. Or an adapter without base model.
+        UserError: verl's merger failed (the message gives its reason), or an adapter has no base model.
     """
     if source.kind == "adapter":
         base = _base(source)
         return Loadable(base, base, source.path)
     model = source.path if source.kind == "hugging_face" else _merged(source, directory, trust_remote_code)
-    adapter = model / "lora_adapter"  # verl's merger puts it there, called by us or by the user
+    adapter = model / "lora_adapter"  # verl's merger puts it there, also when the user runs it
     if not adapter.is_dir():
         return Loadable(model, model)
     return Loadable(model if _has_weights(model) else _base(source), model, adapter)
 
 
 def _merged(source: Source, directory: Path, trust_remote_code: bool) -> Path:
-    """`directory`/model, out of these very shards."""
+    """`directory`/model, merged from exactly these shards."""
     merged, partial, made_from = directory / "model", directory / "model.partial", "made_from.json"
     config = source.path / ("huggingface" if source.kind == "fsdp" else "model/huggingface")
-    if not (config / "config.json").exists():  # verl saves none beside shards of Megatron
+    if not (config / "config.json").exists():  # verl saves no config beside Megatron's shards
         config = _base(source)
     identity = json.dumps(source.identity(), indent=1)
     if (merged / made_from).exists() and (merged / made_from).read_text() == identity:
@@ -146,10 +146,10 @@ def _base(source: Source) -> Path:
     named = json.loads(config.read_text()).get("base_model_name_or_path") if config.exists() else None
     name = source.base or named
     if not name:
-        raise UserError(f"{source.path} holds no whole model; name its base model with --base-model.")
+        raise UserError(f"{source.path} is not a complete model; name its base model with --base-model.")
     base = find(str(name))
     if base.kind != "hugging_face":
-        raise UserError(f"--base-model {name}: must be a Hugging Face model, and is a checkpoint or an adapter.")
+        raise UserError(f"--base-model {name}: must be a Hugging Face model, not a checkpoint or an adapter.")
     return base.path
 
 
@@ -163,10 +163,10 @@ def _weights(directory: Path) -> Iterator[Path]:
 
 
 def _from_hub(name: str) -> Path:
-    """The newest snapshot of a hub's model, downloaded where it is not in the cache."""
+    """The newest snapshot of a model on the hub, downloaded if it is not in the cache."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.txt", "*.model", "*.py", *WEIGHTS]))
     except (OSError, ValueError) as error:  # no such repository, no network, or no name of a repository
-        raise UserError(f"{name}: no such directory, and no model of the hub: {first_line(error)}") from error
+        raise UserError(f"{name}: no such directory, and the hub gives no such model: {first_line(error)}") from error

@@ -1,11 +1,11 @@
-"""What an evaluation leaves on disk while it runs: its settings, and every verified sample.
+"""The files that an evaluation writes while it runs: its settings, and every verified sample.
 
-    settings.json             all that decides the samples; a later call must name the same
-    samples/<benchmark>.jsonl one line a sample; the lines of a problem are written at once
+    settings.json             all settings that decide the samples; a later call must have the same
+    samples/<benchmark>.jsonl one line per sample; the lines of a problem are written together
 
-So a killed evaluation goes on with the first problem that is not whole, and further benchmarks can be added later. A
-line holds problem (its row), sample, score, correct, the verifier's other findings, tokens, truncated, seconds (its
-share of the time from one finished problem to the next) and the response.
+A killed evaluation therefore resumes with the incomplete problems, and further benchmarks can be added later. A line
+holds problem (its row), sample, score, correct, the verifier's other findings, tokens, truncated, seconds (its share of
+the time from one finished problem to the next) and the response.
 """
 
 import json
@@ -22,19 +22,19 @@ class Record:
     """One evaluation's directory.
 
     Attributes:
-        lines: per benchmark and row of the problem its samples, whole problems alone.
+        lines: benchmark -> row of the problem -> its samples; complete problems only.
     """
 
     def __init__(self, directory: Path, settings: Mapping[str, Any], benchmarks: Mapping[str, Any], overwrite: bool):
         """
         Args:
-            settings: by name, as JSON has them; all of them.
-            benchmarks: of this call: name -> {"sha256": of its file, "problems": how many}. Those of earlier calls
-                stay; more or fewer problems of the same file are no other benchmark.
-            overwrite: forget what is there.
+            settings: all settings by name, as JSON can hold them.
+            benchmarks: those of this call: name -> {"sha256": of its file, "problems": how many}. Those of earlier
+                calls stay. The same file with more or fewer problems is the same benchmark.
+            overwrite: discard the evaluation that is there.
 
         Raises:
-            UserError: what is there was made with other settings, or cannot be made.
+            UserError: the directory holds an evaluation with other settings, or cannot be written.
         """
         self.directory, self.samples = directory, settings["samples"]
         path = directory / "settings.json"
@@ -62,7 +62,7 @@ class Record:
         return [i for i in range(number) if i not in self.lines[benchmark]]
 
     def finished(self) -> dict[str, list[list[dict[str, Any]]]]:
-        """The samples of every problem of the benchmarks that miss none."""
+        """The samples of every problem, for the benchmarks that are complete."""
         return {
             name: [self.lines[name][i] for i in range(about["problems"])]
             for name, about in self.settings["benchmarks"].items()
@@ -73,13 +73,13 @@ class Record:
         return self.directory / "samples" / f"{benchmark}.jsonl"
 
     def _read(self, benchmark: str) -> dict[int, list[dict[str, Any]]]:
-        """The whole problems of a benchmark; what a killed process left of another one is dropped from its file."""
+        """The complete problems of a benchmark. Lines of an incomplete problem are dropped from the file."""
         path = self._file(benchmark)
         if not path.exists():
             return {}
         rows = path.read_bytes().split(b"\n")
         by_problem: dict[int, list[dict[str, Any]]] = {}
-        for row in rows[:-1]:  # behind the last line feed stands nothing, or a torn line
+        for row in rows[:-1]:  # after the last line feed: nothing, or an incomplete line
             line = json.loads(row)
             by_problem.setdefault(line["problem"], []).append(line)
         whole = {problem: lines for problem, lines in by_problem.items() if len(lines) == self.samples}
@@ -90,7 +90,7 @@ class Record:
         return whole
 
     def add(self, benchmark: str, problem: int, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Keep all samples of a problem."""
+        """Save all samples of a problem."""
         lines = [{"problem": problem, "sample": k, **line} for k, line in enumerate(lines)]
         with self._file(benchmark).open("a", encoding="utf-8") as file:
             file.write("".join(map(_row, lines)))
@@ -110,11 +110,11 @@ def _compare(directory: Path, there: Mapping[str, Any], wanted: Mapping[str, Any
     ]
     if changed:
         name, old, new = changed[0]
-        if name == "model":  # all its files are too much for a sentence
+        if name == "model":  # a list of all its files would be too long
             old, new = old["path"], new["path"] if new["path"] != old["path"] else "other files there"
         raise UserError(
-            f"--out {directory}: it holds an evaluation with {name} = {old}, and this is one with {new}; name another "
-            "directory, or start it anew with --overwrite."
+            f"--out {directory}: it holds an evaluation with {name} = {old}, but this one has {new}; name another "
+            "directory, or discard that evaluation with --overwrite."
         )
 
 

@@ -1,7 +1,7 @@
 """Avg@k and Pass@k of verified samples, with 95 % bootstrap intervals over problems.
 
-Samples of a problem hang together, so problems are resampled, not samples. Where all problems are alike (none or all
-solved) the interval has no width: it then says only that these problems differ in nothing.
+Samples of one problem are correlated, so problems are resampled, not samples. If all problems are alike (none or all
+solved), the interval has width 0. That shows only that these problems do not differ.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ from verl_cast.tools.stats import mean_interval
 def pass_at_k(correct: np.ndarray, samples: int, k: int) -> np.ndarray:
     """Probability that of k samples drawn without repetition at least one is correct (Chen et al. 2021).
 
-    With k = samples this is: any of them is correct.
+    With k = samples, it is 1 if any of them is correct, else 0.
 
     Args:
-        correct: (N,) correct samples of every problem, out of `samples`.
+        correct: (N,) number of correct samples of every problem, out of `samples`.
     """
-    # 1 − C(n−c, k) / C(n, k), as a product of shares: of the i-th draw, all those before having been wrong.
+    # 1 − C(n−c, k) / C(n, k). The i-th factor is the share of wrong samples after i wrong draws.
     drawn = np.arange(k)
     wrong_left = np.clip(samples - correct[:, None] - drawn, 0, None)
     return 1 - np.prod(wrong_left / (samples - drawn), axis=1)
@@ -30,7 +30,7 @@ def summarise(problems: Sequence[Sequence[Mapping[str, Any]]], seed: int) -> dic
     """The numbers of one benchmark.
 
     Args:
-        problems: the samples of every problem, lines of `record.Record`; equally many of each.
+        problems: the samples of every problem (lines of `record.Record`); the same number for each.
         seed: of the bootstrap.
     """
     correct = np.array([[line["correct"] for line in lines] for lines in problems], dtype=float)

@@ -1,4 +1,4 @@
-"""Markdown tables of evaluations: the paper's form (a row a run, a column a benchmark), and one with intervals."""
+"""Markdown tables of evaluations: the paper's form (a row per run, a column per benchmark), and one with intervals."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 from verl_cast.tools.cli import UserError
 
-# As the paper and its tables call them; others by their file's name.
+# The paper's names; other benchmarks have their file's name.
 TITLES = {
     "aime24": "AIME24",
     "aime25": "AIME25",
@@ -21,7 +21,7 @@ def read(directories: Sequence[str]) -> list[dict[str, Any]]:
     """The results of finished evaluations.
 
     Raises:
-        UserError: a directory holds none, or they count different numbers of samples.
+        UserError: a directory holds none, or the numbers of samples differ.
     """
     results = []
     for directory in directories:
@@ -32,12 +32,12 @@ def read(directories: Sequence[str]) -> list[dict[str, Any]]:
     counts = {one["settings"]["samples"]: directory for one, directory in zip(results, directories, strict=True)}
     if len(counts) > 1:
         found = ", ".join(f"{count} in {directory}" for count, directory in counts.items())
-        raise UserError(f"--table: Avg@k and Pass@k of different k cannot share a column: samples are {found}.")
+        raise UserError(f"--table: Avg@k and Pass@k of different k cannot share a column (k is {found}).")
     return results
 
 
 def paper_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Avg@k / Pass@k in per cent, one row per evaluation; below it, in which settings they differ.
+    """Avg@k / Pass@k in per cent, one row per evaluation; below it, the settings in which they differ.
 
     Args:
         results: of `read`, or of one evaluation.
