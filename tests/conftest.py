@@ -1,6 +1,7 @@
 """Shared by all tests: verl's own config, composed as its command line composes it."""
 
 import os
+import sys
 
 import pytest
 
@@ -44,10 +45,10 @@ def runs(request, tmp_path_factory):
     """Name of a real run -> its result. Those that the selected tests name are started here (queue_of_runs.py)."""
     from queue_of_runs import Queue
 
-    reporter = request.config.pluginmanager.getplugin("terminalreporter")
     named = {name for item in request.session.items for mark in item.iter_markers("runs") for name in mark.args}
-    say = print if reporter is None else lambda line: reporter.write_line(f"\n{line}")
-    return Queue(sorted(named), tmp_path_factory.mktemp, say)
+    return Queue(
+        sorted(named), tmp_path_factory.mktemp, lambda line: print(f"\n{line}", file=sys.__stdout__, flush=True)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -223,6 +223,17 @@ def test_the_recommended_dead_zone_is_the_smallest_that_serves_both_sides():
     assert direction.recommended_deadzone([row("both", 0.5, None, 0.99)]) == 0.5  # no right response at all
 
 
+@pytest.mark.parametrize(
+    "zone, words",
+    [(None, "no dead zone of the table is enough"), (0.0, "without a dead zone"), (0.5, "gap_deadzone=0.5 or more")],
+)
+def test_the_recommended_dead_zone_in_words(zone, words):
+    rollouts = made_up()
+    expected = direction.expect(rollouts, "plain", "worse", 0) | {"recommended_deadzone": zone}
+    expected["levers"] = [row | {"gap_deadzone": 0.5} for row in expected["levers"]]
+    assert words in direction.in_words(expected, "both")[-1]
+
+
 def test_masked_tokens_enter_nothing():
     rollouts, other = made_up(), made_up()
     for values in (other.teachers["plain"], other.privileged):

@@ -16,7 +16,7 @@ from verl_cast.advantage import compute_cast_advantage
 from verl_cast.advantage.compute import compute_advantage
 from verl_cast.advantage.metrics import advantage_metrics
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -38,7 +38,7 @@ def test_the_quick_start_trains_and_shows_one_screen(runs):
     for words in (
         "teacher (teacher.jinja)",
         "CAST: 2 steps",
-        "flipped, right trajectories",
+        "flipped, correct responses",
         "self-teacher",
         "checkpoint  " + str(out / "cast" / "checkpoints" / "global_step_2"),
         "teacher.jinja, this run's teacher: better than the student",

@@ -610,6 +610,18 @@ def test_every_metric_in_a_figure_is_one_that_verl_or_cast_logs():
     assert others <= known | {"actor/kl_loss"}
 
 
+def test_captions_have_the_metric_tables_words():
+    from verl_cast.tools.report import explained
+    from verl_cast.tools.report.figure_table import SECTIONS
+
+    figures = [figure for section in SECTIONS for figure in section.figures]
+    by_key = {figure.key: figure.explained() for figure in figures}
+    name, row = by_key["noise"][1]
+    assert name == "noise, p99 (dashed)" and row == explained.metrics()["cast/noise/p99"]
+    assert [name for name, _ in by_key["gap"]] == ["mean", "median"] and by_key["stages"] == []
+    assert all(figure.caption or figure.explained() for figure in figures)
+
+
 # ---- the page, in a browser ----
 
 

@@ -1,8 +1,8 @@
-"""Follows a quick-start run: a line per step while it trains, one screen and a picture at its end.
+"""Follows a quick-start run: a line for each step, then one screen and a picture.
 
     python watch.py RUN_DIR PID STEPS
 
-Reads what verl's file logger writes (RUN_DIR/metrics.jsonl); exits with 1, and the reason, when the run failed.
+Reads what verl's file logger writes (RUN_DIR/metrics.jsonl). Exits with 1 and prints the reason if the run failed.
 """
 
 import json
@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-HEADER = "step  reward   mixed  all-right  all-wrong  flipped(right/wrong)     gap  tokens  s/step"
+HEADER = "step  reward   mixed  all-correct  all-wrong  flipped (correct/wrong)     gap  tokens  s/step"
 STAGES = {
     "gen": "generation (vLLM)",
     "old_log_prob": "old log-probs",
@@ -36,12 +36,12 @@ def read_metrics(path: Path) -> list[dict]:
 def row(step: int, m: dict) -> str:
     reward, tokens, seconds = m["critic/score/mean"], m["response_length/mean"], m["timing_s/step"]
     if "cast/gap/mean" not in m:  # the GRPO twin
-        return f"{step:4d}  {reward:6.3f}  {'':49s}  {tokens:14.1f}  {seconds:6.1f}"
+        return f"{step:4d}  {reward:6.3f}  {'':54s}  {tokens:14.1f}  {seconds:6.1f}"
     groups = [100 * m[f"cast/group/{kind}_share"] for kind in ("mixed", "all_correct", "all_wrong")]
     flips = [100 * m[f"cast/flip/{side}_share"] for side in ("correct", "wrong")]
     return (
-        f"{step:4d}  {reward:6.3f}  {groups[0]:4.0f} %  {groups[1]:7.0f} %  {groups[2]:7.0f} %  "
-        f"{flips[0]:9.0f} % / {flips[1]:2.0f} %  {m['cast/gap/mean']:8.3f}  {tokens:6.1f}  {seconds:6.1f}"
+        f"{step:4d}  {reward:6.3f}  {groups[0]:4.0f} %  {groups[1]:9.0f} %  {groups[2]:7.0f} %  "
+        f"{flips[0]:12.0f} % / {flips[1]:2.0f} %  {m['cast/gap/mean']:8.3f}  {tokens:6.1f}  {seconds:6.1f}"
     )
 
 
@@ -74,7 +74,7 @@ def follow(run: Path, pid: int, steps: int) -> list[dict]:
 
 
 def failure(run: Path) -> str:
-    """Why a run ended: the first exception of the driver's traceback that is not one of Ray's wrappers."""
+    """The first exception of the driver's traceback that is not one of Ray's wrappers."""
     log = (run / "train.log").read_text(errors="replace")
     driver = log[max(0, log.rfind("Error executing job with overrides")) :]
     errors = re.findall(r"^(?!ray\.exceptions)(\w[\w.]*(?:Error|Exception): .+)$", driver, re.MULTILINE)
@@ -87,7 +87,7 @@ def mean(metrics: list[dict], key: str) -> float:
 
 
 def picture(run: Path, metrics: list[dict]) -> Path:
-    """reward.png: this run, beside its twin (cast or grpo) where that has run."""
+    """reward.png: this run, and its twin (cast or grpo) if that has run."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -102,8 +102,8 @@ def picture(run: Path, metrics: list[dict]) -> Path:
     left.legend()
     cast = [m for m in metrics if "cast/gap/mean" in m]
     for key, label in (
-        ("cast/flip/correct_share", "flipped, right trajectories"),
-        ("cast/flip/wrong_share", "flipped, wrong trajectories"),
+        ("cast/flip/correct_share", "flipped, correct responses"),
+        ("cast/flip/wrong_share", "flipped, wrong responses"),
         ("cast/group/mixed_share", "mixed groups"),
     ):
         right.plot(range(1, len(cast) + 1), [m[key] for m in cast], marker=".", label=label)
@@ -135,8 +135,8 @@ def screen(run: Path, metrics: list[dict]) -> str:
     if is_cast:
         for kind in ("mixed", "all_correct", "all_wrong"):
             line(f"{kind.replace('_', '-')} groups", f"cast/group/{kind}_share", percent=True)
-        line("flipped, right trajectories", "cast/flip/correct_share", percent=True)
-        line("flipped, wrong trajectories", "cast/flip/wrong_share", percent=True)
+        line("flipped, correct responses", "cast/flip/correct_share", percent=True)
+        line("flipped, wrong responses", "cast/flip/wrong_share", percent=True)
         line("gap, mean", "cast/gap/mean")
         line("gap, mean of |g|", "cast/gap/abs_mean")
     lines.append("  seconds per stage, mean of all steps:")

@@ -60,9 +60,8 @@ def lever_table(rollouts: Rollouts, teacher: list[np.ndarray]) -> list[dict[str,
 def _lever_row(rollouts: Rollouts, teacher: list[np.ndarray], flip: str, zone: float) -> dict[str, Any]:
     """Share of tokens with the verifier's sign, and mean advantage, for correct and for wrong responses.
 
-    `silenced` is the share of gaps that the dead zone sets to 0.
-
-    Tokens with base advantage 0 (base_correct or base_wrong 0) have no sign to keep and are left out.
+    `silenced` is the share of gaps that the dead zone sets to 0. Tokens with base advantage 0 (base_correct or
+    base_wrong 0) have no sign to keep and are left out.
     """
     method = dataclasses.replace(rollouts.method, flip=flip, gap_deadzone=zone)
     result, advantages = rollouts.advantage(teacher, method)
@@ -165,11 +164,13 @@ def in_words(expected: dict[str, Any], flip: str) -> list[str]:
 
 def _deadzone_in_words(expected: dict[str, Any]) -> str:
     zone = expected["recommended_deadzone"]
-    if not zone:
+    enough = f"at least {100 * ENOUGH:.0f} % of the tokens of correct and of wrong responses"
+    if zone is None:
         return "With both flips, no dead zone of the table is enough."
+    if zone == 0:
+        return f"With both flips, {enough} keep the verifier's sign without a dead zone."
     silenced = next(row["silenced"] for row in expected["levers"] if row["gap_deadzone"] == zone)
     return (
-        f"With both flips, set algorithm.cast.gap_deadzone={zone:g} or more: at least {100 * ENOUGH:.0f} % of the "
-        "tokens of correct and of wrong responses then keep the verifier's sign. That dead zone sets "
-        f"{100 * silenced:.0f} % of the gaps to 0."
+        f"With both flips, set algorithm.cast.gap_deadzone={zone:g} or more: {enough} then keep the verifier's sign. "
+        f"That dead zone sets {100 * silenced:.0f} % of the gaps to 0."
     )

@@ -4,7 +4,8 @@
     metrics_file.py one metrics file: verl's file logger (JSON lines) or a console log -> {step: {name: value}}
     runs.py         the runs below a directory, each with its metrics, trajectory dumps and name
     notes.py        what a note is; rules_training.py, rules_cast.py: one function per rule; findings.py: all rules
-    figures.py      what a figure is; figure_table.py: all figures, and what is healthy in each
+    explained.py    what the metrics mean, from the table in verl_cast/advantage/README.md
+    figures.py      what a figure is; figure_table.py: all figures
     drawing.py      figures with plotly
     dump_view.py    dumped groups and tokens, as data for the page's trajectory view
     summary.py      a run's settings and key numbers

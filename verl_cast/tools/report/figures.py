@@ -8,14 +8,17 @@ as a CAST run.
 import math
 from dataclasses import dataclass
 
+from verl_cast.tools.report import explained
+from verl_cast.tools.report.explained import Explained
 from verl_cast.tools.report.runs import Run
 
 LINES, BANDS, STACK, STAGES = "lines", "bands", "stack", "stages"
+STYLES = ("solid", "dashed", "dotted")
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: a metric, or the ratio of two (`over`)."""
+    """A curve: a metric, or the ratio of two (`over`). `{method}` in a metric stands for the run's method."""
 
     metric: str
     label: str = ""
@@ -30,6 +33,7 @@ class Figure:
     """One figure: its lines and its caption.
 
     Attributes:
+        caption: what the metric table does not say: verl's own metrics, and how the figure is drawn.
         kind: LINES; BANDS: the quantile bands of the gap around its median; STACK: shares that add up to 1, one panel a
             run; STAGES: mean seconds per stage, one bar a run.
         unit: of the y axis; "share" draws 0 to 1 as per cent, "log" a logarithmic axis.
@@ -39,12 +43,25 @@ class Figure:
 
     key: str
     title: str
-    caption: str
     lines: tuple[Line, ...]
+    caption: str = ""
     unit: str = ""
     kind: str = LINES
     zero: bool = False
     smooth: bool = True
+
+    def explained(self) -> list[tuple[str, Explained]]:
+        """The metric table on the figure's lines: (name of the line, or "" for the only one; its row)."""
+        if self.kind == STAGES:
+            return []
+        rows = []
+        for i, line in enumerate(self.lines):
+            row = explained.metrics().get(line.metric.replace("{method}", explained.METHOD))
+            if row is None or line.over or len(self.lines) > 1 and not line.label:
+                continue
+            style = f" ({STYLES[i]})" if self.kind == LINES and len(self.lines) > 1 else ""
+            rows.append((line.label + style, row))
+        return rows
 
 
 @dataclass(frozen=True)
@@ -88,8 +105,8 @@ def validation_figures(runs: list[Run]) -> list[Figure]:
         Figure(
             f"validation_{i}",
             f"Validation: {name.removeprefix('val-core/')}",
-            f"Measured every trainer.test_freq steps. Healthy: it rises with the reward, and stays high.{more}",
             (Line(name),),
+            f"Measured every trainer.test_freq steps. Healthy: it rises with the reward, and stays high.{more}",
         )
         for i, name in enumerate(names[:MAX_VALIDATION_FIGURES])
     ]
