@@ -1,10 +1,9 @@
 """`--config-name=cast_trainer`: verl's own config and every key of this package, wherever verl is imported."""
 
 import dataclasses
-import os
 import subprocess
 import sys
-import zipfile
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -26,11 +25,10 @@ def plain(config):
     return OmegaConf.to_container(config, resolve=False)
 
 
-def verls_command(*arguments: str, directory: Path, **env: str) -> subprocess.CompletedProcess:
+def verls_command(*arguments: str, directory: Path, python: str | Path = sys.executable) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "verl.trainer.main_ppo", *arguments],
+        [python, "-m", "verl.trainer.main_ppo", *arguments],
         cwd=directory,
-        env={**os.environ, **env},
         capture_output=True,
         text=True,
         timeout=120,
@@ -90,18 +88,50 @@ def test_a_config_of_ones_own_begins_with_it(tmp_path):
     assert config.algorithm.cast.base_correct == 1.0
 
 
-def test_a_built_wheel_brings_it_to_verls_command(tmp_path):
-    """verl's own command with the package out of a wheel: `--cfg job` and `--help` show every key with its default."""
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
+@pytest.fixture(scope="module")
+def installed_wheel(tmp_path_factory):
+    """The python of a fresh environment that has the wheel, and the dependencies of this environment."""
+    directory = tmp_path_factory.mktemp("wheel")
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        directory,
+        ROOT,
+    ]
     subprocess.run(build, check=True, capture_output=True, timeout=120)
-    zipfile.ZipFile(next(tmp_path.glob("verl_cast-*.whl"))).extractall(tmp_path / "site")
-    # verl_cast's plugin of the wheel, not of this checkout: what lies on PYTHONPATH comes before an editable install.
-    site = {"PYTHONPATH": str(tmp_path / "site")}
-    where = [sys.executable, "-c", "import verl_cast; print(verl_cast.__file__)"]
-    found = subprocess.run(where, env={**os.environ, **site}, cwd=tmp_path, capture_output=True, text=True).stdout
-    assert found.startswith(str(tmp_path)), found
+    python = directory / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory / "venv"], check=True)
+    wheel = next(directory.glob("verl_cast-*.whl"))
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
+    subprocess.run(install, check=True, capture_output=True, timeout=120)
+    # A path file in a directory that a path file names is not read: the editable install is not found through it.
+    site = next((directory / "venv" / "lib").glob("python*/site-packages"))
+    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
+    return python
 
-    job = verls_command("--config-name=cast_trainer", "--cfg=job", directory=tmp_path, **site)
+
+def test_a_built_wheel_holds_every_file_of_the_package(installed_wheel):
+    (installed,) = installed_wheel.parents[1].glob("lib/python*/site-packages/verl_cast")
+
+    def files(root):
+        return {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() and p.suffix != ".pyc"}
+
+    assert files(installed) == files(ROOT / "verl_cast")
+
+
+def test_a_built_wheel_brings_it_to_verls_command(installed_wheel, tmp_path):
+    """verl's own command in the wheel's environment: `--cfg job` and `--help` show every key with its default."""
+    where = [installed_wheel, "-c", "import verl_cast; print(verl_cast.__file__)"]
+    found = subprocess.run(where, cwd=tmp_path, capture_output=True, text=True).stdout
+    assert found.startswith(str(installed_wheel.parents[1])), found
+
+    job = verls_command("--config-name=cast_trainer", "--cfg=job", directory=tmp_path, python=installed_wheel)
     assert job.returncode == 0, job.stderr
     shown = OmegaConf.create(job.stdout)
     assert shown.algorithm.adv_estimator == "cast"
@@ -109,5 +139,5 @@ def test_a_built_wheel_brings_it_to_verls_command(tmp_path):
     assert {name: plain(shown.algorithm[name]) for name in METHODS} == {name: packaged[name] for name in METHODS}
     assert shown.trainer == OmegaConf.load(Path(verl.__file__).parent / "trainer/config/ppo_trainer.yaml").trainer
 
-    help_text = verls_command("--config-name=cast_trainer", "--help", directory=tmp_path, **site).stdout
+    help_text = verls_command("--config-name=cast_trainer", "--help", directory=tmp_path, python=installed_wheel).stdout
     assert "  cast:\n    gap_weight: 1.0" in help_text and "  rlrt:\n    gap_weight: 0.5" in help_text

@@ -94,12 +94,3 @@ def test_the_readmes_settings_have_their_defaults():
             for part in key.split("."):
                 value = value[part]
             assert str(value) == default, key
-
-
-def test_every_packaged_key_is_explained_above_it():
-    lines = (ROOT / "verl_cast" / "config" / "cast_trainer.yaml").read_text().splitlines()
-    start = lines.index("algorithm:")
-    for above, line in zip(lines[start:], lines[start + 1 :], strict=False):
-        key = re.match(r"( +)([\w]+):(.*)", line)
-        group = key and not key[3].strip()
-        assert not key or group or above.lstrip().startswith("#"), line

@@ -19,6 +19,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 TIMEOUT = 240  # seconds for all ranks of a call
 
 
@@ -111,6 +113,8 @@ def _fork(request: dict, rank: int) -> int:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        for child in psutil.Process().children(recursive=True):  # Megatron's checkpoints leave some
+            child.kill()
         os._exit(status)
 
 
