@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import operator
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -343,6 +344,7 @@ class Fork:
             results.send(function(*args))
         except BaseException:
             results.send(traceback.format_exc())
+        signal.pause()  # until result() kills it: like a vLLM worker, it lives on while ZeroMQ sends its last message
 
     def result(self, timeout: float = 60):
         try:
