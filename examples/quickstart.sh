@@ -97,6 +97,7 @@ TRAINER=(
   trainer.resume_mode=disable
   +ray_kwargs.ray_init.num_cpus=16
   +ray_kwargs.ray_init.num_gpus=1
+  +ray_kwargs.ray_init.include_dashboard=False # ten processes less to start
   transfer_queue.backend.SimpleStorage.num_data_storage_units=1
 )
 

@@ -1,5 +1,6 @@
 """`--config-name=cast_trainer`: verl's own config and every key of this package, wherever verl is imported."""
 
+import ast
 import dataclasses
 import subprocess
 import sys
@@ -123,6 +124,15 @@ def test_a_built_wheel_holds_every_file_of_the_package(installed_wheel):
         return {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() and p.suffix != ".pyc"}
 
     assert files(installed) == files(ROOT / "verl_cast")
+
+
+def test_a_built_wheel_has_its_entry_points(installed_wheel):
+    code = "from importlib.metadata import distribution as d; print([(e.name, e.value, e.group) for e in d('verl-cast').entry_points])"
+    done = subprocess.run([installed_wheel, "-c", code], capture_output=True, text=True, check=True)
+    assert sorted(ast.literal_eval(done.stdout)) == [
+        ("cast", "verl_cast.plugin", "verl.plugins"),
+        ("verl-cast", "verl_cast.tools.cli:main", "console_scripts"),
+    ]
 
 
 def test_a_built_wheel_brings_it_to_verls_command(installed_wheel, tmp_path):
