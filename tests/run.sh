@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The test command: sets up the CPU environment (.venv) and runs every test. With arguments: one pytest with them.
 #
-#   bash tests/run.sh                    everything, 42 minutes on 2 cores
+#   bash tests/run.sh                    everything, about 25 minutes on 2 cores
 #   bash tests/run.sh -m "not slow"      without the runs through Ray and vLLM
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -23,8 +23,8 @@ ruff check .
 ruff format --check .
 [ $# -eq 0 ] || exec python -m pytest "$@"
 
-# First what needs one core, two files at a time (each with one thread); then the real runs, which need both.
+# Two files at a time, with one thread each. Then the real runs, two at a time; the queue prints when each starts and ends.
 status=0
 OMP_NUM_THREADS=1 python -m pytest -m "not slow" --numprocesses 2 --dist loadfile || status=$?
-python -m pytest -m slow || status=$?
+python -m pytest -m slow --capture=sys || status=$?
 exit $status
