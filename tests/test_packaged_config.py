@@ -127,7 +127,8 @@ def test_a_built_wheel_holds_every_file_of_the_package(installed_wheel):
 
 
 def test_a_built_wheel_has_its_entry_points(installed_wheel):
-    code = "from importlib.metadata import distribution as d; print([(e.name, e.value, e.group) for e in d('verl-cast').entry_points])"
+    read = "from importlib.metadata import distribution as d; found = d('verl-cast').entry_points; "
+    code = f"{read}print([(e.name, e.value, e.group) for e in found])"
     done = subprocess.run([installed_wheel, "-c", code], capture_output=True, text=True, check=True)
     assert sorted(ast.literal_eval(done.stdout)) == [
         ("cast", "verl_cast.plugin", "verl.plugins"),
