@@ -1,4 +1,8 @@
-"""Laws of the method's sections 2 to 7, on the pure module."""
+"""Laws of the advantage computation, sections 2 to 7 of the method.
+
+Advantages equal an independent reference token by token. With neutral settings they are verl's GRPO bit for bit. Masked
+tokens and padding rows get zero; NaN or infinite values that count raise an error.
+"""
 
 import numpy as np
 import pytest
@@ -19,7 +23,7 @@ NUM_RANDOM = 200_000
 
 
 def random_base_and_gap(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """200,000 pairs over what occurs: tiny, ordinary and huge gaps of both signs, exact zeros, every size of B."""
+    """200,000 pairs of base advantage and gap: exact zeros, and gaps of both signs from tiny to huge."""
     generator = torch.Generator().manual_seed(seed)
     base = torch.randn(NUM_RANDOM, generator=generator, dtype=torch.float64)
     scale = 10.0 ** (torch.rand(NUM_RANDOM, generator=generator, dtype=torch.float64) * 10 - 8)
@@ -28,12 +32,12 @@ def random_base_and_gap(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     base[::77] = 0.0
     base[1::5] = 1.0
     base[2::5] = -1.0
-    # numbers that float32 holds exactly, so that both precisions are asked the same question
+    # float32 represents these values exactly, so both precisions get the same inputs
     return base.float().double(), gap.float().double()
 
 
 def tokens(config: CastConfig, base: torch.Tensor, gap: torch.Tensor):
-    """The token's part of the method for responses of one token, with these B and g."""
+    """The token-level part of the method, for one-token responses with these base advantages and gaps."""
     row = BaseAdvantage(base, base > 0)
     gap = gap.unsqueeze(-1)
     return token_advantage(CastRule(config), row, torch.ones_like(gap), torch.zeros_like(gap), gap)
@@ -82,7 +86,7 @@ def test_closed_form_of_section_7(dtype):
 
 
 def batch(rewards, index, length=5, gap=None, mask=None, dtype=torch.float32):
-    """Tensors of a batch whose reward sits on the last token, as verl puts it."""
+    """Tensors of a batch. The reward is on the last token, as in verl."""
     num_rows = len(rewards)
     token_rewards = torch.zeros(num_rows, length, dtype=dtype)
     token_rewards[:, -1] = torch.tensor(rewards, dtype=dtype)
@@ -99,7 +103,7 @@ def batch(rewards, index, length=5, gap=None, mask=None, dtype=torch.float32):
     seed=st.integers(0, 2**31),
 )
 def test_reduces_to_grpo_bit_for_bit(groups, norm, seed):
-    """λ = 0, no flip, b = 0, no clip is verl's GRPO, for any group sizes, row order and mask, whatever the gap."""
+    """With λ = 0, no flip, b = 0 and no clip, CAST is verl's GRPO. Groups, row order, mask and gap are random."""
     rewards, index = zip(*((r, f"uid{g}") for g, group in enumerate(groups) for r in group), strict=True)
     order = np.random.default_rng(seed).permutation(len(rewards))
     rewards, index = [rewards[i] for i in order], [index[i] for i in order]
@@ -129,7 +133,7 @@ def test_mixed_groups_have_verls_grpo_advantage_for_any_reward(groups, norm):
 
 
 def test_graded_rewards_in_float64_have_verls_last_bits_too():
-    """torch's std over the rows of a matrix runs another kernel than over one group, and differs in the last bits."""
+    """torch's std over matrix rows uses another kernel than its std over one group. Their last bits differ."""
     rewards = torch.randn(200, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).flatten()
     index = np.repeat(np.arange(200), 5)
     base = CastRule(GRPO).base(rewards, index, torch.ones(1000, dtype=torch.bool))
@@ -158,7 +162,7 @@ def test_base_advantage_of_every_group_type(groups, b_correct, b_wrong):
 
 
 def test_group_type_is_decided_by_correctness_not_by_spread():
-    """Graded rewards that are all above (below) the threshold: a spread, but an all-correct (all-wrong) group."""
+    """Graded rewards all above (below) the threshold form an all-correct (all-wrong) group, though they differ."""
     tensors = batch([0.6, 0.9, 1.0, 0.1, 0.2, 0.3], ["a"] * 3 + ["b"] * 3)
     base = CastRule(CastConfig()).base(tensors[0].sum(-1), tensors[2], torch.ones(6, dtype=torch.bool))
     assert base.value.tolist() == [1.0] * 3 + [-1.0] * 3
@@ -169,12 +173,12 @@ def test_group_type_is_decided_by_correctness_not_by_spread():
 
 
 def test_rows_without_tokens_are_in_no_group():
-    """A padded, rejected or empty row does not turn an all-correct group into a mixed one, and gets nothing itself."""
+    """A padded, rejected or empty row does not make an all-correct group mixed. Its own advantage is 0."""
     mask = [[1] * 5, [1] * 5, [0] * 5]
     result = compute_advantage(*batch([1.0, 1.0, 0.0], ["a"] * 3, mask=mask), CastConfig())
     assert result.base.kind.tolist() == [ALL_CORRECT, ALL_CORRECT, EXCLUDED]
     assert result.advantages.tolist() == [[1.0] * 5, [1.0] * 5, [0.0] * 5]
-    # GRPO's statistics of the others do not move either
+    # GRPO's statistics of the other rows do not change either
     with_row = compute_advantage(*batch([1.0, 0.0, 1.0], ["a"] * 3, mask=mask), CastConfig())
     without = compute_advantage(*batch([1.0, 0.0], ["a"] * 2), CastConfig())
     assert torch.equal(with_row.advantages[:2], without.advantages)
@@ -190,7 +194,7 @@ def test_padding_rows_and_empty_batches_give_no_nan():
 
 
 def test_masked_tokens_get_nothing_whatever_stands_there():
-    """Tool tokens, truncation: NaN or huge values under a zero mask neither spread nor raise."""
+    """Tool tokens and truncation: NaN or infinite values under a zero mask neither spread nor raise."""
     gap = [[0.5, float("nan"), -0.5, float("inf"), 0.0]] * 2
     mask = [[1, 0, 1, 0, 1]] * 2
     result = compute_advantage(*batch([1.0, 0.0], ["a", "a"], gap=gap, mask=mask), CastConfig())
@@ -202,7 +206,10 @@ def test_masked_tokens_get_nothing_whatever_stands_there():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_zeros_have_the_sign_that_grpo_gives_them(dtype):
-    """A gap of −0.0 is no disagreement; 0.0 under the mask has B's sign, as in verl's product; no gap is −0.0."""
+    """A gap of −0.0 flips nothing, and no reported gap is −0.0.
+
+    A masked advantage is a zero with the sign of B, as in verl's product.
+    """
     zeros = torch.zeros(3, 4, dtype=dtype)
     rewards, mask = [1.0, 0.0, 0.0], [[1, 1, 0, 0]] * 3
     tensors = batch(rewards, ["a", "a", "b"], 4, zeros, mask, dtype)
@@ -224,15 +231,17 @@ def test_bad_numbers_that_count_are_named(bad):
 
 
 def test_only_the_final_output_of_a_session_is_graded():
-    """Two sessions of one prompt, the first with three outputs: the group has two members, and all outputs of a
-    session share its base advantage."""
+    """Two sessions of one prompt form a group of two, although the first session has three outputs.
+
+    All outputs of a session share its base advantage.
+    """
     index = ["p"] * 4
     final_row = torch.tensor([2, 2, 2, 3])
     rewards = [0.0, 0.0, 1.0, 0.0]  # only the final output's reward may count
     result = compute_advantage(*batch(rewards, index), CastConfig(), final_row=final_row)
     plain = compute_advantage(*batch([1.0, 0.0], ["p"] * 2), CastConfig())
     assert torch.equal(result.base.value, plain.base.value[torch.tensor([0, 0, 0, 1])])
-    # gaps stay each output's own
+    # each output keeps its own gap
     gap = [[-0.1] * 5, [0.1] * 5, [0.0] * 5, [0.0] * 5]
     shaped = compute_advantage(*batch(rewards, index, gap=gap), CastConfig(), final_row=final_row)
     assert (shaped.advantages[0] < 0).all() and (shaped.advantages[1] > 0).all()

@@ -1,4 +1,7 @@
-"""Settings that are legal but senseless: each is warned of by key, value and remedy, and the default run by nothing."""
+"""Laws of the advice about settings that are valid but pointless.
+
+Each such setting is reported with its key, its value and a remedy. The default run gets no warning.
+"""
 
 import copy
 import importlib.util
@@ -25,7 +28,7 @@ def default_run():
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch, tmp_path):
-    """A machine that has flash-attn (found, never imported) and no measurement of any context."""
+    """A machine that has flash-attn (found, never imported) and no fitness record of any context."""
     (tmp_path / "flash_attn").mkdir()
     (tmp_path / "flash_attn" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
@@ -35,7 +38,7 @@ def machine(monkeypatch, tmp_path):
 
 
 def changed(config, settings):
-    """The run with other settings; one that verl_cast refuses would need no warning."""
+    """The run with other settings. `check_run` must accept it, because a refused run needs no warning."""
     config = copy.deepcopy(config)
     for key, value in settings.items():
         OmegaConf.update(config, key, value, force_add=True)
@@ -151,9 +154,9 @@ def test_the_default_run_is_warned_of_nothing(default_run):
 @pytest.mark.parametrize(
     "settings",
     [
-        {f"{CAST}.gap_weight": 0},  # the gap acts through flips
-        {f"{CAST}.flip": "none"},  # and through weights
-        {f"{CAST}.flip": "none", f"{CAST}.positive_clip": [1, 1]},  # of one side alone
+        {f"{CAST}.gap_weight": 0},  # the gap still acts through flips
+        {f"{CAST}.flip": "none"},  # the gap still acts through weights
+        {f"{CAST}.flip": "none", f"{CAST}.positive_clip": [1, 1]},  # the weights of one side still act
         {f"{CAST}.base_correct": 0, f"{CAST}.base_wrong": 0},  # mixed groups only, an ablation of the paper
         {f"{CAST}.gap_deadzone": 0.2},
         {f"{CAST}.advantage_clip": None, f"{CAST}.base_wrong": 3},
@@ -184,8 +187,8 @@ def test_sensible_neighbours_are_warned_of_nothing(default_run, settings):
 
 
 def test_without_flash_attention_rounding_decides_signs(default_run, monkeypatch):
-    """verl's other way to log-probs works in the type of the logits."""
-    monkeypatch.setenv("VERL_DISABLE_FLASH_ATTN_CE", "1")  # verl's switch: as if it were not installed
+    """Without flash-attn, verl computes log-probs in the dtype of the logits."""
+    monkeypatch.setenv("VERL_DISABLE_FLASH_ATTN_CE", "1")  # verl's switch: it acts as if flash-attn were missing
     [sentence] = advice.warnings_of(default_run)
     assert f"{PRECISION}.param_dtype is bf16" in sentence and "Install flash-attn" in sentence
     remedies = [
@@ -202,7 +205,7 @@ def test_a_missing_flash_attention_is_found_without_importing_it(default_run, tm
     assert advice.warnings_of(default_run) == []
     (tmp_path / "flash_attn" / "__init__.py").unlink()
     (tmp_path / "flash_attn").rmdir()
-    is_missing = importlib.util.find_spec("flash_attn") is None  # or this machine has a real one
+    is_missing = importlib.util.find_spec("flash_attn") is None  # False where this machine has the real one
     assert len(advice.warnings_of(default_run)) == is_missing
 
 
@@ -216,13 +219,13 @@ def test_a_template_without_the_question_is_named(default_run, tmp_path, shown):
 
 
 def test_a_context_that_was_measured_worse_is_warned_of(default_run):
-    """The record of `verl-cast diagnose`; of another context it says nothing."""
+    """The warning comes from the record of `verl-cast diagnose`. It holds for the measured context only."""
     record = fitness_record(student=(35, 100), teacher=(7, 100), interval=(-0.34, -0.22), problems=40)
     fitness.save(default_run, record)
     assert advice.warnings_of(default_run) == [fitness.warning(record)]
     assert "0.07" in fitness.warning(record)
     assert advice.warnings_of(changed(default_run, {f"{CAST}.teacher.context": "same"})) == []
-    # the verifier alone sets signs: the policy does not move to the teacher
+    # with flip=none the verifier alone sets signs, so the policy does not move toward the teacher
     assert advice.warnings_of(changed(default_run, {f"{CAST}.flip": "none"})) == []
     fitness.save(default_run, json.loads(json.dumps(record).replace("-0.", "0.")))  # now measured better
     assert advice.warnings_of(default_run) == []

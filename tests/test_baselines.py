@@ -1,4 +1,8 @@
-"""The baselines: their rules against an independent reference, their laws, and what their teachers may read."""
+"""Laws of the baseline methods.
+
+Their advantages equal an independent reference. A CAST run never loads a privileged context. Bad settings, and data
+without references, are refused before the run starts.
+"""
 
 import copy
 import dataclasses
@@ -28,7 +32,7 @@ MESSAGES = [{"role": "user", "content": "What is 1 + 1?"}]
 
 
 def batch(seed: int, dtype=torch.float64, graded=False):
-    """Twelve rows of three groups: mixed, all correct, all wrong; masks with holes, gaps of all sizes, some zero."""
+    """Twelve rows in three groups: mixed, all-correct and all-wrong. Masks have holes, and some gaps are zero."""
     rng = np.random.default_rng(seed)
     rewards = np.array([1, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 0], dtype=np.float64)
     if graded:
@@ -151,7 +155,7 @@ def test_an_estimator_stops_a_trainer_that_computed_no_teacher_log_probs(name):
         estimator(**call)
     inputs = inputs_of(CastConfig(), rewards, old, teacher)
     with estimator_inputs(inputs), pytest.raises(RuntimeError, match=f"adv_estimator={name}"):
-        estimator(**call)  # laid out for another method
+        estimator(**call)  # these inputs are for another method
     inputs = inputs_of(METHODS[name](), rewards, old, teacher, completed_steps=7)
     with estimator_inputs(inputs) as results:
         advantages, returns = estimator(**call)
@@ -160,7 +164,7 @@ def test_an_estimator_stops_a_trainer_that_computed_no_teacher_log_probs(name):
     assert len(results) == 1 and results[0].advantages is advantages
 
 
-# ------------------------------------------------------------------------------------------------ what a teacher reads
+# ----------------------------------------------------------------------------------------------- the teacher's context
 
 
 @pytest.mark.parametrize("context", ["reference", "reference_chat", "peer"])
@@ -262,7 +266,7 @@ def test_a_baseline_runs_under_its_own_name_and_changes_nothing_else_of_the_conf
         check_run(run(compose, name, "actor_rollout_ref.actor.policy_loss.loss_mode=cast"))
     with pytest.raises(CastConfigError, match="trainer.use_v1"):
         check_run(run(compose, name, "trainer.use_v1=False"))
-    if name == "opsd":  # it compares no responses
+    if name == "opsd":  # OPSD does not compare responses
         check_run(run(compose, name, "actor_rollout_ref.rollout.n=1"))
     else:
         with pytest.raises(CastConfigError, match="rollout.n=1.*compares the responses"):
@@ -271,7 +275,7 @@ def test_a_baseline_runs_under_its_own_name_and_changes_nothing_else_of_the_conf
 
 @pytest.mark.parametrize("name", ["cast", "grpo", *NAMES])
 def test_what_another_method_is_asked_for_is_refused(compose, name):
-    """A run must not name a setting of one method and train another; a whole default group asks for nothing."""
+    """A run may not change a setting of a method that it does not train. A whole group of defaults is allowed."""
     for other, method in METHODS.items():
         group = f"+algorithm.{other}={packaged_defaults(method)}".replace("None", "null").replace("'", "")
         check_run(run(compose, name, group))
@@ -326,7 +330,7 @@ def test_data_without_references_are_refused_before_anything_is_spent(compose, t
 
 
 def test_defaults_are_those_of_the_papers():
-    """Method section 10, as far as it says them."""
+    """These are the defaults that section 10 of the method gives."""
     assert (RlsdConfig().gap_weight, RlsdConfig().gap_weight_decay_steps, RlsdConfig().weight_clip) == (0.5, 50, 0.2)
     assert (RlsdConfig().teacher.weights, RlsdConfig().teacher.refresh_interval) == ("snapshot", 10)
     assert (RlrtConfig().gap_weight, RlrtConfig().weight_clip) == (0.5, 1.0)

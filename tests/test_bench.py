@@ -1,4 +1,7 @@
-"""The step benchmark: its arithmetic, its turns, its workloads. The measuring is a real run (bench_steps.py)."""
+"""Laws of the step benchmark: its arithmetic, the order of its arms, and its workloads.
+
+No test here measures anything. tests/benchmarks/bench_steps.py does, in a real run.
+"""
 
 import sys
 
@@ -14,7 +17,7 @@ LENGTH = 64
 
 
 def metrics_of(number, step, gen, **more):
-    """What verl's file logger has of one step."""
+    """The metrics that verl's file logger writes for one step."""
     arm = arm_of_step(number, ARMS)
     data = {
         "timing_s/step": step,
@@ -32,7 +35,8 @@ def metrics_of(number, step, gen, **more):
     return data | more
 
 
-# Rounds: G 1 2, 2 1 G, G 1 2. The first is warm-up; a CAST step without gen takes 1 or 2 times as long as GRPO's.
+# G is GRPO, 1 is CAST one-pass, 2 is CAST two-pass. The rounds are G 1 2, 2 1 G, G 1 2; the first is warm-up.
+# Without gen, a one-pass step takes as long as a GRPO step, and a two-pass step twice as long.
 SECONDS = [(90, 9), (80, 8), (70, 7), (9, 1), (5, 1), (5, 1), (12, 2), (12, 2), (22, 2)]
 
 
@@ -121,14 +125,14 @@ def test_the_peak_is_of_the_time_since_the_last_call():
     block = bytearray(300 * 2**20)
     with_block = memory_since_last_call()
     del block
-    memory_since_last_call()  # its peak still has the block
+    memory_since_last_call()  # the peak of this interval still includes the block
     without = memory_since_last_call()
     assert with_block["rss"] - without["rss"] > 250 * 2**20
-    if "peak_rss" in without:  # this kernel can reset it
+    if "peak_rss" in without:  # only where the kernel can reset the peak
         assert with_block["peak_rss"] - without["peak_rss"] > 250 * 2**20
 
 
-# Between them they set every key that any point sets.
+# Together these points set every key that any point sets.
 @pytest.mark.parametrize("name", ["base", "micro_dynamic", "lora+context_same+response_long"])
 def test_a_point_is_a_run_that_cast_accepts(compose, tmp_path, monkeypatch, name):
     monkeypatch.setenv("VERL_PLATFORM", "cpu")

@@ -1,4 +1,7 @@
-"""`algorithm.cast` and the checks of a whole run: defaults are the paper's, and bad input gets one clear sentence."""
+"""Laws of `algorithm.cast` and of the checks of a whole run.
+
+The defaults are the paper's. Bad input is refused with one sentence that names the key and a remedy.
+"""
 
 import dataclasses
 
@@ -135,7 +138,7 @@ def test_trainer_modes_pass(compose, mode):
 
 
 def test_a_teacher_of_live_weights_takes_one_update_a_step(compose):
-    """From the second update on verl's old log-probs are of a policy that it restores, the live weights are not."""
+    """From the second update on, verl restores an earlier policy for the old log-probs. Live weights are newer."""
     asynchronous = [*CAST, "trainer.v1.trainer_mode=separate_async", "+algorithm.cast.teacher.weights=current"]
     check_run(compose(*asynchronous, "trainer.v1.separate_async.parameter_sync_step=1"))
     with pytest.raises(CastConfigError, match="algorithm.cast.teacher.weights='current'.*parameter_sync_step"):
@@ -143,7 +146,7 @@ def test_a_teacher_of_live_weights_takes_one_update_a_step(compose):
 
 
 def test_the_old_policy_of_several_updates_is_kept_in_memory_of_its_own(compose):
-    """verl's FSDP2 copy of it is an alias where the parameters are offloaded, and would lose updates."""
+    """With offloaded parameters, verl's FSDP2 copy of the old policy is an alias. It would lose updates."""
     asynchronous = ["trainer.v1.trainer_mode=separate_async", "trainer.v1.separate_async.parameter_sync_step=4"]
     fsdp2 = "actor_rollout_ref.actor.strategy=fsdp2"
     check_run(compose(*CAST, *asynchronous, fsdp2))
@@ -162,7 +165,7 @@ def test_a_slow_average_of_the_policy_may_share_its_prompt(compose):
                 *CAST,
                 "+algorithm.cast.teacher.context=same",
                 f"+algorithm.cast.teacher.weights={weights}",
-                "+algorithm.cast.teacher.refresh_interval=1",  # of snapshots only
+                "+algorithm.cast.teacher.refresh_interval=1",  # only snapshots use it
             )
         )
 
@@ -257,7 +260,7 @@ def test_other_estimators_are_not_touched(compose, estimator):
 
 
 def test_method_defaults_fill_in_verls_stock_values_only(compose):
-    for key, stock, _ in METHOD_DEFAULTS:  # contract: what we call verl's stock value is verl's stock value
+    for key, stock, _ in METHOD_DEFAULTS:  # contract: the listed stock values are verl's
         assert OmegaConf.select(compose(), key) == stock
     config = compose(*CAST)
     assert len(apply_method_defaults(config, list(CAST))) == 2
@@ -265,7 +268,7 @@ def test_method_defaults_fill_in_verls_stock_values_only(compose):
     assert config.actor_rollout_ref.actor.clip_ratio_low == 0.2
     assert config.actor_rollout_ref.actor.clip_ratio_high == 0.28
     assert "not the method's own" not in summary(config)
-    # what the command line names stays, even at verl's stock value
+    # values on the command line are kept, even verl's stock values
     chosen = [f"{key}={stock}" for key, stock, _ in METHOD_DEFAULTS]
     config = compose(*CAST, *chosen)
     assert apply_method_defaults(config, [*CAST, *chosen]) == []

@@ -1,4 +1,4 @@
-"""The teacher's context: exact text, exact tokens, answer-free."""
+"""Laws of the teacher's context: its exact text, its exact tokens, and that it is answer-free."""
 
 import pytest
 from tiny import tokenizer

@@ -1,4 +1,7 @@
-"""The installed verl still has every seam that the plugin relies on, and a changed one is named."""
+"""Laws of the contract with verl: the installed verl has every seam that the plugin relies on.
+
+A changed seam is reported by name.
+"""
 
 import importlib
 import inspect
@@ -51,7 +54,7 @@ def test_the_registries_hold_cast():
 
 
 def test_a_registered_estimator_gets_what_ours_takes():
-    """verl calls estimators by keyword; ours must accept all that it sends, and needs nothing that it does not."""
+    """verl calls estimators by keyword. Ours accepts every keyword that verl sends, and requires no other."""
     from verl_cast.training.estimator import ESTIMATORS
 
     required = [
@@ -65,7 +68,7 @@ def test_a_registered_estimator_gets_what_ours_takes():
 
 
 def test_every_trainer_mode_takes_the_mixin():
-    """The three modes of verl 0.9; every hook that the mixin does not override stays the mode's own."""
+    """The mixin fits the three trainer modes of verl 0.9. Hooks that it does not override stay the mode's."""
     from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, get_trainer_cls
 
     from verl_cast.config.methods import METHODS

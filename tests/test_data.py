@@ -1,4 +1,7 @@
-"""`verl-cast data`: sources in their own formats, as small local files, by the real `datasets`, in verl's format."""
+"""Laws of `verl-cast data`: every source becomes a Parquet file in verl's format, and bad input gets one sentence.
+
+The sources here are small local files in their original formats. The real `datasets` library reads them.
+"""
 
 import csv
 import json
@@ -154,7 +157,8 @@ def test_a_directory_gives_the_split_that_is_asked_for(tmp_path, capsys):
 
 
 def test_the_hubs_commit_is_in_the_manifest(tmp_path):
-    # No hub here, but what `datasets` keeps of one: the same classes read it, and know its commit by the directory.
+    # There is no hub here, so this builds the cache that `datasets` keeps of one.
+    # `datasets` reads it with the same classes, and takes the commit from the directory's name.
     from pathlib import Path
 
     import datasets
@@ -239,7 +243,7 @@ def test_bad_input_is_one_sentence(tmp_path, capsys, arguments, row, words):
     if row is not None:
         arguments = [*arguments, f"--source=aime25={write(tmp_path / 'source.jsonl', [row])}"]
     assert prepare(tmp_path / "out", *arguments) == 1
-    # Before it stand the progress bars of `datasets`.
+    # The progress bars of `datasets` come first.
     said = capsys.readouterr().err.rpartition("verl-cast data: ")[2]
     assert said.count("\n") == 1
     for word in words:

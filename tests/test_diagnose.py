@@ -1,4 +1,7 @@
-"""`verl-cast diagnose`: laws of its statistics, its scoring against an independent forward, real runs, bad input."""
+"""Laws of `verl-cast diagnose`: its statistics, its scoring, and its page.
+
+The scores equal those of an independent forward. Bad input gets one sentence. One test runs the whole command.
+"""
 
 import argparse
 import copy
@@ -35,7 +38,7 @@ ROOT = Path(verl_cast.__file__).parent
 
 
 def test_the_accuracy_interval_covers_where_samples_of_a_problem_hang_together():
-    """Half of the problems are nearly always solved, half nearly never: 64 x 4 samples are worth about 64."""
+    """Half of the problems are nearly always solved, half nearly never. So 64 x 4 samples count as about 64."""
     rng = np.random.default_rng(0)
     covered = naive = 0
     for _ in range(400):
@@ -77,7 +80,8 @@ def test_auc_counts_pairs():
 
 def test_agreement_of_signs_and_what_chance_gives():
     a, b = np.array([1.0, 2.0, -1.0, -0.1, 5.0]), np.array([1.0, -2.0, -1.0, -3.0, 0.0])
-    # the last pair has a zero; 3 of 4 agree; a is positive in 1/2, b in 1/4: by chance 1/2·1/4 + 1/2·3/4 = 1/2
+    # The last pair has a zero and does not count. Of the other 4 pairs, 3 agree.
+    # a is positive in 1/2 of them and b in 1/4, so chance gives 1/2·1/4 + 1/2·3/4 = 1/2.
     row = stats.sign_agreement(a, b)
     assert row == {"above": 0.0, "tokens": 4, "share": 0.75, "by_chance": 0.5, "kappa": 0.5}
     assert stats.sign_agreement(a, b, above=0.5)["tokens"] == 3  # |−0.1| is below
@@ -99,7 +103,7 @@ def test_correlation_and_centring():
 
 
 def test_intervals_resample_problems_not_samples():
-    """Copies of every sample within its problem say nothing new, so the interval stays what it was."""
+    """Copies of a sample within its problem add no information, so the interval does not change."""
     values = np.random.default_rng(3).normal(size=12)
 
     def interval(copies):
@@ -144,7 +148,7 @@ def test_fifths_cover_a_response_in_order():
 
 
 def made_up(seed=0, **method):
-    """Rollouts of random gaps: a mixed, an all-correct and an all-wrong group, masked tokens, several lengths."""
+    """Rollouts with random gaps, masks and lengths, in a mixed, an all-correct and an all-wrong group."""
     rng = np.random.default_rng(seed)
     rows = []
     for group, rewards in enumerate(((1, 0, 0, 1), (1, 1, 1, 1), (0, 0, 0, 0))):
@@ -164,11 +168,11 @@ def made_up(seed=0, **method):
 
 @pytest.mark.parametrize(
     "method",
-    # A λ of 6 takes tokens to 0, which is no sign; a base of 0 has no sign to keep.
+    # λ = 6 takes some advantages to 0, which has no sign. A base advantage of 0 has no sign to keep.
     [{}, {"gap_weight": 0.5, "advantage_clip": None}, {"gap_weight": 6.0}, {"base_wrong": 0.0}, {"base_correct": 0.0}],
 )
 def test_the_lever_table_is_the_method_token_by_token(method):
-    """Against tests/reference.py, which shares nothing with verl_cast.advantage.cast."""
+    """The reference is tests/support/reference.py, which shares no code with verl_cast.advantage.cast."""
     rollouts = made_up(**method)
     lam, clip = rollouts.method.gap_weight, rollouts.method.advantage_clip
     table = direction.lever_table(rollouts, rollouts.teachers["plain"])
@@ -198,12 +202,12 @@ def test_what_the_levers_do():
     assert all(row["verifier_sign_wrong"] == 1 for row in by_flip["correct"])
     assert all(row["verifier_sign_right"] == 1 for row in by_flip["wrong"])
     both = [row["verifier_sign"] for row in by_flip["both"]]
-    assert both == sorted(both) and both[0] < 0.9  # a larger dead zone lets more of the verifier through
+    assert both == sorted(both) and both[0] < 0.9  # a larger dead zone keeps more of the verifier's signs
     # with both flips and no dead zone, the sign is the gap's (section 7)
     gap = rollouts.gaps(rollouts.teachers["plain"])
     right = rollouts.right[rollouts.owner()]
     assert both[0] == pytest.approx(np.mean(np.where(right, gap > 0, gap < 0)))
-    for weight in (0.0, 2.0):  # λ turns no sign
+    for weight in (0.0, 2.0):  # λ changes no sign
         other = made_up(gap_weight=weight)
         signs = [row["verifier_sign"] for row in direction.lever_table(other, other.teachers["plain"])]
         assert signs == [row["verifier_sign"] for row in table]
@@ -220,7 +224,7 @@ def test_the_recommended_dead_zone_is_the_smallest_that_serves_both_sides():
     assert direction.recommended_deadzone(table) is None
     table += [row("both", 1.0, 0.9, 0.9), row("both", 2.0, 1.0, 1.0)]
     assert direction.recommended_deadzone(table) == 1.0
-    assert direction.recommended_deadzone([row("both", 0.5, None, 0.99)]) == 0.5  # no right response at all
+    assert direction.recommended_deadzone([row("both", 0.5, None, 0.99)]) == 0.5  # no correct response at all
 
 
 @pytest.mark.parametrize(
@@ -256,7 +260,7 @@ def test_the_relation_sees_a_teacher_that_knows_and_one_that_is_wrong():
 
 
 def test_the_relation_is_the_metric_of_a_run():
-    """`cast/gap/correctness_corr` during training and the diagnosis before it are one number."""
+    """The diagnosis computes the same number as the training metric `cast/gap/correctness_corr`."""
     from verl_cast.advantage.metrics import advantage_metrics
 
     rollouts = made_up()
@@ -310,7 +314,7 @@ def scorer(tiny_directory):
 
 
 def alone(model, prompt, response, temperature=0.7):
-    """log π of a response, one row, no padding, no cache."""
+    """log π of a response, from a forward of one row without padding or cache."""
     logits = model(torch.tensor([[*prompt, *response]])).logits[0].double() / temperature
     log_probs = torch.log_softmax(logits, dim=-1)
     return [float(log_probs[len(prompt) - 1 + i, token]) for i, token in enumerate(response)]
@@ -324,7 +328,7 @@ def test_scores_are_those_of_a_forward_without_padding(scorer, monkeypatch):
     def ids(length):
         return rng.integers(4, 250, size=length).tolist()
 
-    shared = [ids(n) for n in (5, 1, 30)]  # prompts with several responses, and one of a single token
+    shared = [ids(n) for n in (5, 1, 30)]  # prompts with several responses; one prompt has a single token
     rows = [(prompt, ids(n)) for prompt in shared for n in (1, 0, 7, 40)] + [(ids(9), ids(3))]
     rows = [rows[i] for i in rng.permutation(len(rows))]
     prompts, responses = zip(*rows, strict=True)
@@ -359,7 +363,7 @@ def test_a_context_longer_than_the_model_is_refused(scorer):
         scorer.log_probs([[7] * 590], [[7] * 10], "test")
 
 
-# ------------------------------------------------------------------------------------- what the verl command says
+# ----------------------------------------------------------------------------------- settings of the verl command
 
 
 @pytest.fixture(scope="session")
@@ -431,7 +435,7 @@ def test_a_command_that_cannot_be_diagnosed_is_refused(overrides, extra, words):
 
 
 def samples_of(right, length=4):
-    """Outputs and rewards of `right` (problems, samples)."""
+    """Outputs and rewards for `right`, the correctness of (problems, samples)."""
     right = np.array(right)
     outputs = [[{"ids": [1] * length, "truncated": not r} for r in row] for row in right]
     return outputs, right.astype(float)
@@ -448,7 +452,8 @@ def test_contexts_are_compared_problem_by_problem():
     assert worse["difference"]["value"] == pytest.approx(-student["accuracy"])
     assert (student["truncated_share"], student["length_mean"]) == (pytest.approx(1 - student["accuracy"]), 4)
     assert worse["length_right"] is None and worse["length_wrong"] == 4
-    # Differences between problems cancel out: where every problem gains one sample of four, the gain is certain.
+    # Comparing problem by problem cancels the differences between problems.
+    # Every problem gains one sample of four here, so the interval has zero width.
     hard, easy = [[0, 0, 0, 0]] * 15, [[1, 1, 1, 0]] * 15
     gained = contexts.summarize("d", *samples_of([[1, 0, 0, 0]] * 15 + [[1, 1, 1, 1]] * 15), 0.5)
     paired = contexts.compare(contexts.summarize("student", *samples_of(hard + easy), 0.5), gained, 0)
@@ -460,7 +465,7 @@ HOSTILE = "</script><script>document.title='broken'</script><b>x"
 
 @pytest.mark.parametrize("with_contexts", [True, False])
 def test_the_page_in_a_browser_without_network(tmp_path, setup, with_contexts):
-    """Every figure is drawn, nothing is asked of the network, and no text of the data becomes a tag."""
+    """The page draws every figure, makes no network request, and shows HTML in the data as plain text."""
     path = os.environ.get("CHROME") or shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
         reason = "no Chromium: install it, or name it with CHROME=/path/to/chromium"
@@ -523,7 +528,7 @@ def test_the_privileged_context_shows_the_answer_in_the_last_user_message():
 
 
 def test_no_module_that_trains_imports_the_privileged_context():
-    """Every module but the commands', imported in one process."""
+    """One process imports every module outside tools/ and privileged/."""
     files = [
         path
         for path in ROOT.rglob("*.py")
@@ -565,9 +570,10 @@ def test_no_file_of_the_package_is_a_context_with_the_answer(tmp_path):
 
 
 def dump(directory, tiny_directory, model=None, steps=(10,), context="plain", seed=0, unscored="", **changes):
-    """A trajectory dump of the tiny model: two groups of four a step, old log-probs its own at temperature 0.7.
+    """A trajectory dump of the tiny model, with two groups of four responses in every step.
 
-    `unscored`: groups, of "a" and "b", whose last response the teacher did not score.
+    The old log-probs are the tiny model's own at temperature 0.7. `unscored` names the groups ("a", "b") whose last
+    response the teacher did not score.
     """
     rng = np.random.default_rng(seed)
     tokenizer, policy = tiny.tokenizer(), tiny.model()
@@ -621,7 +627,7 @@ TEMPERATURE = "actor_rollout_ref.rollout.temperature=0.7"
 
 
 def test_rollouts_of_a_dump(tmp_path, tiny_directory, capsys):
-    """No vLLM: the dump's own log-probs for the answer-free teacher, a forward for the privileged one."""
+    """vLLM is not used. Answer-free gaps come from the dump's log-probs, privileged gaps from a forward."""
     run = tmp_path / "run"
     dump(run / "checkpoints" / trajectories.DIRECTORY, tiny_directory, steps=(10, 20))
     out = tmp_path / "out"
@@ -632,7 +638,7 @@ def test_rollouts_of_a_dump(tmp_path, tiny_directory, capsys):
     assert (counts["trajectories"], counts["problems"], counts["right"]) == (16, 4, 4)
     assert counts["distance"] < 1e-4 and counts["noise_p99"] < 1e-4  # the scoring model is the dump's policy
 
-    # the answer-free gaps are the dump's, the privileged ones those of an independent forward
+    # answer-free gaps equal the dump's; privileged gaps equal those of an independent forward
     files = trajectories.files(run / "checkpoints" / trajectories.DIRECTORY).values()
     rows = [row for file in files for row in trajectories.read(file)[0]]
     free = np.concatenate([np.subtract(row["teacher_log_probs"], row["old_log_probs"]) for row in rows])
@@ -648,7 +654,7 @@ def test_rollouts_of_a_dump(tmp_path, tiny_directory, capsys):
     final = next(row for row in result["gaps"]["positions"] if row["part"] == "final token")
     assert final["tokens"] == 16
     special = next(row for row in result["gaps"]["classes"] if row["part"] == "special")
-    assert special["tokens"] == 16  # the end of every response
+    assert special["tokens"] == 16  # the end-of-sequence token of every response
     assert sum(row["tokens"] for row in result["gaps"]["classes"]) == len(free)
 
     html = (out / "diagnosis.html").read_text()
@@ -792,7 +798,7 @@ def diagnosis(directory, runs):
 
 @pytest.mark.runs("diagnosis")
 def test_the_whole_diagnosis_through_vllm(runs):
-    """It samples, verifies, scores, and leaves the record that the doctor and a run's start find."""
+    """The command samples, verifies and scores. The doctor and a run's start find the record that it saves."""
     done, directory, template = runs("diagnosis")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     cache, out = directory / "cache", directory / "out"

@@ -1,7 +1,7 @@
-"""`verl-cast doctor`: a good set-up is called good, and each bad one is named with its remedy and exit status 1.
+"""Laws of `verl-cast doctor`: a good set-up passes; a bad one is reported with a remedy and exit status 1.
 
-One set-up goes through the real command with a real Ray worker; the others compose verl's config here and look at the
-sections, since a process that imports verl anew takes seconds.
+One set-up runs the real command with a real Ray worker. Most others compose verl's config here and check the sections,
+because importing verl in a new process takes seconds.
 """
 
 import copy
@@ -31,7 +31,7 @@ from verl_cast.tools.doctor import estimate, registration, run, seams, versions
 from verl_cast.tools.doctor.lines import WIDTH, error, formatted, note
 from verl_cast.tools.run_config import compose
 
-# What verl and Megatron say when they are imported is not of these tests.
+# These tests do not check the warnings that verl and Megatron emit on import.
 pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")]
 CAST, ROLLOUT, ACTOR = "algorithm.cast", "actor_rollout_ref.rollout", "actor_rollout_ref.actor"
 
@@ -60,7 +60,7 @@ def nothing_measured(monkeypatch, tmp_path):
 
 
 def changed(config, **settings):
-    """The run with other settings: `_` stands for the dots of no key here, so keys come in a dict."""
+    """The run with other settings. Keys contain dots, so callers pass them as `**{...}`."""
     config = copy.deepcopy(config)
     for key, value in settings.items():
         OmegaConf.update(config, key, value, force_add=True)
@@ -68,7 +68,7 @@ def changed(config, **settings):
 
 
 def look(config):
-    """{section: its lines} of a run."""
+    """The doctor's sections for a run: {title: lines}."""
     return dict(run.sections(config))
 
 
@@ -87,7 +87,7 @@ def doctor(*arguments, environment=None):
 
 
 def test_a_good_setup_is_ready(command):
-    """The whole of it, as a user calls it, with a Ray of its own and a worker in it."""
+    """The whole command, as a user calls it. It starts its own Ray with one worker."""
     overrides, environment = command
     result = doctor(*overrides, environment=environment)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -147,8 +147,8 @@ def test_a_cluster_that_does_not_answer_is_said_at_once():
 
 
 def test_a_node_whose_environment_is_another_is_named():
-    """A cluster that was there before: its workers have not this shell's environment but that of their node."""
-    shell = {**os.environ, "RAY_AUTH_MODE": "disabled"}  # else Ray makes a token, and asks for it
+    """The cluster was started earlier. Its workers have their node's environment, not that of this shell."""
+    shell = {**os.environ, "RAY_AUTH_MODE": "disabled"}  # otherwise Ray creates a token and requires it
     environment = {**shell, "VERL_USE_EXTERNAL_PLUGINS": "other"}
     cluster = subprocess.Popen(
         [sys.executable, "-c", CLUSTER], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -161,7 +161,7 @@ def test_a_node_whose_environment_is_another_is_named():
         assert here.startswith("ok: `cast` is in verl's estimator and loss registries")
         assert there.startswith("error: ") and "VERL_USE_EXTERNAL_PLUGINS='other' keeps verl from" in there
     finally:
-        cluster.communicate("", timeout=60)  # the end of its input ends it
+        cluster.communicate("", timeout=60)  # the cluster stops at the end of its input
 
 
 @pytest.mark.parametrize("version", ["0.8.0", "0.10.1"])
@@ -339,7 +339,7 @@ def test_a_reward_function_is_loaded_and_never_called(good_run, tmp_path):
 
 
 def test_the_old_key_of_the_reward_function_is_named(good_run):
-    """verl's V1 trainer grades with its own function then, without a word."""
+    """With the old key, verl's V1 trainer silently uses its own reward function."""
     settings = {"reward.custom_reward_function.path": None, "custom_reward_function.path": "reward.py"}
     [text] = texts(look(changed(good_run, **settings)), "warning")
     assert "custom_reward_function.path is verl's old key" in text
@@ -442,7 +442,7 @@ def test_a_worker_with_another_version_or_a_problem_is_named():
         assert line.mark == "error" and says in line.text
 
 
-# ------------------------------------------------------------------------------------------------ what it will cost
+# --------------------------------------------------------------------------------------------------- cost estimates
 
 
 def estimated(config, teacher=TeacherConfig()):  # noqa: B008 (frozen)
@@ -450,7 +450,7 @@ def estimated(config, teacher=TeacherConfig()):  # noqa: B008 (frozen)
 
 
 def host_bytes(config, model, **teacher):
-    """The doctor's number, and that of the real teacher of this model."""
+    """Host bytes by the doctor's estimate, and those of the real teacher of this model."""
     teacher = TeacherConfig(**teacher)
     has_adapter = estimate.lora_rank(config) > 0
     real = SelfTeacher(teacher, model, has_adapter, adapter_is_new=True)
@@ -482,7 +482,7 @@ def test_host_memory_is_what_the_teacher_takes(good_run, dtype, weights, rank):
 
 @pytest.mark.parametrize("num_ranks", [2, 3, 8])
 def test_host_memory_follows_fsdp2s_shards(good_run, num_ranks):
-    """FSDP2 chunks the first dimension; the first rank has most."""
+    """FSDP2 splits the first dimension into chunks. The first rank has the largest one."""
     config = changed(good_run, **{"trainer.n_gpus_per_node": num_ranks})
     found = estimated(config)
     first = [parameter.chunk(num_ranks)[0].numel() for parameter in tiny.model().parameters()]
@@ -494,7 +494,7 @@ def test_host_memory_follows_fsdp2s_shards(good_run, num_ranks):
 
 
 def test_host_memory_under_megatron_follows_model_parallelism(good_run):
-    """Data parallelism shards the optimizer alone."""
+    """Data parallelism shards only the optimizer state, so the teacher's copy stays whole."""
     model = good_run.actor_rollout_ref.model.path
     config = compose(["model_engine=megatron", "trainer.n_gpus_per_node=8", f"actor_rollout_ref.model.path={model}"])
     total = 2 * sum(parameter.numel() for parameter in tiny.model().parameters())

@@ -1,4 +1,8 @@
-"""The trajectory dump: what is written is what the estimator knew, whole groups, and damaged files are named."""
+"""Laws of the trajectory dump.
+
+It holds the estimator's own values, and only whole groups. Damaged files are reported by name. Dump errors are logged;
+training continues.
+"""
 
 import dataclasses
 import json
@@ -37,7 +41,7 @@ def dump(tmp_path, **settings):
 
 
 def batch(cast):
-    """Six rows: groups u0 (one row), u1 (all wrong), u2 (mixed), and a padding row whose tokens do not count."""
+    """Six rows: groups u0 (one row), u1 (all wrong) and u2 (mixed), and a padding row with a zero mask."""
     generator = torch.Generator().manual_seed(0)
     old, teacher = (-torch.rand(6, 4, generator=generator) for _ in range(2))
     mask = torch.tensor(
@@ -169,7 +173,7 @@ def test_a_half_written_file_is_not_of_the_dump(tmp_path):
 
 @pytest.mark.parametrize("text", ["two + 3 = 5", "naïve 日本語 🙂!", "", "\n\n  x"])
 def test_token_texts_join_to_the_text(text):
-    """One token per byte here: most characters beyond ASCII are whole at their last token only."""
+    """The tiny tokenizer has one token per byte. A character of several bytes is complete at its last token."""
     tokenizer = tiny.tokenizer()
     ids = tokenizer.encode(text)
     texts = token_texts(tokenizer, ids)
@@ -187,7 +191,7 @@ def test_token_texts_of_what_is_no_text():
 
 
 def test_token_texts_of_garbage_take_linear_time():
-    """A lone byte that never becomes a character, as often as a collapsed policy may say it."""
+    """A collapsed policy may repeat one byte that never completes a character."""
     tokenizer = tiny.tokenizer()
     ids = tokenizer.encode("日")[:1] * 4000
     texts = token_texts(tokenizer, ids)
@@ -195,7 +199,10 @@ def test_token_texts_of_garbage_take_linear_time():
 
 
 def test_a_response_that_the_teacher_did_not_score_has_no_log_probs_of_it(tmp_path):
-    """Mixed groups only: what stands for the others in the trainer is no probability, and no token's dead zone."""
+    """If only mixed groups are scored, the trainer holds placeholders for the other responses.
+
+    The dump writes NaN for them. None of their tokens counts as inside the dead zone.
+    """
     _, cast = dump(tmp_path)
     inputs, result, _ = batch(cast)
     result = dataclasses.replace(result, scored=torch.tensor([True, False, True, True, True, True]))

@@ -1,7 +1,7 @@
-"""Real runs: verl's own command, Ray, vLLM on the CPU, the tiny model, on FSDP2 and on Megatron.
+"""Laws of real runs: verl's own command, Ray, vLLM on the CPU and the tiny model, on FSDP2 and Megatron.
 
-The runs are comparable bit for bit: run_tools.py seeds every response and orders every batch by its content. A test
-names the runs that it looks at (queue_of_runs.py).
+Runs are comparable bit for bit: tests/support/run_tools.py seeds every response and orders every batch by content.
+Each test names the runs that it reads (tests/support/queue_of_runs.py).
 """
 
 import re
@@ -28,7 +28,7 @@ REDUCED_TO_GRPO = (
     "+algorithm.cast.base_wrong=0",
     "+algorithm.cast.advantage_clip=null",
 )
-# Saved after step 3, in the middle of the life of the snapshot from before step 1; the next is due before step 5.
+# The save after step 3 falls between two snapshots: one before step 1, the next before step 5.
 CAST_SIX_STEPS = (
     CAST,
     "+algorithm.cast.teacher.refresh_interval=4",
@@ -53,7 +53,7 @@ def resume(run, step):
 
 
 def context_that_fails_for_the_last_prompt(grpo):
-    """The rows are in the order of their content, so the last prompt is the second rank's, and no other's."""
+    """Rows are ordered by content, so only the second rank has the last prompt."""
     prompts = [tiny.tokenizer().decode(row["prompts"]) for row in grpo.batch(1)["rows"]]
     problem = re.search(r"What is .*\?", prompts[-1]).group()
     assert not any(problem in prompt for prompt in prompts[:8]), "the first rank's rows"
@@ -62,7 +62,7 @@ def context_that_fails_for_the_last_prompt(grpo):
     return (f"+algorithm.cast.teacher.context={template}",)
 
 
-# name: (overrides, arguments of run_verl). `after`: an earlier run, and what it gives to the overrides.
+# name: (overrides, arguments of run_verl). `after`: an earlier run, and a function of it that gives more overrides.
 RUNS = {
     "cast": (CAST_SIX_STEPS, {"kill_when": "dump/step_5.pt"}),
     "megatron": (MEGATRON_FOUR_STEPS, {"engine": "megatron", "kill_when": "dump/step_4.pt"}),
@@ -103,7 +103,7 @@ RUNS = {
             "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=2",
             "+algorithm.cast.teacher.weights=current",
         ),
-        # verl's own line for hybrid_engine=False passes an argument that logging does not take
+        # verl's log call for hybrid_engine=False passes an argument that logging rejects
         {"env": {"VERL_LOGGING_LEVEL": "WARN"}},
     ),
     "lora": (
@@ -134,7 +134,7 @@ RUNS = {
 
 
 def start(name):
-    """What the queue calls for a run of RUNS."""
+    """The function that the queue calls for a run of RUNS, and the names of the runs that it needs."""
     overrides, arguments = RUNS[name]
     arguments = dict(arguments)
     earlier, more = arguments.pop("after", (None, None))
@@ -153,7 +153,7 @@ for name_ in RUNS:
 
 @pytest.fixture(scope="session")
 def ended(runs):
-    """ended(name): a run of RUNS, which ended with this status."""
+    """ended(name): a run of RUNS. Its exit status must be `expected`."""
 
     def ended_(name, expected=0):
         run = runs(name)
@@ -191,10 +191,10 @@ def assert_same_parameters(run, other, step):
 
 
 def assert_rollouts_were_the_policys(run, tolerance=1e-6):
-    """The rollout engine follows the policy and never gets the teacher: after every sync its probabilities are equal.
+    """After every sync the rollout engine has the policy's probabilities, never the teacher's.
 
-    That the comparison can tell them apart: under the first snapshot's weights the same tokens are a thousand times
-    further away.
+    The comparison can tell the two apart. Under the first snapshot's weights the same tokens differ a thousand times as
+    much.
     """
     assert all(m["training/rollout_probs_diff_max"] < tolerance for m in run.metrics)
     first = tiny.model().eval()
@@ -210,7 +210,7 @@ def assert_rollouts_were_the_policys(run, tolerance=1e-6):
 
 @pytest.mark.runs("grpo", "grpo_without_plugin")
 def test_with_the_plugin_installed_grpo_is_untouched(ended, grpo):
-    """The same class, the same batches and the same weights as in a run that never loads the plugin."""
+    """Trainer class, batches, weights and metric names equal those of a run that never loads the plugin."""
     without = ended("grpo_without_plugin")
     assert "verl_cast 0" not in grpo.output
     for step in (1, 2, 3):
@@ -222,7 +222,7 @@ def test_with_the_plugin_installed_grpo_is_untouched(ended, grpo):
 
 @pytest.mark.runs("grpo", "reduced")
 def test_reduced_cast_is_verls_grpo_bit_for_bit(ended, grpo):
-    """λ = 0, no flip, b = 0, no clip: three real steps through verl's own path give GRPO's advantages and weights."""
+    """With λ = 0, no flip, b = 0 and no clip, three real steps give GRPO's advantages and weights."""
     reduced = ended("reduced")
     for step in (1, 2, 3):
         assert reduced.batch(step)["trainer"] == "CastPPOTrainerSync" and reduced.batch(step)["privileged"] == []
@@ -233,7 +233,7 @@ def test_reduced_cast_is_verls_grpo_bit_for_bit(ended, grpo):
 
 @pytest.mark.runs("grpo", "cast")
 def test_cast_and_grpo_differ_in_the_advantages_alone(grpo, cast):
-    """One seed, the first step: identical responses, rewards and old log-probs; other advantages."""
+    """In the first step of one seed, responses, rewards and old log-probs are identical. Advantages differ."""
     assert_same_batches(grpo, cast, 1, fields=("prompts", "responses", "response_mask", "rm_scores", "old_log_probs"))
     differ = [
         not torch.equal(a["advantages"], b["advantages"])
@@ -243,7 +243,7 @@ def test_cast_and_grpo_differ_in_the_advantages_alone(grpo, cast):
 
 
 def assert_trained_with_the_method(run, steps):
-    """The advantages that the updates got, recomputed token by token from the reference of the tests."""
+    """The advantages that the updates used equal tests/support/reference.py token by token."""
     for step in steps:
         rows = run.batch(step)["rows"]
         groups = {}
@@ -277,7 +277,7 @@ def test_metrics_say_what_happened(cast):
         assert 0 < m["cast/flip/share"] < 1
         assert m["timing_s/cast_teacher"] > 0 and m["timing_s/adv"] >= 0
         assert ("cast/noise/p99" in m) == ("timing_s/cast_noise" in m) == (step == 3)  # noise_floor_interval=3
-        # One pass, except where the noise floor asks for the weights before the update.
+        # Steps are one-pass, except where the noise floor needs the weights before the update.
         assert m["cast/one_pass"] == ("timing_s/cast_after_update" in m) == (step != 3)
         assert m["actor/entropy"] > 0 and m["cast/entropy/wrong_mean"] > 0 and m["actor/ppo_kl"] == 0
         if step == 3:
@@ -288,7 +288,7 @@ def test_metrics_say_what_happened(cast):
 
 @pytest.mark.runs("cast", "colocate_async")
 def test_the_trajectory_dump_holds_what_trained(ended, cast):
-    """Of one rank and of two, of a run that ended and of one that was killed in its fifth step: whole groups."""
+    """Both dumps hold whole groups: one rank, killed in step 5; and two ranks, run to the end."""
     for run, steps, num_groups in ((cast, [1, 2, 3, 4, 5], 2), (ended("colocate_async"), [2], 4)):
         files = trajectories.files(run.directory / "checkpoints" / trajectories.DIRECTORY)
         assert list(files) == steps
@@ -310,10 +310,10 @@ def test_the_trajectory_dump_holds_what_trained(ended, cast):
 
 @pytest.mark.runs("cast", "cast_resumed")
 def test_a_killed_run_goes_on_with_the_same_teacher(ended, cast):
-    """Resumed after step 3, the run computes what the killed one had computed: bit-equal, and refreshed in phase.
+    """Resumed after step 3, the run repeats steps 4 and 5 bit for bit, with the snapshot at the same step.
 
-    It does so with a pass for old log-probs of its own: the update that formed the gap itself (step 4 of the killed
-    run) has led to the same weights, which give the same log-probs in step 5.
+    The resumed run computes old log-probs in a separate pass; step 4 of the killed run was one-pass. Both updates gave
+    the same weights, so the log-probs of step 5 are equal.
     """
     resumed = ended("cast_resumed")
     assert cast.metrics[3]["cast/one_pass"] == 1.0
@@ -325,7 +325,7 @@ def test_a_killed_run_goes_on_with_the_same_teacher(ended, cast):
 
 @pytest.mark.runs("megatron", "megatron_resumed")
 def test_a_killed_megatron_run_goes_on_with_the_same_teacher(ended):
-    """verl's Megatron engine under vLLM rollouts: the method, and the same laws of kill and resume."""
+    """With verl's Megatron engine and vLLM rollouts, the method holds, and the laws of kill and resume too."""
     killed, resumed = ended("megatron", expected=-signal.SIGKILL), ended("megatron_resumed")
     assert_trained_with_the_method(killed, (1, 2, 3, 4))
     assert [m["cast/teacher/age"] for m in killed.metrics[:3]] == [0, 1, 2]
@@ -337,7 +337,7 @@ def test_a_killed_megatron_run_goes_on_with_the_same_teacher(ended):
 
 @pytest.mark.runs("colocate_async")
 def test_two_ranks_colocate_async_and_context_same(ended):
-    """Two ranks, one teacher; and right after a snapshot `same` needs no forward: the gap is 0 on every token."""
+    """Two ranks share one teacher. Right after a snapshot `same` needs no forward: every gap is 0."""
     run = ended("colocate_async")
     assert "self-teacher ready on 2 rank(s)" in run.output
     assert run.batch(1)["trainer"] == "CastPPOTrainerColocateAsync"
@@ -350,7 +350,10 @@ def test_two_ranks_colocate_async_and_context_same(ended):
 
 @pytest.mark.runs("separate_async")
 def test_separate_async_with_sequence_parallelism(ended):
-    """Rollouts of a vLLM of its own, one policy old; the training engine splits every sequence over two ranks."""
+    """A separate vLLM generates the rollouts with a policy that is one version old.
+
+    The training engine splits every sequence over two ranks.
+    """
     run = ended("separate_async")
     assert run.batch(1)["trainer"] == "CastPPOTrainerSeparateAsync"
     assert all(m["cast/teacher/age"] == 0 and m["cast/teacher/forward"] == 1 for m in run.metrics)
@@ -360,9 +363,9 @@ def test_separate_async_with_sequence_parallelism(ended):
 
 @pytest.mark.runs("lora")
 def test_lora_with_kl_several_updates_a_batch_validation_and_tool_tokens(ended):
-    """Modes that share the worker with the teacher's pass, in one run: each leaves it what it was.
+    """One run combines the modes that share the worker with the teacher's pass. Each leaves the worker unchanged.
 
-    Under LoRA the reference policy is the actor without its adapter; the teacher's pass must have it back.
+    Under LoRA the reference policy is the actor without its adapter. The teacher's pass needs the adapter back.
     """
     run = ended("lora")
     assert_trained_with_the_method(run, (1, 2, 3))
@@ -370,9 +373,9 @@ def test_lora_with_kl_several_updates_a_batch_validation_and_tool_tokens(ended):
     assert [m["cast/teacher/forward"] for m in run.metrics] == [0.0, 1.0, 1.0]
     assert all(m["cast/one_pass"] == 0 for m in run.metrics), "two updates a batch"
     assert all("actor/kl_loss" in m and any(key.startswith("val-") for key in m) for m in run.metrics)
-    assert_rollouts_were_the_policys(run, tolerance=2e-5)  # merged weights travel in bfloat16
-    # The teacher of step 2 is the middle of the base model (the policy of step 1) and of the policy of step 2, and its
-    # log-probs lie between theirs: about half way, as the update is small.
+    assert_rollouts_were_the_policys(run, tolerance=2e-5)  # merged weights are sent in bfloat16
+    # The teacher of step 2 is the mean of the base model (the policy of step 1) and the policy of step 2.
+    # The update is small, so the teacher's log-probs lie about half way between theirs.
     data = {name: [] for name in ("old_log_probs", "ref_log_prob", "teacher_log_probs")}
     for row in run.batch(2)["rows"]:
         for name, values in data.items():
@@ -385,6 +388,9 @@ def test_lora_with_kl_several_updates_a_batch_validation_and_tool_tokens(ended):
 
 @pytest.mark.runs("failing_on_one_rank")
 def test_a_failing_teacher_on_one_of_two_ranks_ends_the_run_with_its_reason(ended):
-    """No hang: the first rank waits in a collective for the second, which has the prompt that cannot be scored."""
+    """The run ends although the first rank waits in a collective for the second.
+
+    The second rank has the prompt that cannot be scored.
+    """
     run = ended("failing_on_one_rank", expected=1)
     assert "gave an empty prompt" in run.output

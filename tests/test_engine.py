@@ -1,4 +1,7 @@
-"""The laws of the self-teacher on verl's real actor worker: FSDP2, FSDP1, Megatron; 1 and 2 ranks; law by law."""
+"""Laws of the self-teacher on verl's real actor worker: FSDP2, FSDP1 and Megatron, on 1 and 2 ranks.
+
+Each test reports one law of tests/support/engine_laws.py in one layout. A fault on one rank changes no policy.
+"""
 
 import functools
 
@@ -17,14 +20,14 @@ PACKED = [
     "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=True",
     "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu=160",
 ]
-TENSOR_PARALLEL = [f"{MCORE}.tensor_model_parallel_size=2"]  # sequence parallelism is on with it
+TENSOR_PARALLEL = [f"{MCORE}.tensor_model_parallel_size=2"]  # this turns on sequence parallelism too
 PIPELINE = [f"{MCORE}.pipeline_model_parallel_size=2", f"{MCORE}.virtual_pipeline_model_parallel_size=2"]
 FSDP_BF16 = [f"+{FSDP}.mixed_precision={{param_dtype:bf16,reduce_dtype:fp32,buffer_dtype:fp32}}"]
 
 # name: (engine, number of ranks, overrides)
 LAYOUTS = {
     "fsdp2-1": ("fsdp2", 1, []),
-    # Parameters stay gathered after a forward: a swap of the shards alone would go unnoticed.
+    # Parameters stay gathered after a forward, so the next forward would miss a swap of the shards alone.
     "fsdp2-2-gathered": ("fsdp2", 2, [f"{FSDP}.reshard_after_forward=False"]),
     "fsdp2-2-lora": ("fsdp2", 2, LORA),
     "fsdp2-2-bf16": ("fsdp2", 2, FSDP_BF16),
@@ -32,7 +35,7 @@ LAYOUTS = {
     "fsdp-2-offload": ("fsdp", 2, [f"{FSDP}.param_offload=True", f"{FSDP}.optimizer_offload=True"]),
     "fsdp-2-bf16": ("fsdp", 2, FSDP_BF16),
     "megatron-1-offload": ("megatron", 1, [f"{MCORE}.param_offload=True", f"{MCORE}.optimizer_offload=True"]),
-    # bf16 parameters, of which the distributed optimizer steps float32 copies: half of them on each rank.
+    # The parameters are bf16. The distributed optimizer updates float32 copies, half of them on each rank.
     "megatron-2-data-parallel-bf16": ("megatron", 2, [f"{MCORE}.dtype=bfloat16"]),
     "megatron-2-tensor-parallel": ("megatron", 2, TENSOR_PARALLEL),
     "megatron-2-virtual-pipeline": ("megatron", 2, PIPELINE),
@@ -53,7 +56,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outputs_of(warm_process, directory):
-    """Name of a layout -> what each of its ranks printed. A layout runs once, for all laws."""
+    """outputs_of(layout): the output of each rank. A layout runs once for all laws."""
 
     @functools.cache
     def run(layout: str) -> list[str]:

@@ -1,4 +1,7 @@
-"""`verl-cast evaluate`: laws of its numbers, its record and tables, bad input, real checkpoints and real sampling."""
+"""Laws of `verl-cast evaluate`: its numbers, its record, and its tables.
+
+Bad input gets one sentence. Real checkpoints are loaded bit for bit. A killed evaluation resumes where it stopped.
+"""
 
 import hashlib
 import itertools
@@ -67,7 +70,7 @@ def test_a_summary_by_hand():
 
 
 def test_intervals_cover_and_count_problems():
-    """Samples of a problem are alike here, so 40 x 16 samples are worth 40."""
+    """Samples of one problem are alike here, so 40 x 16 samples count as about 40."""
     rng, covered = np.random.default_rng(1), 0
     for i in range(200):
         chance = rng.choice([0.05, 0.95], size=40)
@@ -75,7 +78,7 @@ def test_intervals_cover_and_count_problems():
         low, high = found["avg_interval"]
         covered += low <= 0.5 <= high
     assert covered / 200 > 0.9
-    assert high - low > 0.2  # as of 40; as of 640 it were 0.08
+    assert high - low > 0.2  # the width for 40 samples; for 640 it would be 0.08
 
 
 # ----------------------------------------------------------------------------------------------------------- record
@@ -313,7 +316,7 @@ def evaluate(*arguments):
 
 @pytest.fixture
 def saved(tmp_path, warm_process):
-    """saved(engine, world_size, *overrides): a checkpoint by verl's own manager, and the parameters in it."""
+    """saved(engine, world_size, *overrides): a checkpoint of verl's own manager, and the parameters in it."""
 
     def saved_(engine, world_size, *overrides):
         target = tmp_path / "global_step_1" / "actor"
@@ -338,7 +341,7 @@ def test_a_checkpoint_of_two_ranks_is_the_model_bit_for_bit(tmp_path, saved, eng
     loadable = models.load(source, tmp_path / "out")
     assert_same_bits(load_file(loadable.model / "model.safetensors"), expected)
     assert loadable.adapter is None and (loadable.tokenizer / "tokenizer.json").exists()
-    if engine == "megatron":  # verl has saved the model in Hugging Face's format: nothing is to be merged
+    if engine == "megatron":  # verl saved the model in Hugging Face's format, so there is nothing to merge
         assert loadable.model == actor / "model" / "huggingface"
         return
     made = (loadable.model / "model.safetensors").stat().st_mtime_ns
@@ -360,7 +363,7 @@ def evaluation_of_lora(directory, runs):
 
 @pytest.mark.runs("evaluation_of_lora")
 def test_a_lora_checkpoint_is_sampled_with_its_adapter(runs, tiny_directory):
-    """Greedy responses of vLLM are those of base + adapter, merged here by hand out of independent parameters."""
+    """vLLM's greedy responses equal those of base + adapter, which this test merges from separate parameters."""
     done, directory = runs("evaluation_of_lora")
     assert done.returncode == 0, done.stderr
     out, expected = directory / "out", torch.load(directory / "global_step_1" / "actor" / "expected.pt")
@@ -398,7 +401,10 @@ def test_a_lora_checkpoint_is_sampled_with_its_adapter(runs, tiny_directory):
 
 @job("evaluation_killed", after=["tiny"])
 def evaluation_killed(directory, runs):
-    """Killed as soon as a problem has its samples, and started again. Rewards take a while: problems are left then."""
+    """The evaluation is killed as soon as one problem has its samples, and then started again.
+
+    The reward function is slow, so other problems are unfinished at the kill.
+    """
     tiny_directory, out = runs("tiny"), directory / "out"
     reward = directory / "slow_reward.py"
     wait = "    time.sleep(0.02)\n    return "
@@ -435,7 +441,7 @@ def test_a_killed_evaluation_goes_on(runs, capsys):
     for row in rows:
         texts.setdefault(row["problem"], set()).add(row["response"])
     assert np.mean([len(set_) for set_ in texts.values()]) > 3.5, "samples of a problem are independent"
-    assert cli.main(command_["args"][3:]) == 0  # once more, here
+    assert cli.main(command_["args"][3:]) == 0  # run it again, in this process
     assert "nothing is left" in capsys.readouterr().err  # and vLLM is not started
     assert json.loads((out / "results.json").read_text())["benchmarks"]["train"] == found
     assert (out / "results.md").read_text().startswith("| Avg@4 / Pass@4 | train |\n|---|---|\n| tiny | ")

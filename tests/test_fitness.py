@@ -1,4 +1,8 @@
-"""The record of a context's fitness: what makes it another's, what it says, and that it never breaks a start."""
+"""Laws of the fitness record of a teacher's context.
+
+Only a run with the same model, context, sampling and verifier finds a record. The measured interval decides the
+verdict. A damaged record or cache never stops a run from starting.
+"""
 
 import copy
 import json
@@ -22,7 +26,7 @@ def composed():
 
 @pytest.fixture
 def run(composed, tmp_path, monkeypatch):
-    """run("key=value", ...) -> config of a run with a small model directory; the cache is the test's own."""
+    """run("key=value", ...): the config of a run with a small model directory. Each test has its own cache."""
     monkeypatch.setenv("VERL_CAST_CACHE", str(tmp_path / "cache"))
     model = tmp_path / "model"
     model.mkdir()
@@ -41,8 +45,9 @@ def test_what_is_saved_is_found_by_the_same_run_alone(run, tmp_path):
     assert fitness.find(config) is None
     path = fitness.save(config, fitness_record())
     assert path.is_relative_to(tmp_path / "cache" / "fitness") and fitness.find(config) == fitness_record()
-    assert fitness.find(run("data.val_files=elsewhere.parquet")) == fitness_record()  # what it was measured on
-    assert fitness.find(run("actor_rollout_ref.actor.optim.lr=1e-4")) == fitness_record()  # does not touch the contexts
+    # the record does not depend on the validation data or the optimizer
+    assert fitness.find(run("data.val_files=elsewhere.parquet")) == fitness_record()
+    assert fitness.find(run("actor_rollout_ref.actor.optim.lr=1e-4")) == fitness_record()
     for other in (
         "actor_rollout_ref.model.path=org/other",
         "actor_rollout_ref.rollout.temperature=0.5",
@@ -63,7 +68,7 @@ def test_a_template_is_its_text_not_its_name(run, tmp_path):
     three.write_text("Other: {{ problem }}")
     paths = [fitness.record_path(run(f"algorithm.cast.teacher.context={path}")) for path in (one, two, three)]
     assert paths[0] == paths[1] != paths[2]
-    assert fitness.record_path(run(), str(one)) == paths[0]  # a context that is compared, not the run's own
+    assert fitness.record_path(run(), str(one)) == paths[0]  # a compared context, not the run's own
 
 
 def test_a_model_that_is_written_again_is_another_model(run, tmp_path):
@@ -85,7 +90,7 @@ def test_relative_and_absolute_model_paths_are_one_model(run, tmp_path, monkeypa
         ((0.02, 0.18), 25, "better"),
         ((-0.02, 0.18), 25, "undecided"),
         ((-0.18, 0.0), 25, "undecided"),
-        ((-1.0, -1.0), 3, "undecided"),  # three problems decide nothing, however clear they look
+        ((-1.0, -1.0), 3, "undecided"),  # three problems are too few for a verdict
     ],
 )
 def test_the_verdict_is_the_intervals(interval, problems, said):
@@ -133,7 +138,7 @@ def test_a_cache_that_is_no_directory_is_said_and_ignored(run, caplog, tmp_path,
 
 
 def test_a_user_without_a_home_is_said_and_ignored(run, caplog, monkeypatch):
-    """As in containers that run under any number: it must not keep a training from starting."""
+    """Containers may run under a user id that has no home directory. Training must still start."""
     monkeypatch.delenv("VERL_CAST_CACHE")
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(os, "getuid", lambda: 987654)

@@ -1,4 +1,4 @@
-"""The `cast/*` numbers: right, reduced by verl as they should be, and explained in one table."""
+"""The `cast/*` metrics have the right values, verl averages them correctly, and one table explains each of them."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def metrics_of(rewards, index, gap, mask, config=None, entropy=None):
 
 
 def hand_made(**settings):
-    """A mixed group, an all-correct one, an all-wrong one, and a padding row in a group of its own."""
+    """A mixed group, an all-correct group, an all-wrong group, and a padding row in its own group."""
     return metrics_of(
         rewards=[1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0],
         index=["a", "a", "b", "b", "c", "c", "pad"],
@@ -68,8 +68,8 @@ def test_numbers_of_a_hand_made_batch():
     )
     assert m["cast/advantage/abs_mean"] == pytest.approx(sum(masses.values()) / 11, rel=1e-5)
     assert m["cast/advantage/clipped_share"] == 0
-    # positive gaps: e^0.1 is above the bound of 1.05 wherever a weight or a flip is positive; negative ones: none is
-    # clipped on a correct side (flip, 1.105 < 1.2), on a wrong one (1.105 < 1.2) neither
+    # A positive gap gives e^0.1 = 1.105, above the bound of 1.05, so its weight or flip is clipped. A negative gap has
+    # the bound 1.2, so neither its weight nor its flip is clipped.
     assert m["cast/weight/clipped_share"] == pytest.approx(6 / 11)
 
 
@@ -78,7 +78,7 @@ def test_quantiles_dead_zone_and_exact_zeros():
     m = metrics_of([1.0, 0.0], ["a", "a"], gap, [[1] * 5, [1] * 4 + [0]], CastConfig(gap_deadzone=0.1))
     assert m["cast/gap/zero_share"] == pytest.approx(2 / 9)
     assert m["cast/gap/deadzone_share"] == pytest.approx(3 / 9)
-    # the gap's own numbers are of the gap as it is, before the dead zone
+    # Gap metrics use the raw gap, before the dead zone.
     raw = gap[0] + gap[1][:4]
     assert m["cast/gap/positive_share"] == pytest.approx(4 / 9)
     assert m["cast/gap/mean"] == pytest.approx(np.mean(raw)) and m["cast/gap/abs_mean"] == pytest.approx(
@@ -90,9 +90,9 @@ def test_quantiles_dead_zone_and_exact_zeros():
 
 
 def test_a_share_of_advantages_is_clipped_where_the_clip_changes_them():
-    # B = +1: weights and flips end at 1.2, which is the clip's own bound and is not clipped by it
+    # With B = +1, weights and flips reach at most 1.2. That is the clip's bound, so nothing is clipped.
     assert metrics_of([1.0, 1.0], ["a"] * 2, [[-9.0, 9.0]] * 2, [[1, 1]] * 2)["cast/advantage/clipped_share"] == 0
-    # one right response of eight has B = 2.47, and every token of it is cut; the others' B = -0.35 never is
+    # One correct response of eight has B = 2.47, and all its tokens are clipped. The others have B = -0.35; none is.
     m = metrics_of([1.0] + [0.0] * 7, ["a"] * 8, [[-9.0, 9.0]] * 8, [[1, 1]] * 8)
     assert m["cast/advantage/clipped_share"] == pytest.approx(1 / 8)
 
@@ -107,12 +107,12 @@ def test_what_differs_between_correct_and_wrong_trajectories():
     assert m["cast/gap/wrong_mean"] == pytest.approx(0.1 / 3)
     gaps, correct = [0, 0, 0, 0, 0, 0.1], [1, 0, 1, 1, 0, 0]
     assert m["cast/gap/correctness_corr"] == pytest.approx(np.corrcoef(gaps, correct)[0, 1])
-    # within groups: a (0, 0), b (0, 0), c (0, 0.1); correctness varies in a alone, the gap in c alone
+    # Mean gaps in the groups: a (0, 0), b (0, 0), c (0, 0.1). Correctness varies only in a, the gap only in c.
     assert m["cast/gap/correctness_corr_in_group"] == pytest.approx(0, abs=1e-7)
 
 
 def test_the_teacher_that_prefers_what_is_right_and_its_opposite():
-    """Problems of different difficulty hide it from the plain correlation; within groups it shows."""
+    """Differences in difficulty hide the preference from the plain correlation. The one within groups shows it."""
     rewards, index = [1.0, 1.0, 0.0, 1.0, 0.0, 0.0], ["easy"] * 3 + ["hard"] * 3
     gap = [[-0.1], [-0.1], [-0.2], [0.4], [0.3], [0.3]]
     m = metrics_of(rewards, index, gap, [[1]] * 6)
@@ -145,7 +145,7 @@ def test_the_noise_floor():
     assert set(m) == NOISE_METRICS
     assert m["cast/noise/abs_mean"] == pytest.approx(0.0015)
     assert m["cast/noise/p99"] == pytest.approx(np.quantile([0.001, 0.002, 0, 0.003], 0.99))
-    assert m["cast/noise/gap_share"] == pytest.approx(2 / 4)  # the exact zero is no doubtful sign
+    assert m["cast/noise/gap_share"] == pytest.approx(2 / 4)  # an exact zero is not doubtful
     assert noise(again, old, gap, torch.zeros(2, 3)) == {}
 
 

@@ -1,4 +1,4 @@
-"""`--config-name=cast_trainer`: verl's own config and every key of this package, wherever verl is imported."""
+"""`--config-name=cast_trainer` gives verl's own config and every key of this package, wherever verl is imported."""
 
 import ast
 import dataclasses
@@ -74,7 +74,7 @@ def test_a_key_needs_no_plus_and_a_wrong_one_is_named():
 
 
 def test_a_config_of_ones_own_begins_with_it(tmp_path):
-    """A file anywhere, by verl's own command; verl's directory is named as hydra wants it named."""
+    """verl's own command accepts a config file in any directory. The file lists verl's config in hydra's searchpath."""
     (tmp_path / "mine.yaml").write_text(
         "hydra: {searchpath: ['pkg://verl.trainer.config']}\n"
         "defaults: [cast_trainer, _self_]\n"
@@ -91,7 +91,7 @@ def test_a_config_of_ones_own_begins_with_it(tmp_path):
 
 @pytest.fixture(scope="module")
 def installed_wheel(tmp_path_factory):
-    """The python of a fresh environment that has the wheel, and the dependencies of this environment."""
+    """The python of a fresh environment with the wheel installed. Dependencies come from this environment."""
     directory = tmp_path_factory.mktemp("wheel")
     build = [
         sys.executable,
@@ -111,7 +111,7 @@ def installed_wheel(tmp_path_factory):
     wheel = next(directory.glob("verl_cast-*.whl"))
     install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
     subprocess.run(install, check=True, capture_output=True, timeout=120)
-    # A path file in a directory that a path file names is not read: the editable install is not found through it.
+    # Python reads no .pth files in a directory that a .pth file adds, so the editable install is not found.
     site = next((directory / "venv" / "lib").glob("python*/site-packages"))
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
     return python
@@ -137,7 +137,7 @@ def test_a_built_wheel_has_its_entry_points(installed_wheel):
 
 
 def test_a_built_wheel_brings_it_to_verls_command(installed_wheel, tmp_path):
-    """verl's own command in the wheel's environment: `--cfg job` and `--help` show every key with its default."""
+    """In the wheel's environment, `--cfg job` and `--help` of verl's command show every key with its default."""
     where = [installed_wheel, "-c", "import verl_cast; print(verl_cast.__file__)"]
     found = subprocess.run(where, cwd=tmp_path, capture_output=True, text=True).stdout
     assert found.startswith(str(installed_wheel.parents[1])), found

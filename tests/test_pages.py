@@ -1,4 +1,4 @@
-"""The pages: their links, the commands that they name, and the defaults that the README repeats."""
+"""The pages: links lead somewhere, named commands, tests and keys exist, and the README's defaults are right."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ import yaml
 from verl_cast.tools import cli
 
 ROOT = Path(__file__).parent.parent
-# Page -> how many lines it may have.
+# Page -> its maximum number of lines.
 LENGTHS = {
     "README.md": 120,
     "examples/README.md": 110,

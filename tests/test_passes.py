@@ -1,4 +1,4 @@
-"""Which passes a step takes: where one is exact, which rows need the teacher, and that one pass trains as two do."""
+"""A step takes one pass only where one pass is exact. One pass trains as two do. Only rows that need it are scored."""
 
 import dataclasses
 
@@ -66,7 +66,7 @@ def test_one_pass_is_the_choice_where_it_is_exact_and_only_there(compose, overri
 
 
 def rows(rewards, lengths=None):
-    """What a step reads of TransferQueue, and the keys: three responses a prompt."""
+    """Keys and fields that a step reads from TransferQueue, with three responses per prompt."""
     lengths = lengths or [3] * len(rewards)
     scores = [torch.zeros(max(length, 1)) for length in lengths]
     for row, reward in zip(scores, rewards, strict=True):
@@ -146,7 +146,7 @@ def test_where_no_gap_is_needed_none_matters_and_elsewhere_it_does(name):
             CastConfig(base_correct=0.0, flip="wrong"),
         ]
     if name == "rlsd":
-        configs.append(METHODS[name](gap_weight_decay_steps=2))  # over at step 5
+        configs.append(METHODS[name](gap_weight_decay_steps=2))  # the decay has ended by step 5
     for config in configs:
         rewards = torch.zeros(12, 6)
         rewards[:, 0] = torch.tensor([1, 0, 0, 1] + [1] * 4 + [0] * 4)
@@ -189,7 +189,7 @@ def test_rewards_that_change_after_the_base_was_formed_stop_the_run():
 
 
 def micro_batch():
-    """Two rows as an engine hands them to a loss: prompts of 2 and 3 tokens, responses of 4 and 3."""
+    """Two rows as an engine passes them to a loss: prompts of 2 and 3 tokens, responses of 4 and 3."""
     generator = torch.Generator().manual_seed(1)
     prompts, responses = [torch.arange(2), torch.arange(3)], [torch.arange(4), torch.arange(3)]
     masks = [torch.tensor([1, 1, 0, 1]), torch.tensor([1, 1, 1])]
@@ -224,7 +224,7 @@ def outputs_of(values):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_loss_that_forms_the_gap_has_the_gradient_of_two_passes(compose, name):
-    """With verl's own loss around it, bit for bit."""
+    """It wraps verl's own loss. Loss and gradient are equal bit for bit."""
     config = compose(*ON_POLICY[1:], f"algorithm.adv_estimator={name}", f"{ACTOR}.ppo_micro_batch_size_per_gpu=2")
     actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
     rule = rule_of(method_config(config), completed_steps=3)
@@ -234,15 +234,15 @@ def test_the_loss_that_forms_the_gap_has_the_gradient_of_two_passes(compose, nam
 
     data, values = micro_batch()
     with pytest.raises(KeyError):
-        stock(outputs_of(values)[1], data)  # without our loss there are no advantages to train with
+        stock(outputs_of(values)[1], data)  # without OnePassLoss the batch has no advantages
     one, model_output = outputs_of(values)
     entropy = torch.rand(1, 12)
     loss_function = OnePassLoss(stock, rule, False, lambda logits: logits.sum(-1), keeps_entropy=False)
     handed = loss_function(student_logits=torch.stack([entropy, torch.zeros_like(entropy)], -1), data=data)
-    responses = torch.tensor([1, 2, 3, 4, 8, 9, 10])  # the positions before their tokens
+    responses = torch.tensor([1, 2, 3, 4, 8, 9, 10])  # positions of the response tokens, each one earlier
     assert torch.equal(handed[ENTROPY][0].nonzero()[:, 0], responses)
     assert torch.equal(handed[ENTROPY][0, responses], entropy[0, responses])
-    part = loss_function(student_logits=torch.rand(1, 6, 2), data=data)[ENTROPY]  # of a rank with half of the tokens
+    part = loss_function(student_logits=torch.rand(1, 6, 2), data=data)[ENTROPY]  # a rank with half of the tokens
     assert part.shape == (1, 6) and (part > 0).all()
     model_output[ENTROPY] = torch.nested.nested_tensor_from_jagged(handed[ENTROPY][0], torch.tensor([0, 6, 12]))
     loss, metrics = loss_function(model_output=model_output, data=data)
@@ -250,7 +250,7 @@ def test_the_loss_that_forms_the_gap_has_the_gradient_of_two_passes(compose, nam
     assert "advantages" not in data, "the batch is as it was"
 
     two, model_output = outputs_of(values)
-    old = [values[1:5], values[8:11]]  # the log-prob of a token stands at the token before it
+    old = [values[1:5], values[8:11]]  # a token's log-prob stands one position before it
     data["old_log_probs"] = torch.nested.as_nested_tensor(old, layout=torch.jagged)
     padded = data.select("response_mask", "old_log_probs", "teacher_log_probs").to_padded_tensor()
     base = BaseAdvantage(data[wire.BASE], data[wire.CORRECT])
@@ -269,7 +269,7 @@ def test_the_loss_that_forms_the_gap_has_the_gradient_of_two_passes(compose, nam
 
 
 def test_reduced_to_grpo_the_base_is_verls():
-    """What is laid out for a one-pass update comes from the function that the estimator uses."""
+    """The base advantage of a one-pass update comes from the function that the estimator uses."""
     rewards = torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.0, 1.0]])
     mask, index = torch.ones(3, 2, dtype=torch.int64), np.array(["a"] * 3)
     base = trajectory_advantage(rule_of(CastConfig()), rewards, mask, index)

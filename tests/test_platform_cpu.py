@@ -1,7 +1,9 @@
-"""verl without an accelerator: the seams of the installed verl and vLLM, and that a failed weight transfer is heard.
+"""verl without an accelerator: the platform works with the installed verl and vLLM, and refuses changed seams.
 
-No Ray here. What patches a process (the probes) runs in one child interpreter with VERL_PLATFORM=cpu, each probe in a
-fork of its own, so these tests do the same with and without that variable in the session's environment.
+A failed weight transfer reaches the sender with its reason. Settings that cannot work on a CPU are refused.
+
+No Ray here. The probes patch their process, so they run in one child interpreter with VERL_PLATFORM=cpu. Each probe has
+its own fork. The tests therefore do not depend on that variable in the session's environment.
 """
 
 import asyncio
@@ -60,7 +62,7 @@ def test_changed_body_is_refused_by_name():
 
 
 def probe_install():
-    """Before anything else is imported: what `import verl` alone has done."""
+    """What `import verl` alone has done, before any other import."""
     from verl_cast.platform import cpu, vllm
 
     heavy = {"vllm", "verl.workers.engine.base", "verl.workers.rollout.vllm_rollout.vllm_rollout"} & set(sys.modules)
@@ -112,7 +114,7 @@ def probe_engines():
 
 
 def probe_process_group():
-    """Through the name that the actor worker imported."""
+    """Starts the process group through the name that the actor worker imported."""
     from verl.workers import engine_workers
 
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", RANK="0", WORLD_SIZE="1")
@@ -123,7 +125,7 @@ def probe_process_group():
 
 
 def probe_offloaded_reference():
-    """What verl builds for a reference policy, with FSDP2 and with FSDP1, computes as the plain module does."""
+    """verl's reference policies, with FSDP2 and with FSDP1, give the same outputs as the plain module."""
     from torch.distributed.fsdp import CPUOffload, FullyShardedDataParallel, fully_shard
     from verl.workers.engine.fsdp import transformer_impl
 
@@ -137,11 +139,11 @@ def probe_offloaded_reference():
     return [torch.equal(module(x), expected) for module in (fsdp2, fsdp1)]
 
 
-SEQUENCES = (5, 4, 3)  # packed into one row, and cut in the middle of the second
+SEQUENCES = (5, 4, 3)  # packed into one row, which is split in the middle of the second sequence
 
 
 def probe_sequence_parallel(rank: int, path: str):
-    """Two ranks with half a row each, against each sequence on its own: the largest error of outputs and gradients."""
+    """Two ranks have half a row each. Returns their largest error against attention on each sequence alone."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
     from verl.utils import ulysses
 
@@ -169,7 +171,7 @@ def probe_sequence_parallel(rank: int, path: str):
 
 
 def probe_gloo_transfer():
-    """One transfer from two actor ranks, of which the first sends, to one standalone rollout."""
+    """One transfer from two actor ranks to one standalone rollout. Only the first rank sends."""
     from verl.checkpoint_engine.base import CheckpointEngineRegistry
 
     engines = [CheckpointEngineRegistry.new("gloo", bucket_size=1, is_master=i == 0) for i in range(3)]
@@ -201,7 +203,7 @@ def probe_gloo_transfer():
 
 
 def probe_lora_names():
-    """What verl's adapter sync asks of vLLM's table of names: renames, without stacking."""
+    """verl's adapter sync needs vLLM's table of names for renames, without stacking."""
     from vllm.model_executor.models.utils import WeightsMapper
 
     mapper = WeightsMapper(orig_to_new_prefix={"model.": "language_model."})
@@ -226,7 +228,7 @@ def probe_linear_weights():
 
 
 def probe_changed_seam(module_name: str, path: str, replacement: str):
-    """The refusals of a module's departures once one of its functions has another signature or body."""
+    """Refusals by a module's departures after one of its functions has got another signature or body."""
     from verl.workers.engine.base import EngineRegistry
 
     from verl_cast.platform.cpu import DEPARTURES
@@ -312,7 +314,7 @@ def send(zmq_handle: str, fault: str):
 
     from verl_cast.platform import weight_transfer
 
-    if fault in ("dies", "ends early"):  # what Ray says of a call whose worker is gone, or that has returned
+    if fault in ("dies", "ends early"):  # the worker's call has failed or has returned
         call = Future()
         call.set_exception(RuntimeError("the engine is dead")) if fault == "dies" else call.set_result(None)
         weight_transfer._receiver_calls[zmq_handle] = call
@@ -344,7 +346,7 @@ class Fork:
             results.send(function(*args))
         except BaseException:
             results.send(traceback.format_exc())
-        signal.pause()  # until result() kills it: like a vLLM worker, it lives on while ZeroMQ sends its last message
+        signal.pause()  # stay alive, like a vLLM worker, while ZeroMQ sends its last message; result() kills it
 
     def result(self, timeout: float = 60):
         try:
@@ -356,28 +358,28 @@ class Fork:
 
 
 def transfer(fault: str):
-    """What both ends of a real transfer between two processes came to."""
+    """Results of both ends of a real transfer between two processes."""
     address = f"ipc:///tmp/verl-cast-test-{uuid.uuid4().hex}.sock"
     ends = [Fork(send, address, fault), Fork(receive, address, fault)]
     return [end.result(timeout=60) for end in ends]
 
 
 def transfer_in_two_clusters():
-    """What the receivers of two runs on one machine got, whose Ray jobs have the same number."""
+    """Weights received by two runs on one machine. Their Ray jobs have the same number."""
     address = f"ipc:///tmp/verl-cast-test-{uuid.uuid4().hex}.sock"
     ends = [Fork(end, address, cluster) for end in (send, receive) for cluster in ("cluster 1", "cluster 2")]
     return [end.result(timeout=60) for end in ends][2:]
 
 
 def sequence_parallel():
-    """What both ranks found."""
+    """Results of both ranks."""
     with tempfile.TemporaryDirectory() as directory:
         ranks = [Fork(probe_sequence_parallel, rank, f"{directory}/store") for rank in range(2)]
         return [rank.result() for rank in ranks]
 
 
 def main():
-    """The child process: import everything once, run each probe in a fork, print what came out."""
+    """The child process: import everything once, run each probe in a fork, print the results."""
     import verl  # noqa: F401
 
     report = {"install": Fork(probe_install).result()}
@@ -401,7 +403,7 @@ def main():
 
 
 def report_of(script: str) -> dict:
-    """What the `main()` of a file of probes printed."""
+    """The report that the `main()` of a probe file prints."""
     env = {**os.environ, "VERL_PLATFORM": "cpu", "VLLM_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": "1"}
     child = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, timeout=220)
     assert child.returncode == 0, child.stderr[-4000:]
@@ -500,7 +502,7 @@ def test_every_departure_has_a_changed_seam_test(report):
 
 @needs_vllm
 def test_weights_arrive_whole(report):
-    """Each weight fills a bucket, so all but the last would be overwritten if they were not cloned."""
+    """Each weight fills a bucket. Without clones, all but the last would be overwritten."""
     assert report["transfer none"] == ["sent", {f"layer.{i}": [float(i)] for i in range(WEIGHTS)}]
 
 

@@ -1,4 +1,4 @@
-"""Megatron on the CPU: the seams of the installed megatron-core, mbridge and verl, and the settings that cannot work.
+"""Megatron on the CPU works with the installed megatron-core, mbridge and verl. Changed seams and bad settings raise.
 
 As in test_platform_cpu.py, each probe runs in a fork of one child interpreter with VERL_PLATFORM=cpu.
 """
@@ -30,12 +30,12 @@ _ENGINE = "verl.workers.engine.megatron.transformer_impl"
 
 
 def probe_import_of_verl():
-    """Before anything else is imported: `import verl` alone."""
+    """Megatron modules that `import verl` alone has loaded."""
     return sorted({"megatron.core", "mbridge", _ENGINE} & set(sys.modules))
 
 
 def probe_torch_is_untouched():
-    """Whoever shares a process with megatron's modules sees torch as it is."""
+    """Other code in a process with megatron's modules sees torch unchanged."""
     from verl_cast.platform import cuda_names
 
     with cuda_names.tensors_pass_for_cuda():
@@ -75,7 +75,7 @@ def probe_config():
 
 
 def probe_mask():
-    """Rows that are padded on the right attend as they do without a mask; others are refused."""
+    """Rows padded on the right need no mask. Other rows are refused."""
     from megatron.core.transformer.dot_product_attention import DotProductAttention
 
     seen = []
@@ -109,7 +109,7 @@ def probe_norm():
 
 
 def probe_restored_adam():
-    """Two parameters, one step, saved and restored into an optimizer that has none: each counts for itself."""
+    """Restores a saved step into an optimizer without state. Each of its two parameters counts its own steps."""
     from megatron.core.optimizer import distrib_optimizer
 
     optimizer = types.SimpleNamespace(
@@ -125,7 +125,7 @@ def probe_restored_adam():
     )
     cls = distrib_optimizer.DistributedOptimizer
     fresh = cls.state_dict(optimizer)["optimizer"]["param_groups"][0]["step"]
-    for group in optimizer.optimizer.param_groups:  # what megatron tells its groups apart by
+    for group in optimizer.optimizer.param_groups:  # megatron's identifiers of a parameter group
         group.update({key: 0 for key in distrib_optimizer.param_group_identifier_keys})
     state_dict = cls.state_dict(optimizer)
     state_dict["optimizer"]["param_groups"][0]["step"] = 7.0
@@ -135,7 +135,7 @@ def probe_restored_adam():
 
 
 def probe_offload():
-    """What an engine with offloaded parameters is told when its context is entered and left."""
+    """Load and offload calls of an engine with offloaded parameters when its context is entered and left."""
     from verl.workers.engine.megatron import transformer_impl
 
     calls = []
@@ -154,7 +154,7 @@ def probe_offload():
 
 
 def probe_late_report():
-    """A seam that changed is raised when the engine is built, not when megatron is imported."""
+    """A changed seam raises when the engine is built, not when megatron is imported."""
     from verl.workers.engine.megatron import transformer_impl
 
     from verl_cast.platform import megatron
@@ -177,7 +177,7 @@ def probe_changed_seam(module_name: str, path: str, replacement: str):
     *owner, attribute = path.split(".")
     setattr(operator.attrgetter(".".join(owner))(module) if owner else module, attribute, eval(replacement))
     if module_name == _ENGINE:
-        del module.EngineRegistry._engines["language_model"]["megatron"]["cpu"]  # it is registered once
+        del module.EngineRegistry._engines["language_model"]["megatron"]["cpu"]  # it can be registered only once
     refusals = []
     for departure in [departure for name, departure in megatron.SEAMS if name == module_name]:
         try:
@@ -333,7 +333,7 @@ def test_every_departure_has_a_changed_seam_test():
 
 def good_megatron_config():
     config = good_config()
-    del config.actor_rollout_ref.model.override_config  # FSDP's
+    del config.actor_rollout_ref.model.override_config  # an FSDP setting
     actor = config.actor_rollout_ref.actor
     actor.strategy = "megatron"
     actor.megatron = {"vanilla_mbridge": True, "param_offload": True, "optimizer_offload": True}

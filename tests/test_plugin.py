@@ -1,4 +1,4 @@
-"""The plugin in fresh processes: it registers itself, is loud when it cannot, and refuses a run before Ray starts."""
+"""The plugin in fresh processes registers itself, reports when it cannot, and refuses bad runs before Ray starts."""
 
 import os
 import subprocess

@@ -62,7 +62,7 @@ def test_value_and_gradient_equal_the_objective_token_by_token(mode, weights):
 
 
 def test_it_is_verls_vanilla_loss_where_the_dual_clip_is_silent():
-    """Bit for bit, with its metrics: the ratio stays below clip_ratio_c, and verl's loss has nothing else on top."""
+    """Loss and metrics are equal bit for bit where the ratio stays below clip_ratio_c."""
     old, log_prob, advantages, mask = tensors(spread=0.2)
     ours, our_metrics = compute_policy_loss_cast(old, log_prob, advantages, mask, "token-mean", actor_config())
     verls, verl_metrics = POLICY_LOSS_REGISTRY["vanilla"](
@@ -72,7 +72,7 @@ def test_it_is_verls_vanilla_loss_where_the_dual_clip_is_silent():
 
 
 def test_global_batch_sizes_are_respected():
-    """One half of a batch on each of two ranks: the mean over ranks is the loss of the whole batch."""
+    """With half of the batch on each of two ranks, the mean over ranks is the loss of the whole batch."""
     old, log_prob, advantages, mask = tensors()
     whole, _ = compute_policy_loss_cast(old, log_prob, advantages, mask, "token-mean", actor_config())
     halves = []
@@ -93,13 +93,13 @@ def test_without_a_config_it_says_so():
         compute_policy_loss_cast(*tensors())
 
 
-# What some losses of verl need besides the common settings.
+# Settings that some of verl's losses need besides the common ones.
 EXTRA = {"dro": {"dro_beta": 0.1}}
 
 
 @pytest.mark.parametrize("name", sorted(POLICY_LOSS_REGISTRY))
 def test_which_losses_keep_the_signs_of_token_advantages(name):
-    """Contract: on-policy, no token's log-prob is pushed against its own advantage, except in the refused losses."""
+    """Contract: on-policy, no loss pushes a token's log-prob against its advantage, except the refused losses."""
     if name == "bypass_mode":
         assert name in LOSSES_WITHOUT_TOKEN_SIGNS  # needs rollout log-probs in place of old ones
         return

@@ -1,7 +1,7 @@
-"""Laws of the method on more than a million random rows, against an expectation in numpy float64 from its text.
+"""Laws of the method on over a million random rows, against an expectation in numpy float64 from the method's text.
 
-Every batch is drawn from a seed of its own, which every failure names: `draw(SEED)` gives that batch again. The
-expectation shares no line with verl_cast.advantage. Each test says which mistakes it would catch; all were tried.
+Every batch has its own seed, which every failure names. `draw(SEED)` gives that batch again. The expectation shares no
+code with verl_cast.advantage. Each test names the mistakes that it catches. Every mistake was tried.
 """
 
 import math
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Many small tensors: threads that share them take several times as long."""
+    """One torch thread. With many small tensors, several threads take several times as long."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -54,7 +54,7 @@ class Batch:
 
     @property
     def counts(self) -> np.ndarray:
-        """Rows whose reward counts: the final output of its session, with a token that counts."""
+        """Rows whose reward counts: final outputs of a session, with a token that counts."""
         return self.on.any(1) & (self.finals == np.arange(len(self.index)))
 
     def result(self, config: CastConfig | None = None):
@@ -62,7 +62,7 @@ class Batch:
         return compute_advantage(*tensors, config or self.config, self.norm, self.final_row)
 
     def take(self, rows: np.ndarray) -> "Batch":
-        """The batch with these rows, in this order; the final row of every row must be among them."""
+        """The batch with only these rows, in this order. They must include the final row of every row."""
         final_row = None
         if self.final_row is not None:
             new_row = np.full(len(self.index), -1)
@@ -87,7 +87,7 @@ def draw_config(rng: np.random.Generator) -> CastConfig:
         return CastConfig(flip=str(rng.choice(["both", "correct", "wrong", "none"])))
     paper = rng.random() < 0.3
     positive, negative = ((0.8, 1.05), (0.95, 1.2)) if paper else (bounds(), bounds())
-    wide = 1e10 in (*positive, *negative)  # only without a clip does the clamp of the exponent show
+    wide = 1e10 in (*positive, *negative)  # the clamp of the exponent shows only without a clip
     return CastConfig(
         gap_weight=float(rng.choice([0.0, 0.5, 1.0, 1.0, 3.0, rng.uniform(0, 3)])),
         positive_clip=positive,
@@ -102,7 +102,7 @@ def draw_config(rng: np.random.Generator) -> CastConfig:
 
 
 def draw_rewards(rng: np.random.Generator, group: np.ndarray, threshold: float, dtype: str) -> np.ndarray:
-    """One reward per row: right and wrong, graded, spread over every scale, or a few ulps around the threshold."""
+    """One reward per row: binary, graded, continuous, of any scale, or a few ulps around the threshold."""
     num_groups = group.max() + 1
     rate = rng.choice([0.0, 1.0, 0.5, rng.random()], size=num_groups)[group]
     correct = rng.random(len(group)) < rate
@@ -138,7 +138,7 @@ def draw(seed: int) -> Batch:
     names = rng.permutation(group.max() + 1)
     index = [names[group], np.array([f"uid{n}" for n in names])[group].astype(object)][rng.integers(2)]
 
-    # responses of 0 to `length` tokens, tool holes, rejected rows, and groups rejected but for one row
+    # responses of 0 to `length` tokens, masked tool tokens, rejected rows, and groups with one row left
     lengths = rng.integers(0, length + 1, num_rows)
     if rng.random() < 0.3:
         lengths[:] = length
@@ -149,7 +149,7 @@ def draw(seed: int) -> Batch:
     first_of_group = np.zeros(num_rows, dtype=bool)
     first_of_group[np.unique(group, return_index=True)[1]] = True
     on[survivors[group] & ~first_of_group] = False
-    if seed % 14 == 3:  # a batch in which nothing counts
+    if seed % 14 == 3:  # a batch without a token that counts
         on[:] = False
     mask = torch.from_numpy(on).to([torch.int64, torch.bool, torch.float32][rng.integers(3)])
 
@@ -164,10 +164,10 @@ def draw(seed: int) -> Batch:
         finals[last_of_group] = last_of_group
         final_row = torch.from_numpy(finals)
 
-    # the reward on the response's last token, or halved (so that the sum is exact) over two
+    # the reward is on the last token, or half of it on each of two tokens; the sum of the halves is exact
     rewards = np.zeros((num_rows, length), dtype=dtype)
     reward = draw_rewards(rng, group, config.correct_threshold, dtype)
-    if seed % 14 in (5, 6):  # every response of the batch is right, or wrong
+    if seed % 14 in (5, 6):  # all responses of the batch are correct, or all are wrong
         reward[:] = config.correct_threshold + (0.25 if seed % 14 == 5 else -0.25)
     rows, last = np.arange(num_rows), np.maximum(lengths, 1) - 1
     np.add.at(rewards, (rows, last), reward / 2)
@@ -197,7 +197,7 @@ def draw(seed: int) -> Batch:
 
 
 def junk_where_nothing_counts(batch: Batch, rng: np.random.Generator) -> None:
-    """In place: NaN, infinities and huge numbers under a zero mask, and in the rewards of rows that do not count."""
+    """Writes NaN, infinities and huge numbers under the zero mask and into rewards of rows that do not count."""
     off, not_counting = ~batch.on, ~batch.counts
     for tensor, where in ((batch.old, off), (batch.teacher, off), (batch.rewards, not_counting)):
         values = tensor.numpy()
@@ -206,8 +206,8 @@ def junk_where_nothing_counts(batch: Batch, rng: np.random.Generator) -> None:
 
 @dataclass(frozen=True)
 class Expected:
-    """Sections 2 to 6, float64. `tolerance` is what rounding in the batch's dtype may do; where it may decide the sign
-    of B (a reward within rounding of its group's mean), `ambiguous` is set."""
+    """Sections 2 to 6 in float64. `tolerance` bounds the rounding error in the batch's dtype. `ambiguous` is set where
+    rounding may decide the sign of B (a reward within rounding of its group's mean)."""
 
     advantage: np.ndarray
     unclipped: np.ndarray
@@ -246,7 +246,7 @@ def expect(batch: Batch) -> Expected:
     b = deviation / (std[group] + 1e-6) if batch.norm else deviation
     b_error = (
         largest[group] * eps + np.finfo(rounded).tiny
-    )  # of the mean; of the deviations, and of the standard deviation relative to itself
+    )  # rounding error of the mean, and of the deviations and the standard deviation
     if batch.norm:
         b_error = (b_error + np.abs(b) * (b_error + std[group] * eps)) / (std[group] + 1e-6)
     b_error = b_error + np.abs(b) * eps
@@ -263,7 +263,7 @@ def expect(batch: Batch) -> Expected:
     b[~counts] = b_error[~counts] = 0.0
     b, b_error, kind, correct = (x[batch.finals] for x in (b, b_error, kind, correct))
 
-    # 3. gap: the difference of two floats is itself one rounding
+    # 3. gap: the difference of two floats, rounded once
     with np.errstate(invalid="ignore", over="ignore"):
         gap = batch.teacher.numpy() - batch.old.numpy()
     raw_gap = np.where(on, gap, 0).astype(np.float64)
@@ -288,7 +288,7 @@ def expect(batch: Batch) -> Expected:
     clip = np.inf if c.advantage_clip is None else c.advantage_clip
     weight = np.where(flip_correct, d, np.where(flip_wrong, u, w))
     size = 1 + lam * (1 + weight)
-    # exp() of an exponent of up to 20 that is itself exact, times the handful of roundings of each formula
+    # The exponents (up to 20) are exact. exp() and each formula round a few times.
     tolerance = 16 * (b_error[:, None] * size + np.abs(B) * eps * size)
     ambiguous = on & (np.abs(B) <= 16 * b_error[:, None]) & (kind == "mixed")[:, None]
     return Expected(
@@ -320,14 +320,14 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def rows_that_matter(batch: Batch) -> np.ndarray:
-    """Rows with a token that counts, and the final rows that these read."""
+    """Rows with a token that counts, and their final rows."""
     keep = batch.on.any(1)
     keep[batch.finals[keep]] = True
     return np.flatnonzero(keep)
 
 
 def in_group_order(batch: Batch, rng: np.random.Generator) -> np.ndarray:
-    """A random permutation of the rows that leaves the rows of each group in their order."""
+    """A random permutation of the rows that keeps the order within each group."""
     _, group = np.unique(batch.index, return_inverse=True)
     shuffled = rng.permutation(group)
     order = np.empty(len(group), dtype=np.int64)
@@ -336,7 +336,7 @@ def in_group_order(batch: Batch, rng: np.random.Generator) -> np.ndarray:
 
 
 def test_the_batches_hold_every_situation(chunk):
-    """Guards the other tests: a generator that no longer draws a situation would let them pass on nothing."""
+    """Guards the other tests. If the generator no longer drew a situation, they would pass without testing it."""
     situations = dict.fromkeys(
         ["float32", "float64", "sessions", "hole", "one row left", "ambiguous", "zero gap", "edge of the dead zone"]
         + ["nothing counts", "all right", "all wrong"],
@@ -368,11 +368,11 @@ def test_the_batches_hold_every_situation(chunk):
 
 
 def test_every_advantage_equals_the_expectation(chunk):
-    """Catches any change of a rule: a bound, a sign, a side, a clip, a statistic of the group, what a group is."""
+    """Catches any change of a rule: a bound, a sign, a side, a clip, a group statistic, or the grouping."""
     for batch, e, result in chunk:
         got = result.advantages.double().numpy()
         wrong = (np.abs(got - e.advantage) > e.tolerance) & ~e.ambiguous
-        # where rounding decides the sign of B, it decides that of the advantage, but not its size
+        # Where rounding decides the sign of B, it decides the sign of the advantage too. The advantage is then small.
         largest = 1 + batch.config.gap_weight * max(batch.config.positive_clip[1], batch.config.negative_clip[1])
         wrong |= e.ambiguous & (np.abs(got) > 40 * e.base_error[:, None] * largest)
         assert not wrong.any(), f"{batch}: {wrong.sum()} tokens, first {np.argwhere(wrong)[0]}"
@@ -397,8 +397,8 @@ def test_finite_zero_under_the_mask_and_within_the_clip(chunk):
 
 
 def test_sign_law_of_section_7(chunk):
-    """λ = 1 and both flips: the sign of every token is that of its gap, and of B where the gap is 0; with the paper's
-    bounds also the closed form. Catches flips on the wrong side, at the wrong sign, or past the dead zone."""
+    """With λ = 1 and both flips, every token has the sign of its gap, or of B where the gap is 0. With the paper's bounds
+    the closed form holds too. Catches flips on the wrong side, at the wrong sign, or past the dead zone."""
     for batch, e, _ in chunk:
         B, sure = e.base[:, None], batch.on & ~e.ambiguous
         sign = np.where(e.gap != 0, np.sign(e.gap), np.sign(B)) * (B != 0)
@@ -415,8 +415,8 @@ def test_sign_law_of_section_7(chunk):
 
 
 def test_rows_that_do_not_count_change_nothing(chunk):
-    """Taken out or put in, anywhere, in old groups and new ones, whatever they hold: the others keep every bit.
-    Catches a padding or rejected row in a group's statistics or type, and row numbers mixed up on the way."""
+    """Such rows are removed, or added anywhere, to old and new groups, with any content. The other rows keep every bit.
+    Catches a padding or rejected row in a group's statistics or type, and mixed-up row numbers."""
     for batch, _, result in chunk:
         rng = np.random.default_rng([batch.seed, 1])
         rows = rows_that_matter(batch)
@@ -430,14 +430,14 @@ def test_rows_that_do_not_count_change_nothing(chunk):
         more.mask[new] = 0
         if more.final_row is not None:
             more.final_row[new] = torch.from_numpy(new)
-            # `take` let rows read their final row's copy; they read the row itself
+            # `take` made rows point at copies of their final rows; restore the originals
             more.final_row[:num_rows] = torch.from_numpy(batch.finals)
         names = [f"new{i}" for i in range(3)] if more.index.dtype == object else [-1, -2, -3]
         for name in names:
             more.index[rng.choice(new, max(1, num_new // 10))] = name
         junk_where_nothing_counts(more, rng)
         place = rng.permutation(num_rows + num_new)
-        # the old rows stay in their order among themselves
+        # the old rows keep their order
         place[np.sort(np.flatnonzero(place < num_rows))] = np.arange(num_rows)
         got = more.take(place).result()
         assert same_bits(got.advantages[place < num_rows], result.advantages), batch
@@ -446,8 +446,8 @@ def test_rows_that_do_not_count_change_nothing(chunk):
 
 
 def test_what_stands_where_nothing_counts_changes_nothing(chunk):
-    """NaN, infinities and huge numbers under a zero mask, and rewards of rows that do not count. Catches a mask that
-    is applied after the arithmetic, and a check that looks at what does not count."""
+    """NaN, infinities and huge numbers are under the zero mask and in rewards of rows that do not count. Catches a mask
+    that is applied after the arithmetic, and a check that reads values that do not count."""
     for batch, _, result in chunk:
         other = batch.take(np.arange(len(batch.index)))
         junk_where_nothing_counts(other, np.random.default_rng([batch.seed, 2]))
@@ -456,9 +456,9 @@ def test_what_stands_where_nothing_counts_changes_nothing(chunk):
 
 
 def test_order_and_names_of_the_rows_do_not_matter(chunk):
-    """Rows in another order (each group's in its own): the same bits, moved. So with renamed groups. A part of the
-    groups alone, or rows in any order: the same up to the rounding of a standard deviation and a mean. Catches groups
-    that are told by neighbourhood, results put back at the wrong row, and groups that see each other."""
+    """A new row order that keeps the order within groups, or new group names, give the same bits. A subset of the groups,
+    or any row order, gives the same results up to the rounding of the mean and the standard deviation. Catches groups
+    formed from adjacent rows, results at the wrong row, and groups that affect each other."""
 
     def close(got, was, e, rows):
         difference = (got - was).abs().double().numpy()
@@ -476,8 +476,8 @@ def test_order_and_names_of_the_rows_do_not_matter(chunk):
         part = np.flatnonzero(rng.random(len(labels))[group] < 0.3)
         got, was = batch.take(part).result().advantages, result.advantages[part]
         assert close(got, was, e, part), batch
-        # torch's std() of a single group and that of several at once round differently, both in float64. What is left
-        # of it in float32 takes a group of 3 or a spread of a few ulps; rewards of a verifier never show it.
+        # torch's std() rounds differently for one group and for several at once, both in float64. In float32 only a group
+        # of 3 or a spread of a few ulps shows the difference. Rewards of a verifier never do.
         if got.dtype == torch.float32 and np.isin(batch.rewards.numpy()[batch.counts].sum(1), (-1, 0, 1)).all():
             assert same_bits(got, was), batch
 
@@ -492,7 +492,7 @@ QUANTILES = ("gap/p05", "gap/p25", "gap/p50", "gap/p75", "gap/p95")
 
 
 def by_correctness(e, tokens):
-    """Means over trajectories of either side, and their correlation with being correct where both vary, row by row."""
+    """Means over correct and over wrong trajectories. Correlation of gap and correctness where both vary."""
     rows = np.flatnonzero(tokens.any(axis=1))
     mean_gap = np.array([e.raw_gap[row][tokens[row]].mean() for row in rows])
     length, correct = tokens[rows].sum(axis=1), e.correct[rows]
@@ -518,13 +518,13 @@ def of_gaps(gap, used_gap):
 
 
 def test_metrics_are_finite_and_right(chunk):
-    """Catches a division by nothing, and a metric over rows, tokens or groups that do not count."""
+    """Catches a division by zero, and a metric over rows, tokens or groups that do not count."""
     for batch, e, result in chunk:
         m = advantage_metrics(result)
         assert all(isinstance(v, float) and math.isfinite(v) for v in m.values()), f"{batch}: {m}"
         counted = e.kind != ""
         tokens = batch.on & counted[:, None]
-        if e.ambiguous.any():  # a share may hang on rounding
+        if e.ambiguous.any():  # a share may depend on rounding
             continue
         _, group = np.unique(batch.index, return_inverse=True)
         kinds = [len(np.unique(group[batch.counts & (e.kind == name)])) for name in LABELS]
@@ -555,7 +555,7 @@ def test_metrics_are_finite_and_right(chunk):
             assert m[name] == pytest.approx(value, rel=1e-4, abs=1e-5 if share_like else 1e-5 * scale), (
                 f"{batch}: {name}"
             )
-        # a magnitude within rounding of the clip may stand on either side of it
+        # a magnitude within rounding of the clip may be on either side of it
         clip = batch.config.advantage_clip
         if clip is None:
             assert m["advantage/clipped_share"] == 0, batch
@@ -567,7 +567,7 @@ def test_metrics_are_finite_and_right(chunk):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_a_bad_number_that_counts_stops_the_step(chunk, bad):
-    """One NaN or infinity among thousands of good numbers. Catches a check that is dropped, or blind to some of the
+    """One NaN or infinity among thousands of good numbers. Catches a check that is dropped, or that skips some
     tokens or rows."""
     for batch, _, _ in chunk:
         rng = np.random.default_rng([batch.seed, 4])

@@ -1,4 +1,4 @@
-"""The queue of the real runs: order, memory, what waits for what, and what fails."""
+"""The queue of the real runs: start order, memory limit, jobs that wait for others, and failed jobs."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ from queue_of_runs import Queue, add
 
 @pytest.fixture
 def jobs(monkeypatch, tmp_path):
-    """Starts a queue of made-up jobs; tells what was running when each one began."""
+    """Starts a queue of fake jobs and records which jobs were running when each began."""
     monkeypatch.setattr(queue_of_runs, "JOBS", {})
     running, began, lock = set(), {}, threading.Lock()
 

@@ -1,4 +1,4 @@
-"""Command one of the README, shortened to two steps: real pretrained model, real training, one screen at the end."""
+"""The README's first command, with two steps: it trains a real pretrained model and ends with one screen of results."""
 
 import json
 import os
@@ -50,12 +50,12 @@ def test_the_quick_start_trains_and_shows_one_screen(runs):
     assert (out / "cast" / "reward.png").stat().st_size > 10_000
     metrics = watch.read_metrics(out / "cast" / "metrics.jsonl")
     assert len(metrics) == 2
-    # the difficulty suits the model: at least a third of the groups are mixed in the first steps
+    # The difficulty suits the model: at least a third of the groups are mixed in the first steps.
     assert all(m["cast/group/mixed_share"] >= 1 / 3 for m in metrics)
     # the loss in use, its clip and the exact rule, as verl's own log shows them
     assert "flip=both gap_weight=1 gap_deadzone=0 base=+1/-1" in log.read_text()
     assert "loss=cast clip=[0.2, 0.28]" in log.read_text()
-    # what was measured of the contexts is kept; the one in use brings no warning
+    # Measurements of the contexts are kept. The context in use gives no warning.
     assert "measured worse" not in log.read_text()
     records = [json.loads(path.read_text()) for path in (out / "cache" / "fitness").glob("*.json")]
     assert {Path(r["context"]).name: fitness.verdict(r) for r in records} == {

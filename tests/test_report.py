@@ -1,4 +1,4 @@
-"""`verl-cast report`: what it reads, what it says, and the page itself in a real headless browser without network."""
+"""`verl-cast report`: its readers, its notes, and its page in a real headless browser without network."""
 
 import json
 import math
@@ -21,7 +21,7 @@ KINDS = {0: "mixed", 1: "all_correct", 2: "all_wrong"}
 NAMES = ("Mia", "Ravi", "Lena", "Omar", "Ada", "Noah")
 
 
-# ---- runs that look real: advantages by the method's own code, so that all numbers agree with each other ----
+# ---- realistic runs: the method's own code computes the advantages, so all numbers agree ----
 
 
 def response_tokens(rng, a, b, answer):
@@ -39,7 +39,7 @@ def response_tokens(rng, a, b, answer):
 
 
 def dump_rows(step, rng, num_groups=3, size=8, teacher_prompt="worked examples: 1 + 1 = 2\n\n", deadzone=0.0):
-    """Rows of one dumped step: random gaps, advantages of verl_cast.advantage."""
+    """Rows of one dumped step: random gaps, and advantages from verl_cast.advantage."""
     import torch
 
     from verl_cast.advantage.compute import compute_advantage
@@ -219,7 +219,7 @@ def write_jsonl(path, metrics):
 
 
 def write_console(path, metrics, start_line=lambda step: ""):
-    """As verl's console logger prints it, in a log with everything else that a run prints."""
+    """A log as verl's console logger writes it, among the other output of a run."""
     from verl.utils.logger.aggregate_logger import concat_dict_to_str
 
     lines = [
@@ -334,7 +334,7 @@ def test_runs_their_names_and_their_dumps(tmp_path):
     for parent in ("a", "b"):
         write_jsonl(tmp_path / parent / "cast" / "metrics.jsonl", metrics)
     write_dump(tmp_path / "b" / "cast" / "checkpoints" / "cast_trajectories", steps=(1,), num_groups=1, size=2)
-    (tmp_path / "b" / "cast" / "train.log").write_text("step:9 - critic/score/mean:0.5\n")  # the JSON lines come first
+    (tmp_path / "b" / "cast" / "train.log").write_text("step:9 - critic/score/mean:0.5\n")  # JSON lines have priority
     (tmp_path / "b" / "cast" / "0.jsonl").write_text('{"input": "x", "output": "y", "step": 1}\n')  # verl's rollouts
     write_jsonl(tmp_path / "b" / "cast" / "ray" / "session_1" / "metrics.jsonl", metrics)
     found = runs.find([tmp_path / "a" / "cast", tmp_path / "b" / "cast", tmp_path / "b" / "cast" / "metrics.jsonl"])
@@ -374,7 +374,7 @@ def test_an_output_that_cannot_be_written_is_said(tmp_path, capsys):
 
 
 def test_a_dump_belongs_to_a_run_that_logs_cast_metrics(tmp_path):
-    """However near a GRPO twin lies to it."""
+    """A GRPO twin in the same directory does not get it."""
     grpo = tmp_path / "alone" / "run" / "grpo.jsonl"
     write_jsonl(grpo, metrics_of_a_run(2, cast=False))
     write_dump(grpo.parent / "cast_trajectories", steps=(1,), num_groups=1, size=2)
@@ -417,7 +417,7 @@ def test_a_baseline_is_called_by_its_name_and_drawn_where_casts_numbers_stand():
 def test_a_twin_that_has_only_a_console_log_is_there_and_the_log_of_a_json_run_is_not(tmp_path):
     metrics = metrics_of_a_run(3)
     write_jsonl(tmp_path / "cast" / "project" / "experiment.jsonl", metrics)
-    write_console(tmp_path / "cast" / "train.log", metrics)  # the same run: verl's default places
+    write_console(tmp_path / "cast" / "train.log", metrics)  # the same run, at verl's default paths
     write_console(tmp_path / "grpo" / "train.log", metrics_of_a_run(3, cast=False))
     assert [(run.metrics_path.name, run.kind) for run in runs.find([tmp_path])] == [
         ("experiment.jsonl", "CAST"),
@@ -496,7 +496,7 @@ def test_steps_that_one_outweighs_are_few():
 
 
 def test_gaps_that_the_dead_zone_silences_ask_for_no_dead_zone():
-    """Metrics of the gap are of the raw one; gap_share counts what is left of it."""
+    """Gap metrics use the raw gap. cast/noise/gap_share counts gaps after the dead zone."""
     metrics = metrics_of_a_run(12)
     for values in metrics.values():
         values.update({"cast/gap/abs_mean": 1e-5, "cast/noise/p99": 1e-4, "cast/noise/gap_share": 0.0})
@@ -575,11 +575,11 @@ def test_a_run_without_cast_is_said_to_be_one_and_is_in_no_figure_about_cast():
     assert about_cast <= {
         "{method}/teacher/host_gib",
         "{method}/teacher/peak_memory_gib",
-    }  # second lines of verl's own figures
+    }  # second lines in figures of verl's own metrics
 
 
 def test_every_metric_in_a_figure_is_one_that_verl_or_cast_logs():
-    """A figure of a name that nobody logs would never be drawn, and nobody would miss it."""
+    """A figure of a metric that is never logged would never be drawn, and no other test would fail."""
     import torch
 
     from verl_cast.advantage.compute import compute_advantage
@@ -596,7 +596,7 @@ def test_every_metric_in_a_figure_is_one_that_verl_or_cast_logs():
         name for name in named if name.startswith("{method}/") and not name.startswith("{method}/teacher/")
     }
     assert of_the_advantage <= logged
-    # What the trainer, the worker and verl log (seen in a real run).
+    # Metrics that the trainer, the worker and verl log (seen in a real run).
     known = {name for values in metrics_of_a_run(10).values() for name in values}
     known |= {
         "timing_s/reward",
@@ -640,7 +640,7 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        # As root, as in most containers, Chromium has no sandbox; the pages are our own.
+        # Chromium cannot use its sandbox as root, the user in most containers. The pages are our own.
         started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield started
         started.close()
@@ -648,7 +648,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """CAST beside its GRPO twin; the first response of the last dump is hostile. (page, rows by step, metrics)"""
+    """(page, rows by step, metrics) of a CAST run and its GRPO twin. The last dump's first response is hostile."""
     root = tmp_path_factory.mktemp("pair")
     metrics = {name: metrics_of_a_run(12, cast=name == "cast", seed=i) for i, name in enumerate(("cast", "grpo"))}
     for name, values in metrics.items():
@@ -694,7 +694,7 @@ def test_figures_are_drawn_with_every_point_and_no_request(pair, open_page):
     assert page.locator(".plot svg.main-svg").count() >= len(keys)
     points = "n => [...n.querySelectorAll('.scatterlayer .trace')].map(t => t.querySelectorAll('path.point').length)"
     assert page.eval_on_selector("[data-figure=reward]", points) == [12, 12]
-    assert page.eval_on_selector("[data-figure=flips]", points) == [12, 12]  # correct and wrong, of CAST alone
+    assert page.eval_on_selector("[data-figure=flips]", points) == [12, 12]  # correct and wrong, only for CAST
     assert page.eval_on_selector("[data-figure=groups]", "n => n.querySelectorAll('.barlayer path').length") == 36
     drawn = page.eval_on_selector("[data-figure=reward]", "n => n.data.map(t => t.y)")
     for trace, name in zip(drawn, ("cast", "grpo"), strict=True):
@@ -711,12 +711,12 @@ def test_figures_are_drawn_with_every_point_and_no_request(pair, open_page):
     }
     assert len(ranges) == 1
     buttons = page.eval_on_selector_all(".modebar-btn", "nodes => nodes.map(n => n.dataset.title)")
-    assert set(buttons) == {"Download plot as a PNG", "Zoom", "Pan", "Reset axes"}  # none that uploads
+    assert set(buttons) == {"Download plot as a PNG", "Zoom", "Pan", "Reset axes"}  # no button uploads data
 
     fourth = page.locator("[data-figure=reward] .scatterlayer path.point").nth(3)
     fourth.scroll_into_view_if_needed()
     box = fourth.bounding_box()
-    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)  # step 4; 5 and 10 were dumped
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)  # step 4; the dumps are of steps 5 and 10
     page.wait_for_function("document.getElementById('choose-step').selectedOptions[0].text === '5'")
 
 
@@ -728,7 +728,7 @@ def chosen_rows(written, step, group):
 def test_trajectory_view_shows_the_dump_and_nothing_of_it_runs(pair, open_page):
     path, written, _ = pair
     page = open_page(path)
-    rows = chosen_rows(written, 10, 0)  # what the page opens with: the newest step, its mixed group
+    rows = chosen_rows(written, 10, 0)  # the page opens with the newest step and its mixed group
     assert page.locator("#choose-step").evaluate("s => s.selectedOptions[0].text") == "10"
     assert page.locator(".response").count() == len(rows)
     for i, row in enumerate(rows):
@@ -747,7 +747,7 @@ def test_trajectory_view_shows_the_dump_and_nothing_of_it_runs(pair, open_page):
     )
     assert below[2] > below[0]  # the newline breaks the line
 
-    # Colours: the sign of what they show.
+    # Colours show the sign of the value.
     def colours(values):
         for i, value in enumerate(values):
             style = first.nth(i).evaluate("t => t.style.background")

@@ -1,4 +1,4 @@
-"""The order of the rooms: which may import which, without a circle; and who may reach the privileged contexts."""
+"""Rooms import only the rooms below them, without cycles. Only baselines and diagnose reach privileged contexts."""
 
 import ast
 from collections import defaultdict
@@ -55,7 +55,7 @@ def room_of(module: str) -> str:
 
 
 def imports(module: str) -> set[tuple[str, bool]]:
-    """Modules of the package that a module imports, and whether it does so when it is imported itself."""
+    """Modules of the package that a module imports, each with True unless the import is inside a function."""
     tree = ast.parse(MODULES[module].read_text())
     in_functions = {
         node
@@ -81,7 +81,7 @@ def imports(module: str) -> set[tuple[str, bool]]:
 @pytest.mark.parametrize("module", MODULES)
 def test_a_room_imports_only_the_rooms_below_it(module):
     room = room_of(module)
-    # Its own modules, and the package's face for the version.
+    # Its own room, and the package's `__init__` for the version.
     allowed = {room, "__init__", *ORDER[room]}
     foreign = {name for name, _ in imports(module) if room_of(name) not in allowed}
     assert not foreign, f"{module} ({room}) imports {sorted(foreign)}"
@@ -93,7 +93,7 @@ def test_every_room_is_in_the_order():
 
 
 def test_no_imports_run_in_a_circle():
-    """Those inside functions count too: whoever follows an arrow gets to an end."""
+    """Imports inside functions count too."""
     arrows = {module: {name for name, _ in imports(module)} - {"verl_cast"} for module in MODULES}
     done: set[str] = set()
 
@@ -109,7 +109,7 @@ def test_no_imports_run_in_a_circle():
 
 
 def test_privileged_contexts_are_reached_by_baselines_and_the_diagnosis_alone():
-    """A run reaches them through three imports inside functions, which a CAST run does not call."""
+    """A run reaches them only through imports inside functions of three modules. A CAST run does not call these."""
     importers = defaultdict(set)
     for module in MODULES:
         for name, at_once in imports(module):

@@ -1,5 +1,10 @@
-"""examples/run_*.sh: every script and size composes with every method and ablation and passes verl's checks and ours,
-differs from CAST's in what it says alone, holds the evaluated run's values, and really runs a step on the CPU."""
+"""Laws of examples/run_*.sh.
+
+* Every script and size composes with every method and ablation, and passes verl's checks and ours.
+* A method or an ablation changes only its own settings.
+* CAST's settings are those of the evaluated run.
+* The scripts run a real step on the CPU.
+"""
 
 import functools
 import os
@@ -14,7 +19,7 @@ from scripts import ABLATIONS, FSDP, MEGATRON, METHODS, TRAININGS
 
 from verl_cast.tools import run_config
 
-# Which run it is: its name and where its files lie.
+# Keys that identify a run: its name and its paths.
 IDENTITY = (
     "trainer.experiment_name",
     "trainer.default_local_dir",
@@ -48,7 +53,7 @@ def flat(config: DictConfig) -> dict:
 
 
 def difference(config: DictConfig, other: DictConfig) -> dict:
-    """Keys, but for the run's identity, and values of `other` where the two differ."""
+    """Keys and values of `other` where the two differ, without the keys of IDENTITY."""
     values, others = flat(config), flat(other)
     assert values.keys() == others.keys()
     return {key: others[key] for key in others if others[key] != values[key] and key not in IDENTITY}
@@ -92,7 +97,7 @@ def test_no_two_experiments_share_a_directory():
 
 
 def test_the_evaluated_runs_values():
-    """Method section 9, as run_qwen3_fsdp.sh has them. It says that FSDP has a cosine in place of the line."""
+    """The values of method section 9. As run_qwen3_fsdp.sh says, FSDP has a cosine instead of the linear schedule."""
     config = composed(FSDP, "SIZE=4b")
     actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
     expected = {
@@ -127,7 +132,7 @@ def test_the_evaluated_runs_values():
         "reward.custom_reward_function.path": "pkg://verl_cast.verifier",
     }
     assert {key: OmegaConf.select(config, key) for key in expected} == expected
-    # Megatron has the linear schedule itself.
+    # Megatron has the evaluated run's linear schedule.
     optim = composed(MEGATRON, "SIZE=4b").actor_rollout_ref.actor.optim
     assert (optim.lr, optim.lr_decay_style, optim.min_lr) == (1e-6, "linear", 1e-7)
 
@@ -175,7 +180,7 @@ def test_shellcheck_finds_nothing():
 
 
 def test_the_main_table_trains_evaluates_and_joins():
-    """The commands of the loop, from a dry run: one training and one evaluation a method, of that training's end."""
+    """A dry run prints the commands of the loop: for each method a training and an evaluation of its last checkpoint."""
     environment = {**os.environ, "DRY_RUN": "1", "METHODS": "grpo cast", "OUT_DIR": "/out", "BENCHMARKS": "aime24"}
     command = ["bash", scripts.EXAMPLES / "run_main_table.sh", "trainer.total_training_steps=200"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -191,7 +196,7 @@ def test_the_main_table_trains_evaluates_and_joins():
     assert table == f"+ verl-cast evaluate --table {' '.join(rows)}"
 
 
-# Both scripts and every method; GRPO's real runs are those of test_end_to_end.py. OPSD's teacher is GRPO+OPSD's.
+# Both scripts and the methods. GRPO runs in test_end_to_end.py. OPSD is left out: its teacher is GRPO+OPSD's.
 REAL_RUNS = {
     "script_cast": (FSDP, "METHOD=cast", "LORA=1"),
     "script_grpo_opsd": (FSDP, "METHOD=grpo_opsd", "LORA=0"),
@@ -201,7 +206,7 @@ REAL_RUNS = {
 
 
 def start(script, *toggles):
-    # The verifier finds no response of the tiny model right. Where a method needs right ones, rewards are a coin's.
+    # The verifier finds no response of the tiny model correct. Methods that need correct ones get random rewards.
     verifier = "METHOD=cast" in toggles
     return lambda directory, runs: scripts.run_on_cpu(script, directory, runs("tiny"), *toggles, verifier=verifier)
 
@@ -212,7 +217,7 @@ for name_, arguments in REAL_RUNS.items():
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.runs(name)) for name in REAL_RUNS])
 def test_the_script_really_runs_a_step(runs, name):
-    """verl's own command as the script gives it, scaled down to the tiny model and the CPU by what follows it."""
+    """Runs the script's own verl command. Added arguments scale it down to the tiny model and the CPU."""
     run = runs(name)
     assert run.returncode == 0, run.output[-5000:]
     (metrics,) = run.metrics
@@ -220,12 +225,12 @@ def test_the_script_really_runs_a_step(runs, name):
     assert metrics["actor/grad_norm"] > 0
     assert (run.directory / "checkpoints" / "global_step_1").is_dir()
     method = name.removeprefix("script_")
-    if method != "cast":  # whose runs test_end_to_end.py looks into
+    if method != "cast":  # test_end_to_end.py checks CAST's runs
         baseline_run_laws.check(run, method, temperature=0.7)
 
 
 def test_the_slurm_job_starts_a_cluster_and_the_script_in_it(tmp_path):
-    """With stand-ins for Slurm and Ray: which commands it gives, not that a cluster of several nodes trains."""
+    """Stand-ins for Slurm and Ray record its commands. Training on several nodes is not tested."""
     done, (head, worker) = scripts.slurm(tmp_path)
     assert done.returncode == 0, done.stderr
     address, resources = "10.0.0.1:6379", "--num-cpus=64 --num-gpus=8 --block"
@@ -243,7 +248,7 @@ def test_the_slurm_job_names_no_address_that_other_nodes_cannot_reach(tmp_path):
 
 
 def test_a_second_start_keeps_the_first_ones_metrics(tmp_path):
-    """verl opens its file of metrics anew; a stand-in for python does no more than that."""
+    """verl overwrites its metrics file at every start. A stand-in for python does only that."""
     program = tmp_path / "bin" / "python"
     program.parent.mkdir()
     program.write_text(f"#!/usr/bin/env bash\necho new > {tmp_path}/runs/x/metrics.jsonl\n")

@@ -1,4 +1,4 @@
-"""The self-teacher's weights on plain modules: what needs no engine (the engines themselves: test_engine.py)."""
+"""The self-teacher's weights on plain modules: copies, averages, swaps, costs, saving (on engines: test_engine.py)."""
 
 import io
 
@@ -14,7 +14,7 @@ from verl_cast.teacher.weights import SelfTeacher
 
 
 class Router(torch.nn.Module):
-    """As in Megatron's MoE layers: a bias that training moves without a gradient, and a buffer that is none of ours."""
+    """Like Megatron's MoE layers: a bias that training moves without a gradient, and a buffer that the teacher ignores."""
 
     def __init__(self):
         super().__init__()
@@ -25,7 +25,7 @@ class Router(torch.nn.Module):
 
 
 class Shapes(torch.nn.Module):
-    """What a shard can be: long, of one row, scalar, empty (more ranks than rows), strided, of two types."""
+    """Every kind of shard: long, one row, scalar, empty (more ranks than rows), strided, two dtypes."""
 
     def __init__(self):
         super().__init__()
@@ -49,7 +49,7 @@ class Shapes(torch.nn.Module):
 
 
 class Operations(TorchDispatchMode):
-    """Names the operations on tensors; with `fail_at` that copy, counted from 0, leaves garbage and an error."""
+    """Records the operations on tensors. Copy number `fail_at`, counted from 0, writes garbage and raises."""
 
     def __init__(self, fail_at=None):
         super().__init__()
@@ -101,13 +101,13 @@ def test_a_swap_brings_the_bias_of_the_snapshot_back():
 
 
 def test_an_average_in_half_precision_does_not_round_its_steps_away():
-    """In bfloat16 a step of 0.5 % is below the last bit: such an average would never leave the first policy."""
+    """A step of 0.5 % is below the last bit of bfloat16. An average in bfloat16 would stay at the first policy."""
     module = torch.nn.Linear(4, 4, bias=False).bfloat16()
     own = teacher(module, weights="ema", ema_decay=0.995)
     with torch.no_grad():
         module.weight.fill_(1.0)
         own.follow(0)
-        module.weight.fill_(1.0078125)  # the next number of bfloat16
+        module.weight.fill_(1.0078125)  # the next bfloat16 value
     own.policy_moved()
     for step in range(1, 201):
         own.follow(step)
@@ -122,7 +122,7 @@ def test_the_age_and_the_refresh_phase():
     own = teacher(torch.nn.Linear(2, 2), refresh_interval=3)
     assert [step for step in range(10) if own.follow_due(step) and not own.follow(step)] == [0, 3, 6, 9]
     assert [own.age(step) for step in (9, 10, 12)] == [0, 1, 3]
-    # A step that was left out (a resumed run of another interval) does not move the phase.
+    # A skipped step (a resumed run with another interval) does not shift the phase.
     late = teacher(torch.nn.Linear(2, 2), refresh_interval=3)
     late.follow(4)
     assert [late.follow_due(step) for step in (5, 6, 7)] == [False, True, True]
@@ -139,7 +139,7 @@ def test_under_lora_the_initial_policy_is_the_base_model():
         assert not own.follow_due(1) and not own.follow_due(50)
     assert [own.without_adapter for own in (new, loaded, full)] == [True, True, False]
     assert [own.host_bytes > 0 for own in (new, loaded, full)] == [False, False, True]
-    # A new adapter adds nothing; a loaded one does, and so the base model is not the policy.
+    # A new adapter adds nothing to the base model. A loaded one does, so the base model is not the policy.
     assert [own.is_policy(0) for own in (new, loaded, full)] == [True, False, True]
     assert [own.age(30) for own in (new, loaded, full)] == [30, None, 30]
     new.policy_moved()
@@ -302,7 +302,7 @@ def test_the_current_policy_as_teacher_costs_nothing():
             own.policy_moved()
     assert seen.names == [] and own.host_bytes == 0
     assert own.take_cost() == {"refresh_seconds": 0, "refresh_bytes": 0, "swap_seconds": 0, "swap_bytes": 0}
-    # Nor does a snapshot that is still the policy cost a swap.
+    # A snapshot that still equals the policy costs no swap either.
     own = teacher(module)
     own.follow(0)
     with Operations() as seen, own.swapped_in():
@@ -334,7 +334,7 @@ def test_costs_are_in_proportion_to_what_is_trained(weights):
 
 
 def test_a_saved_copy_takes_its_own_bytes_on_the_disk():
-    """Its tensors share a buffer, which a file must hold once, and not once for each of them."""
+    """Its tensors share one buffer. The file must hold the buffer once, not once per tensor."""
     module = torch.nn.Sequential(*(torch.nn.Linear(256, 256) for _ in range(8)))
     own = teacher(module)
     own.follow(0)
@@ -349,7 +349,7 @@ def test_a_saved_copy_takes_its_own_bytes_on_the_disk():
 
 
 def test_a_file_of_separate_tensors_is_read_too():
-    """As earlier versions of this package wrote it."""
+    """Earlier versions of this package wrote such files."""
     module = Shapes()
     own = teacher(module, weights="ema")
     own.follow(0)

@@ -1,4 +1,4 @@
-"""The verifier: which answer counts, what equals what; no response can raise, hang or leave anything behind."""
+"""The verifier: which answer counts and which answers are equal. No response makes it raise, hang or leak processes."""
 
 import os
 import signal
@@ -34,8 +34,8 @@ def score(response, reference, **options):
     [
         (r"so \boxed{1}, no: \boxed{2}", "2"),
         (r"\boxed{\frac{4}{\sqrt{3}}}.", r"\frac{4}{\sqrt{3}}"),
-        (r"\boxed{7} \boxed{8} and then \boxed{9}", "7"),  # a run of boxes counts by its first
-        (r"\boxed{1} x \boxed{2} \boxed{3} y \boxed{4} \boxed{5} \boxed{6}", "4"),  # the longest run
+        (r"\boxed{7} \boxed{8} and then \boxed{9}", "7"),  # the first box of a run counts
+        (r"\boxed{1} x \boxed{2} \boxed{3} y \boxed{4} \boxed{5} \boxed{6}", "4"),  # the longest run counts
         (r"\boxed{1} and \boxed{2", "1"),
         (r"\boxed{\boxed{5}}", r"\boxed{5}"),
         ("<answer> 3 </answer> Answer: 4 \\boxed{5}", "3"),
@@ -48,7 +48,7 @@ def score(response, reference, **options):
         ("\\boxed{2} <think> or \\boxed{1}?", "2"),
         ("<reasoning>Answer: 1</reasoning>\n8", "8"),
         ("<think>cut off \\boxed{1}", ""),
-        ("Answer: **42**", "42"),  # Markdown's marks are no part of it
+        ("Answer: **42**", "42"),  # Markdown marks are not part of the answer
         ("Final answer: `x_1`", "x_1"),
         ("It is\n**\\frac{1}{2}**", r"\frac{1}{2}"),
         ("", ""),
@@ -70,7 +70,7 @@ def test_in_training_only_the_tail_counts(response):
 
 
 def test_the_tail_is_counted_in_the_tokenizers_tokens(tiny_directory):
-    # One token a byte: of 100 characters the last 5 % are 5, while the box is the last of two words.
+    # The tokenizer has one token per byte, so the last 5 % of 100 characters are 5 tokens. The text has two words.
     text = "x" * 60 + " " + "y" * 28 + r"\boxed{42}."
     assert len(text) == 100
     assert answers.final_answer(text, 0.05, str(tiny_directory / "model")) == ""
@@ -90,7 +90,7 @@ def test_an_option_without_sense_is_named(options):
         compute_score("math", "1", "1", **options)
 
 
-# ---- what equals what ----
+# ---- which answers are equal ----
 
 # (answer, reference, equal?): mostly the cases of math-verify's own tests.
 PAIRS = [
@@ -132,7 +132,7 @@ PAIRS = [
     (r"\text{Evelyn}", "Evelyn", True),
     ("evelyn ", "Evelyn", True),
     (r"\text{Carla}", "Evelyn", False),
-    (r"3\pi", "3", False),  # as bare text, math-verify reads 3
+    (r"3\pi", "3", False),  # math-verify reads the bare text as 3
     (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}", True),
     ("9" * 400, "9" * 399, False),
     ("1", "", False),
@@ -189,13 +189,13 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_response_is_wrong_and_soon_over(name, caplog):
-    score("1/2", "0.5")  # the pool runs
+    score("1/2", "0.5")  # starts the pool
     started = time.monotonic()
     result = compute_score("math", HOSTILE[name], "3", tail_fraction=0.05, timeout=2)
     assert result["score"] == 0.0
     assert time.monotonic() - started < 8
     assert len(result["pred"]) <= equivalence.MAX_ANSWER_CHARACTERS
-    assert score(r"\boxed{\frac{1}{2}}", "0.5") == 1  # and the next one is judged as ever
+    assert score(r"\boxed{\frac{1}{2}}", "0.5") == 1  # the next response is judged as usual
 
 
 def test_a_stopped_comparison_is_said(caplog):
@@ -240,20 +240,20 @@ def test_any_latex_gets_a_verdict(text, reference):
 
 
 def processes() -> list[int]:
-    """Of the pool: children that multiprocessing spawned (its resource tracker is none of them)."""
+    """The pool's processes: children that multiprocessing spawned, without its resource tracker."""
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{name}/stat") as stat, open(f"/proc/{name}/cmdline") as command:
                 if int(stat.read().rsplit(")", 1)[1].split()[1]) == os.getpid() and "spawn_main" in command.read():
                     found.append(int(name))
-        except OSError:  # gone meanwhile
+        except OSError:  # the process has ended
             pass
     return found
 
 
 def test_outside_the_main_thread_and_from_many_threads():
-    # verl's reward workers call in a thread pool, where math-verify's own time limit raises.
+    # verl's reward workers call the verifier in a thread pool. math-verify's own time limit raises there.
     with ThreadPoolExecutor(16) as threads:
         responses = [rf"\boxed{{\frac{{{i % 7}}}{{2}}}}" for i in range(200)] + [HOSTILE["power tower"]] * 2
         scores = list(threads.map(lambda response: score(response, "1.5", timeout=2), responses))
@@ -299,7 +299,7 @@ def children(pid):
 
 
 def alive_in_group(group):
-    """Processes of the group; a zombie that waits for init counts only where its parent still lives."""
+    """Processes of the group, without zombies that only wait for init."""
     listed = subprocess.run(["ps", "-eo", "pgid=,ppid=,stat="], capture_output=True, text=True).stdout
     rows = [row.split() for row in listed.splitlines()]
     return [row for row in rows if row[0] == str(group) and not (row[1] == "1" and row[2].startswith("Z"))]
@@ -309,10 +309,10 @@ def alive_in_group(group):
 def test_nothing_is_left_behind(tmp_path, end):
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, "program.py", end.split()[-1]]
-    # The group's processes: whatever the program starts, and starts in turn, unless it leaves the group.
+    # The group holds the program and all its descendants, unless one leaves the group.
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     program = subprocess.Popen(command, cwd=tmp_path, **pipes, text=True, start_new_session=True)
-    assert program.stdout.readline() == "1.0 []\n"  # nothing heavy in the calling process
+    assert program.stdout.readline() == "1.0 []\n"  # the calling process imports nothing heavy
     if end != "exit":
         time.sleep(0.5)
         assert children(program.pid)
@@ -328,7 +328,7 @@ def test_a_broken_math_verify_is_an_error_and_no_verdict(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "math_verify.py").write_text(
         "raise ImportError('no antlr here')"
-    )  # the program's directory comes first
+    )  # the program's directory is first on the path
     run = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert run.returncode == 1
     assert "RuntimeError: verifier: its math-verify processes do not work here" in run.stderr
@@ -390,7 +390,7 @@ def test_a_ground_truth_of_another_type_is_read_as_text(reference):
 @pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_in_a_ray_worker_it_judges_and_is_not_held_up():
-    """Where verl calls it: in a thread of an actor, whose main module is Ray's."""
+    """As in verl, the call comes from a thread of a Ray actor, whose main module is Ray's."""
     import ray
 
     class RewardWorker:

@@ -1,18 +1,19 @@
-"""What a step of CAST costs beside a step of verl's own GRPO, turn by turn inside one real verl run. Not a test.
+"""Cost of a CAST step relative to a step of verl's own GRPO, alternating inside one real verl run. Not a test.
 
     cd tests/benchmarks
-    python bench_steps.py --list                                      the points and what each is
+    python bench_steps.py --list                                      lists the points
     python bench_steps.py                                             the point `base`, a tiny model
     python bench_steps.py base lora response_long+context_same        several runs; + joins points
-    python bench_steps.py --model DIR --rounds 8 --out FILE base      a real model; JSON lines, one for each run
+    python bench_steps.py --model DIR --rounds 8 --out FILE base      a real model; one JSON line per run
     python bench_steps.py base actor_rollout_ref.actor.optim.lr=1e-5  verl settings come last and win
 
-All arms share a run: its processes, engine, weights, prompts (the same in every step) and policy loss (`cast`, which
-costs GRPO no more than verl's `vanilla`). Every response has all its tokens (ignore_eos), so all steps have the same
-shape; mixed lengths are left out. The learning rate is tiny, yet moves the weights; the teacher is the snapshot from
-before the first step, so the seconds of taking a snapshot are left out. The first rounds are dropped. A round holds
-one step of each arm (bench_trainer.py); ratios are taken within rounds. Without a GPU the run is the CPU platform's;
-with one it is verl's own, in float32 all the same.
+All arms share a run: its processes, engine, weights, policy loss and prompts, which are the same in every step. The
+policy loss is `cast`, which costs GRPO no more than verl's `vanilla`. Every response has its full length (ignore_eos),
+so all steps have the same shape. Mixed lengths are not measured. The learning rate is tiny but moves the weights. The
+teacher is the snapshot from before the first step, so the time of taking a snapshot is not measured.
+
+A round holds one step of each arm (bench_trainer.py), and ratios are taken within rounds. The first rounds are warm-up
+and are dropped. Without a GPU the run uses the CPU platform. With a GPU it uses verl's own platform, also in float32.
 """
 
 import argparse
@@ -44,12 +45,12 @@ MIB, GIB = 2**20, 2**30
 
 
 class BenchError(Exception):
-    """A run that measured something else than it says; the message says what."""
+    """A run did not measure what its point and its arms stand for. The message names the difference."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What every step of a run has to do."""
+    """The work of every step of a run."""
 
     prompts: int = 4
     responses: int = 8  # of each prompt
@@ -83,7 +84,7 @@ class Workload:
             f"{ROLLOUT}.max_model_len={MAX_PROMPT + self.length}",
             "trainer.save_freq=-1",
             f"trainer.total_training_steps={steps}",
-            f"trainer.total_epochs={steps}",  # the data are one batch
+            f"trainer.total_epochs={steps}",  # the data hold one batch
         ]
         if self.dynamic:
             tokens = self.micro_batch * (MAX_PROMPT + self.length)
@@ -128,7 +129,7 @@ POINTS: dict[str, dict] = {  # each changes the base in one respect
 
 
 def workload(name: str) -> Workload:
-    """Of a point's name, or of several joined by +.
+    """The workload of a point, or of several points joined by +.
 
     Raises:
         BenchError: an unknown name, or two points that set the same thing.
@@ -147,7 +148,7 @@ def workload(name: str) -> Workload:
 
 
 def write_data(path: Path, prompts: int) -> None:
-    """One batch of prompts with a chat template's messages."""
+    """Write one batch of prompts as chat messages."""
     import pandas as pd
 
     rows = [
@@ -163,7 +164,7 @@ def write_data(path: Path, prompts: int) -> None:
 
 
 def write_model(path: Path, layers: int, width: int) -> None:
-    """A Qwen3 with tiny's tokenizer; heads of 32."""
+    """Write a Qwen3 with the tokenizer of tests/support/tiny.py and heads of width 32."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     settings = {
@@ -188,7 +189,7 @@ def run_point(
     """Run verl in `directory` and read its steps (`read_steps`).
 
     Raises:
-        BenchError: the run failed, or an arm did not do what it is named after.
+        BenchError: the run failed, or an arm did not do what its name says.
     """
     work, steps = workload(name), rounds * len(arms)
     tiny.write(directory)
@@ -198,7 +199,7 @@ def run_point(
     write_data(directory / "batch.parquet", work.prompts)
     settings = work.overrides(directory / "batch.parquet", model or directory / "model", steps)
     environment = {"VERL_USE_EXTERNAL_MODULES": "bench_trainer", "BENCH_ARMS": ",".join(arms)}
-    # Else Ray gives every actor one thread. As in the quick start.
+    # Otherwise Ray gives every actor one thread. The quick start sets this too.
     environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
     environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     if torch.cuda.is_available():
@@ -225,7 +226,7 @@ def run_point(
 
 
 def _show_steps(name: str, directory: Path, arms: tuple[str, ...], steps: int, ended: threading.Event) -> None:
-    """Print every step as verl's metrics file gets it."""
+    """Print each step once it is in verl's metrics file."""
     seen, started = 0, time.monotonic()
     while not ended.wait(1):
         path = directory / "metrics.jsonl"
@@ -239,10 +240,10 @@ def _show_steps(name: str, directory: Path, arms: tuple[str, ...], steps: int, e
 
 
 def read_steps(metrics: Sequence[Mapping[str, float]], arms: tuple[str, ...]) -> list[dict]:
-    """verl's metrics of each step -> {"step", "round", "arm", "seconds": by stage, "bytes", "metrics": the evidence}.
+    """Each step's {"step", "round", "arm", "seconds": by stage, "bytes", "metrics": evidence}, from verl's metrics.
 
-    `seconds` has verl's stages, `step` (all of them and what lies between), `training` (step without gen) and
-    `after_step` (verl's metrics, after what it calls the step).
+    `seconds` holds verl's stages, and `step`, `training` and `after_step`. `step` is all stages and the time between
+    them. `training` is `step` without gen. `after_step` is the time of verl's metrics, which follow its step.
     """
     steps = []
     for number, data in enumerate(metrics, start=1):
@@ -262,7 +263,7 @@ def read_steps(metrics: Sequence[Mapping[str, float]], arms: tuple[str, ...]) ->
 
 
 def check(steps: Sequence[Mapping], length: int) -> None:
-    """Every arm did what it is named after, and all steps had the same shape.
+    """Check that every arm did what its name says, and that all steps had the same shape.
 
     Raises:
         BenchError: names the step.
@@ -299,8 +300,8 @@ def summarize(steps: Sequence[Mapping], warmup: int) -> dict:
 
     Returns:
         {"rounds": counted, "seconds": {arm: {stage: spread}}, "bytes": {arm: {name: largest}}, "one_pass": {arm: CAST's
-        own metric}, "ratios": {arm: {"step", "training": spread}}}: ratios to the GRPO step of the same round, of every
-        other arm.
+        own metric}, "ratios": {arm: {"step", "training": spread}}}. `ratios` compares every other arm with the GRPO
+        step of the same round.
 
     Raises:
         BenchError: no whole round is left.
@@ -319,7 +320,7 @@ def summarize(steps: Sequence[Mapping], warmup: int) -> dict:
         seconds[arm] = {stage: spread([turn["seconds"].get(stage, 0.0) for turn in turns]) for stage in stages}
         names = {name: None for turn in turns for name in turn["bytes"]}
         memory[arm] = {name: max(turn["bytes"].get(name, 0) for turn in turns) for name in names}
-        paths[arm] = turns[0]["metrics"].get("cast/one_pass")  # of all, says check
+        paths[arm] = turns[0]["metrics"].get("cast/one_pass")  # `check` ensures that all turns agree
         if arm != GRPO and GRPO in by_arm:
             pairs = list(zip(turns, by_arm[GRPO], strict=True))  # both in the order of the rounds
             ratios[arm] = {
@@ -331,7 +332,7 @@ def summarize(steps: Sequence[Mapping], warmup: int) -> dict:
 
 
 def table(summary: Mapping) -> str:
-    """The summary for people: a column for each arm; seconds are medians (smallest to largest)."""
+    """The summary as text, with a column for each arm. Seconds are medians (smallest to largest)."""
     arms = [arm for arm in ARMS if arm in summary["seconds"]]
     lines = [f"{summary['rounds']} rounds".ljust(26) + "".join(TITLES[arm].rjust(28) for arm in arms)]
 
@@ -368,7 +369,7 @@ def table(summary: Mapping) -> str:
 
 
 def machine() -> dict:
-    """Where and on what the numbers are taken; `load` is the average of the minute before."""
+    """The machine and the versions. `load` is the load average of the last minute."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
     )
@@ -420,7 +421,7 @@ def _made(work: Workload) -> str:
 
 
 def _measured(name: str, arms: tuple[str, ...], overrides: list[str], arguments: argparse.Namespace) -> bool:
-    """One point, printed and written; False where it failed."""
+    """Measure one point, print it, and write it to --out. Returns False if it failed."""
     kept = None if arguments.keep is None else (arguments.keep / name).resolve()
     directory = kept or Path(tempfile.mkdtemp(prefix="bench_steps_"))
     shutil.rmtree(directory, ignore_errors=True)
@@ -434,7 +435,7 @@ def _measured(name: str, arms: tuple[str, ...], overrides: list[str], arguments:
         summary = summarize(steps, arguments.warmup)
     except BenchError as error:
         print(f"{name}: FAILED: {error}", file=sys.stderr)
-        return False  # its directory stays, to look at
+        return False  # its directory stays for inspection
     if kept is None:
         shutil.rmtree(directory)
     work = workload(name)

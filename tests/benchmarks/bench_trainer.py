@@ -1,11 +1,15 @@
 """The turns of bench_steps.py inside one real verl run, loaded through VERL_USE_EXTERNAL_MODULES.
 
-$BENCH_ARMS names the arms; without it nothing happens. Every training step is the turn of one arm (`arm_of_step`). In a
-turn of GRPO every stage that the self-teacher's trainer changes is verl's own again, and verl's estimator is `grpo`.
-Three things are the same in all arms: the policy loss, which is built into the workers; the waiting for responses,
-asked for every 0.1 s in place of verl's 2 s, which would round the seconds of `gen`; and after every step the peaks of
-memory are read and reset. They go with the arm into verl's metrics as `bench/*`; of verl's own metrics only the
-accelerator's peaks change, which are now those of one step.
+$BENCH_ARMS names the arms; without it this module does nothing. Every training step is the turn of one arm
+(`arm_of_step`). In a turn of GRPO the self-teacher's trainer runs verl's own stages, and the estimator is `grpo`.
+
+Three things are the same in all arms:
+* The policy loss is built into the workers.
+* The trainer polls for responses every 0.1 s. verl's own 2 s would round the seconds of `gen`.
+* The memory peaks are read and reset after every step.
+
+The peaks and the arm are added to verl's metrics as `bench/*`. Of verl's own metrics only the accelerator's peaks
+change: they now cover one step.
 """
 
 import contextlib
@@ -23,9 +27,10 @@ POLL_SECONDS = 0.1
 
 
 def arm_of_step(step: int, arms: tuple[str, ...]) -> str:
-    """Whose turn training step `step` (from 1) is: rounds of one turn each, every other round in the opposite order.
+    """The arm of training step `step` (from 1).
 
-    So no arm always comes first, and what drifts evenly hits all arms alike.
+    A round holds one turn of each arm. Every other round reverses the order. So no arm always comes first, and a steady
+    drift affects all arms alike.
     """
     number, place = divmod(step - 1, len(arms))
     return arms[place] if number % 2 == 0 else arms[-1 - place]
@@ -33,7 +38,7 @@ def arm_of_step(step: int, arms: tuple[str, ...]) -> str:
 
 @contextlib.contextmanager
 def turn(trainer, arm: str):
-    """The trainer as the arm has it, for one step."""
+    """Set up the trainer for one step of the arm."""
     algorithm, because = trainer.config.algorithm, trainer._two_passes_because
     stock = algorithm.adv_estimator
     if arm == GRPO:
@@ -47,7 +52,7 @@ def turn(trainer, arm: str):
 
 
 def let_grpo_through(mixin: type, is_grpo) -> None:
-    """Every method that `mixin` overrides is the overridden one where `is_grpo(self)`; what it adds is left alone."""
+    """Where `is_grpo(self)`, bypass the overrides of `mixin`. Methods that `mixin` adds are unchanged."""
 
     def either(name, own):
         @functools.wraps(own)
@@ -94,7 +99,7 @@ def _install_turns(arms: tuple[str, ...], trainer_base) -> None:
     def compute_metrics_and_memory(self, batch, metrics, timing_raw, **kwargs):
         started = time.perf_counter()
         compute_metrics(self, batch, metrics, timing_raw, **kwargs)
-        # verl's `step` ends before this; shown, so that no arm can move work out of sight.
+        # verl's `step` ends before this. The metric shows work that an arm moves here.
         metrics["bench/after_step_s"] = time.perf_counter() - started
         metrics["bench/arm"] = ARMS.index(arm_of_step(self.global_steps, arms))
         ranks = self.actor_rollout_wg.bench_memory()
@@ -106,7 +111,7 @@ def _install_turns(arms: tuple[str, ...], trainer_base) -> None:
 
 
 def _install_bypass(arms: tuple[str, ...], cast_trainer) -> None:
-    def is_grpo(trainer) -> bool:  # before the first step: the set-up, which is CAST's
+    def is_grpo(trainer) -> bool:  # the set-up before the first step is CAST's
         step = getattr(trainer, "global_steps", 0)
         return step > 0 and arm_of_step(step, arms) == GRPO
 

@@ -1,15 +1,19 @@
-"""What the advantage of CAST costs on a CPU, and what its metrics do: beside a copy and verl's own GRPO. Not a test.
+"""CPU cost of CAST's advantages and of their metrics, beside a copy and verl's own GRPO. Not a test.
 
     python tests/benchmarks/measure_advantage.py [ROWS TOKENS]
 
-Fixed data: every row of the batch as verl hands it over (rewards and log-probs float32, mask int64), groups of 8,
-lengths from an eighth to all of TOKENS, the paper's settings. Prints medians and spread of interleaved rounds, ratios
-to the copy of one (ROWS, TOKENS) float32 tensor in the same run, and the peak of extra memory in such tensors.
+The data are fixed: a batch as verl passes it (rewards and log-probs float32, mask int64), in groups of 8. Lengths are
+an eighth to all of TOKENS, and the settings are the paper's. The script prints medians and spreads of interleaved
+rounds, and the peak of extra memory. The unit is one (ROWS, TOKENS) float32 tensor: its copy in the same run, or its
+size.
 
-A copy that gets its memory from the system pays for the pages; one whose memory was freed just before does not, and is
-several times as fast. So all is measured both ways: `fresh` (before every call the allocator gives back to the system
-what it holds, as where a batch's tensors stay until the step ends) and `recycled`. Other work on the machine spoils it
-all: run it alone.
+A copy into new pages of the system is several times slower than a copy into just-freed memory. So everything is
+measured both ways:
+* `fresh`: the allocator returns its free memory to the system before every call. In training, tensors that stay until
+  the step ends have this effect.
+* `recycled`: the allocator reuses freed memory.
+
+Other work on the machine distorts the numbers, so run the script alone.
 """
 
 import ctypes
@@ -32,7 +36,7 @@ ROUNDS, GROUP = 11, 8
 
 
 def work(rows: int, length: int) -> dict[str, Callable[[], Any]]:
-    """What is measured, by name."""
+    """The measured calls, by name."""
     generator = torch.Generator().manual_seed(0)
     old = -torch.rand(rows, length, generator=generator)
     teacher = old + 0.3 * torch.randn(rows, length, generator=generator)
@@ -58,7 +62,7 @@ def work(rows: int, length: int) -> dict[str, Callable[[], Any]]:
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:
-    """The most that the tensors made inside the call hold at one time, its result among them."""
+    """Peak bytes of the tensors made inside the call, including its result."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = call()
     del result

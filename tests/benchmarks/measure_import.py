@@ -1,11 +1,14 @@
-"""What the plugin adds to `import verl`: fresh processes, interleaved with and without it.
+"""Time that the plugin adds to `import verl`, in fresh processes, interleaved with and without it.
 
     python tests/benchmarks/measure_import.py [ROUNDS]
 
-Prints the milliseconds of the plugin's own import on top of an imported verl (the bound is 50), the same where verl's
-modules of one kind of process are imported too, so that the plugin's hooks on them run as well, and the whole
-`import verl` with and without the plugin side by side. Of the wall clock; of the process's own time in the lines that
-say so, which other processes on the machine disturb less.
+The script prints milliseconds of three things:
+* the plugin's own import after `import verl` (the bound is 50);
+* the same import after verl's modules of one kind of process, so that the plugin's hooks on them run too;
+* the whole `import verl`, with and without the plugin.
+
+Times are wall clock, except in the lines marked "own time". Those are process time, which other processes on the
+machine disturb less.
 """
 
 import os
@@ -20,7 +23,7 @@ import verl_cast.plugin
 print(1000 * (time.{clock}() - start))
 assert not verl_cast.plugin.problems
 """
-# What verl itself imports there, of what has hooks. Left out: the server of vLLM and its workers.
+# The modules with hooks that verl itself imports in each process. vLLM's server and its workers are left out.
 PROCESSES = {
     "any process": "verl",
     "driver": "verl, verl.trainer.main_ppo, verl.utils.config",

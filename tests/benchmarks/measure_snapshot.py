@@ -1,11 +1,16 @@
-"""What the self-teacher's weights cost: seconds of a refresh and of a swap, in and out. Not a test.
+"""Cost of the self-teacher's weights: seconds of a refresh, and of a swap in and out. Not a test.
 
     python tests/benchmarks/measure_snapshot.py [ROUNDS]
 
-The parameters are those of SmolLM2-135M in float32, plain, or a LoRA adapter of rank 32 on all linear layers; the model
-computes nothing. Interleaved rounds of: one plain copy of the trainable shard into memory that is there already (the
-unit), a refresh, a move of the average, a swap in and out, and the swap as it was before host_copy.py: tensor by tensor
-through a fresh allocation. A swap in and out copies every byte four times, a refresh once.
+The parameters have the shapes of SmolLM2-135M in float32. With LoRA they are a rank-32 adapter on all linear layers.
+The model computes nothing. Every round measures:
+* a plain copy of the trainable shard into existing memory, which is the unit;
+* a refresh of the snapshot;
+* a move of the average;
+* a swap in and out;
+* the earlier swap, from before verl_cast/teacher/host_copy.py: tensor by tensor through a fresh allocation.
+
+A swap in and out copies every byte four times, a refresh once.
 """
 
 import statistics
@@ -54,7 +59,7 @@ def module(lora: bool) -> torch.nn.Module:
 
 @torch.no_grad()
 def earlier_swap(live: dict[str, torch.Tensor], host: dict[str, torch.Tensor]) -> None:
-    """As in the versions before host_copy.py, in and out."""
+    """The swap in and out as it was before verl_cast/teacher/host_copy.py."""
     for names in (list(live), reversed(list(live))):
         for name in names:
             outgoing = live[name].to("cpu", copy=True)

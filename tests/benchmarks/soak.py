@@ -1,16 +1,18 @@
-"""A long real run of the tiny model with everything that could leak on watch: memory, files, sockets, threads.
+"""A long real run of the tiny model that looks for leaks of memory, files, sockets and threads.
 
     cd tests/benchmarks
     python soak.py DIR                                 300 steps of CAST through Ray, FSDP2 and vLLM on the CPU
-    python soak.py DIR2 --adv grpo                     its twin: what grows there too is verl's own
-    python soak.py DIR --resume-plot --twin DIR2       verdict and picture again from the samples, with the twin's
+    python soak.py DIR2 --adv grpo                     its twin: growth that it shares is verl's own
+    python soak.py DIR --resume-plot --twin DIR2       verdict and picture from existing samples and the twin's
 
-Further arguments are verl settings that come last (+algorithm.cast.teacher.refresh_interval=5). Run it alone on the
-machine where you can: memory does not care, the pace does. DIR gets samples.jsonl, metrics.jsonl (verl's own),
-output.log and soak.png.
+Further arguments are verl settings that come last (+algorithm.cast.teacher.refresh_interval=5). Other work on the
+machine changes the pace, not the memory, so run it alone where you can. DIR gets samples.jsonl, metrics.jsonl (verl's
+own), output.log and soak.png.
 
-Exit status: 0 nothing grew beyond the bounds below; 1 something did, or processes were left behind; 2 the run failed
-or stalled.
+Exit status:
+* 0: nothing grew beyond the bounds below.
+* 1: something did, or processes were left behind.
+* 2: the run failed or stalled.
 """
 
 import argparse
@@ -31,17 +33,17 @@ import tiny
 from verl_run import command_and_environment
 
 MIB = 2**20
-# What may grow per 100 steps and still be no leak, for every kind of process and for the whole tree. A step of this run
-# makes about 0.2 MiB of tensors (16 responses), so a batch that is never freed grows by 20 MiB in 100 steps; Python's
-# and torch's own housekeeping stays well below the bounds. Growth must also stand out of the noise: see `grows`.
+# Growth per 100 steps up to these bounds is no leak. They are for each kind of process and for the whole tree.
+# A step of this run makes about 0.2 MiB of tensors (16 responses). Unfreed batches add 20 MiB in 100 steps.
+# Python's and torch's own housekeeping stays well below the bounds. Growth must also exceed the noise: see `grows`.
 BOUNDS = {"uss": 8 * MIB, "fds": 1.0, "sockets": 1.0, "threads": 1.0, "processes": 0.5}
 TREE_BOUNDS = {"uss": 24 * MIB, "fds": 3.0, "sockets": 3.0, "threads": 3.0, "processes": 1.0}
 # Shared memory that the tree maps (Ray's object store, torch); Ray's session directory is mostly logs.
 MACHINE_BOUNDS = {"shm_held": 8 * MIB, "shm_files": 1.0, "session_dir": 16 * MIB, "output_log": 16 * MIB}
 IN_MIB = {"uss", "rss", "shm_held", "shm_all", "session_dir", "output_log"}
-# Below this a slope is the warm-up's.
+# With fewer steps, a slope shows only the warm-up.
 MIN_STEPS = 60
-NAMES = {  # what Ray and vLLM call their processes, and what they are here
+NAMES = {  # process names of Ray and vLLM, and the names in our tables
     "WorkerDict": "actor worker",
     "TaskRunner": "TaskRunner (trainer)",
     "TaskRunnerV1": "TaskRunner (trainer)",
@@ -56,8 +58,10 @@ NAMES = {  # what Ray and vLLM call their processes, and what they are here
 
 
 class Tree:
-    """The processes of one run: the driver's children, and whatever else carries the run's mark in its environment
-    (daemons whose parent has gone)."""
+    """The processes of one run: the driver's children, and all others with the run's mark in their environment.
+
+    The others are daemons whose parent has ended.
+    """
 
     MARK = "CAST_SOAK_RUN"
 
@@ -68,7 +72,7 @@ class Tree:
         self.shm_names: set[str] = set()
 
     def processes(self) -> dict[psutil.Process, str]:
-        """Those alive, with the kind of each."""
+        """The live processes, with the kind of each."""
         children = set()
         for parent in list(self.ours):
             try:
@@ -145,7 +149,7 @@ def _links(directory: str) -> list[str]:
 
 
 def shm_maps(pid: int) -> dict[tuple[str, str], int]:
-    """Files of /dev/shm, deleted ones too, that a process maps: resident bytes by path and inode."""
+    """Resident bytes of the /dev/shm files that a process maps, by path and inode. Deleted files count too."""
     held, current = {}, None
     with open(f"/proc/{pid}/maps") as maps:
         if "/dev/shm/" not in maps.read():
@@ -185,7 +189,7 @@ def sample(tree: Tree, directory: Path) -> dict:
             for key, size in shm_maps(process.pid).items():
                 held[key] = max(held.get(key, 0), size)
                 tree.shm_names.add(key[0])
-        except (psutil.Error, OSError):  # gone while we looked
+        except (psutil.Error, OSError):  # the process has ended meanwhile
             continue
     shm = os.statvfs("/dev/shm")
     return {
@@ -195,7 +199,7 @@ def sample(tree: Tree, directory: Path) -> dict:
         "machine": {
             "shm_held": sum(held.values()),
             "shm_files": len(held),
-            "shm_all": (shm.f_blocks - shm.f_bfree) * shm.f_frsize,  # of the machine: other runs count too
+            "shm_all": (shm.f_blocks - shm.f_bfree) * shm.f_frsize,  # the whole machine, other runs included
             "session_dir": directory_bytes(session_directory(list(processes))),
             "output_log": (directory / "output.log").stat().st_size,
         },
@@ -214,7 +218,7 @@ def last_step(directory: Path) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Start the run and sample it to its end; the driver's exit status, or None where it stalled."""
+    """Start the run and sample it to its end. Returns the driver's exit status."""
     directory = args.directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
     for name in ("samples.jsonl", "metrics.jsonl", "end.json"):
@@ -236,7 +240,7 @@ def run(args: argparse.Namespace) -> int:
     began = moved = said = time.time()
     step = 0
     with open(directory / "output.log", "w") as log, open(directory / "samples.jsonl", "w") as samples:
-        # A session of its own: Ctrl-C ends this script, which then ends the run in order.
+        # The driver has its own session: Ctrl-C ends only this script, which then ends the run in order.
         driver = subprocess.Popen(
             command, cwd=directory, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -271,7 +275,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def end(driver: subprocess.Popen, tree: Tree, patience: float = 60) -> list[str]:
-    """End the driver if it still runs, wait for its tree to go, and end what is left of it; returns the kinds left."""
+    """End the driver if it still runs, wait for its tree, and kill the rest. Returns the kinds of the rest."""
     if driver.poll() is None:
         tree.processes()
         driver.send_signal(signal.SIGINT)
@@ -292,7 +296,7 @@ def end(driver: subprocess.Popen, tree: Tree, patience: float = 60) -> list[str]
 
 
 def theil_sen(x: np.ndarray, y: np.ndarray) -> float:
-    """Median of the slopes between all pairs: up to 29 per cent of the points may be anything."""
+    """Median of the slopes between all pairs. It is robust to outliers in up to 29 per cent of the points."""
     if len(x) > 600:
         pick = np.linspace(0, len(x) - 1, 600).astype(int)
         x, y = x[pick], y[pick]
@@ -316,21 +320,23 @@ class Series:
         self.noise = 1.4826 * float(np.median(np.abs(residual - np.median(residual)))) if len(self.y) else 0.0
 
     def grows(self, bound: float) -> bool:
-        """Faster than the bound, and over the window by more than three times the scatter about the line, both by the
-        line and from one end to the other."""
+        """Whether the number grows faster than the bound, and by more than the noise.
+
+        Both the rise of the line and the difference of the ends must exceed three times the scatter.
+        """
         rise = self.per_100 / 100 * float(np.ptp(self.x)) if len(self.x) else 0.0
         return self.per_100 > bound and min(rise, self.end - self.start) > 3 * self.noise
 
 
 def read(directory: Path) -> tuple[dict[str, dict[str, Series]], dict[str, tuple[list, list]], int]:
-    """Series by process kind ("all" and "machine" too) and number; memory curves for the picture; the last step."""
+    """The series by process kind (with "all" and "machine") and number, the curves for the picture, the last step."""
     samples = [json.loads(line) for line in (directory / "samples.jsonl").read_text().splitlines()]
     last = last_step(directory)
     # The run is shutting down once its last step is logged.
     samples = [s for s in samples if 1 <= s["step"] < last]
     points: dict = defaultdict(lambda: defaultdict(lambda: ([], [])))
     kinds = sorted({p["kind"] for s in samples for p in s["processes"]})
-    # Samples that share a step are spread over it, by their time.
+    # Samples of one step are spread evenly over it, in order of time.
     at_step = Counter(s["step"] for s in samples)
     seen: Counter = Counter()
     for s in samples:
@@ -366,7 +372,7 @@ def verdict(directory: Path, twin: Path | None) -> int:
         return text
 
     def grows(kind: str, name: str, bound: float) -> bool:
-        """Beyond the bound, and beyond what the twin's grows: that is Ray's, vLLM's or verl's own."""
+        """Whether growth exceeds the bound and the twin's growth, which comes from Ray, vLLM or verl."""
         expected = other[kind][name].per_100 if name in other.get(kind, {}) else 0.0
         return series[kind][name].grows(bound) and series[kind][name].per_100 > expected + bound
 
@@ -392,7 +398,7 @@ def verdict(directory: Path, twin: Path | None) -> int:
         grown += [f"{name}: {cell('machine', name)}{unit}"] if over else []
     print(pace(directory, last))
     if state.get("shm"):
-        # One set a run, whatever its length; vLLM's message queues, say, where Ray kills the engine.
+        # A run of any length leaves one set: for example vLLM's message queues, when Ray kills the engine.
         files = ", ".join(f"{name} ({size / MIB:.1f} MiB)" for name, size in state["shm"].items())
         print(f"left in /dev/shm by this run: {files}")
     if state.get("left"):
