@@ -1,30 +1,30 @@
-# What all run_qwen3_*.sh share; they source it. It has the method, the ablation, and the values of the run that was
-# evaluated as CAST (Qwen3-4B, 300 steps). Every departure from that run is commented where it is made.
+# All run_qwen3_*.sh source this file. It has the method, the ablation, and the values of the evaluated CAST run
+# (Qwen3-4B, 300 steps). A comment marks every departure from that run.
 # shellcheck shell=bash disable=SC2034
 #
-# The script that sources it sets SIZE, ENGINE, LORA, MODEL_PATH, ROLLOUT_TP, GPU_MEMORY; at its end it calls `train`.
+# The sourcing script sets SIZE, ENGINE, LORA, MODEL_PATH, ROLLOUT_TP and GPU_MEMORY. At its end it calls `train`.
 #
-# Toggles, all from the environment, with their defaults:
-METHOD=${METHOD:-cast}       # cast grpo opsd grpo_opsd rlsd rlrt; nothing else changes with it
-ABLATION=${ABLATION:-none}   # of METHOD=cast; the list is below
-DATA_DIR=${DATA_DIR:-$PWD/data} # what `verl-cast data` wrote
-OUT_DIR=${OUT_DIR:-$PWD/runs}   # a directory per experiment is made in it (on a cluster: where every node sees it)
+# Toggles come from the environment. Their defaults:
+METHOD=${METHOD:-cast}       # cast grpo opsd grpo_opsd rlsd rlrt; it changes nothing else
+ABLATION=${ABLATION:-none}   # of METHOD=cast; listed below
+DATA_DIR=${DATA_DIR:-$PWD/data} # written by `verl-cast data`
+OUT_DIR=${OUT_DIR:-$PWD/runs}   # gets a directory per experiment (on a cluster: visible to every node)
 NGPUS=${NGPUS:-8}            # per node
 NNODES=${NNODES:-1}
 STEPS=${STEPS:-300}
-SEED=${SEED:-1}              # of the order of the data
-VALIDATE_EVERY=${VALIDATE_EVERY:--1} # steps between validations; -1: never, `verl-cast evaluate` does it better
+SEED=${SEED:-1}              # of the data order
+VALIDATE_EVERY=${VALIDATE_EVERY:--1} # steps between validations; -1: never (prefer `verl-cast evaluate`)
 WANDB=${WANDB:-0}            # 1: also log to Weights & Biases
-DRY_RUN=${DRY_RUN:-0}        # 1: print verl's command, an argument a line, and start nothing
+DRY_RUN=${DRY_RUN:-0}        # 1: print verl's command, one argument per line, and start nothing
 
 refuse() {
   echo "$(basename "$0"): $*" >&2
   exit 2
 }
 
-# 1. The method. cast_trainer, the packaged config, has a group of settings for each, all at their defaults; ABLATION
-#    changes those of CAST. The teachers of opsd, grpo_opsd and rlsd read the reference answer (of DAPO-Math-17K: the
-#    final answer, as there are no solutions), rlrt's a correct response of the same group; CAST's reads neither.
+# 1. The method. The packaged config cast_trainer has a settings group per method, with all defaults. ABLATION changes
+#    CAST's group. The teachers of opsd, grpo_opsd and rlsd read the reference answer. DAPO-Math-17K has final answers
+#    and no solutions. rlrt's teacher reads a correct response of the same group. CAST's teacher reads neither.
 case $METHOD in
   cast | grpo | opsd | grpo_opsd | rlsd | rlrt) ;;
   *) refuse "METHOD=$METHOD is unknown; use cast, grpo, opsd, grpo_opsd, rlsd or rlrt." ;;
@@ -47,7 +47,7 @@ esac
   refuse "ABLATION=$ABLATION is an ablation of CAST; use METHOD=cast, or ABLATION=none with METHOD=$METHOD."
 ALGORITHM=(algorithm.adv_estimator="$METHOD" "${CHANGES[@]/#/algorithm.cast.}")
 
-# A run goes on from the newest checkpoint of its EXPERIMENT: name one yourself with other seeds or settings.
+# A run resumes from the newest checkpoint of its EXPERIMENT. Set EXPERIMENT yourself for other seeds or settings.
 case $LORA in
   1) PARAMETERS=lora ;;
   0) PARAMETERS=full ;;
@@ -58,7 +58,7 @@ NAME=qwen3_${SIZE}_${ENGINE}_${PARAMETERS}_$METHOD
 EXPERIMENT=${EXPERIMENT:-$NAME}
 RUN_DIR=$OUT_DIR/$EXPERIMENT
 
-# 2. Data: DAPO-Math-17K, two prompts a step, Qwen3's chat template without thinking. Longer prompts are left out.
+# 2. Data: DAPO-Math-17K, two prompts per step, Qwen3's chat template without thinking. Longer prompts are left out.
 DATA=(
   data.train_files="$DATA_DIR/dapo_math_17k.parquet"
   data.val_files="$DATA_DIR/aime24.parquet"
@@ -70,8 +70,8 @@ DATA=(
   +data.apply_chat_template_kwargs.enable_thinking=False
 )
 
-# 3. Sampling. Not here: the evaluated run's presence penalty of 0.2, which verl has no key for. vLLM shares the GPUs
-#    with training, and gives its memory back while the policy is updated. ROLLOUT_TP: GPUs of one vLLM engine.
+# 3. Sampling. Departure: the evaluated run had a presence penalty of 0.2, for which verl has no key. vLLM shares the
+#    GPUs with training and frees its memory during the update. ROLLOUT_TP is the number of GPUs per vLLM engine.
 SAMPLING=(
   actor_rollout_ref.rollout.name=vllm
   actor_rollout_ref.rollout.tensor_model_parallel_size="$ROLLOUT_TP"
@@ -80,24 +80,24 @@ SAMPLING=(
   actor_rollout_ref.rollout.temperature=0.7
   actor_rollout_ref.rollout.top_p=0.95
   actor_rollout_ref.rollout.top_k=20
-  actor_rollout_ref.rollout.val_kwargs.do_sample=True # validation as in the paper's evaluation, but for its 32k tokens
+  actor_rollout_ref.rollout.val_kwargs.do_sample=True # validation as in the paper's evaluation, except its 32k tokens
   actor_rollout_ref.rollout.val_kwargs.temperature=0.7
   actor_rollout_ref.rollout.val_kwargs.top_p=0.8
   actor_rollout_ref.rollout.val_kwargs.top_k=20
 )
 
-# 4. Reward: math equivalence, 0 or 1. The answer counts where it starts within the last 5 % of the response's tokens, as
-#    the model's own tokenizer counts them.
+# 4. Reward: math equivalence, 0 or 1. An answer counts if it starts within the last 5 % of the response's tokens. The
+#    model's own tokenizer counts them.
 REWARD=(
   reward.custom_reward_function.path=pkg://verl_cast.verifier
   reward.custom_reward_function.name=compute_score
   +reward.custom_reward_function.reward_kwargs.tokenizer="$MODEL_PATH"
 )
 
-# 5. Objective: the same for every method but for the loss. CAST's is GRPO's without the dual clip. Both are the same where
-#    the ratio is 1, as here: the whole batch is one optimizer step. The mean is over the tokens of a response, then over
-#    responses. Not here: the evaluated run left truncated responses out of the loss, which verl has no switch for. Here
-#    they stay in it, graded by the verifier.
+# 5. Objective: the same for every method except for the loss. CAST's loss is GRPO's without the dual clip. Both losses are
+#    equal at ratio 1. The ratio is 1 here, since the whole batch is one optimizer step. The mean is over a response's
+#    tokens, then over responses. Departure: the evaluated run left truncated responses out of the loss. verl has no
+#    switch for that, so they stay in the loss, graded by the verifier.
 OBJECTIVE=(
   actor_rollout_ref.actor.ppo_mini_batch_size=2
   actor_rollout_ref.actor.ppo_epochs=1
@@ -108,19 +108,19 @@ OBJECTIVE=(
   actor_rollout_ref.actor.entropy_coeff=0
 )
 
-# 6. Micro-batches by tokens: two rows of 1024 + 3072, or the longest context that a teacher has (RLRT's shows a second
-#    response). Log-probs, the teacher's too, take the same budget. The GPUs that hold different rows should divide the 16
-#    of a step, or verl adds padding rows.
+# 6. Micro-batches by tokens. The budget fits two rows of 1024 + 3072, or a teacher's longest context (RLRT's shows a
+#    second response). Log-prob passes, including the teacher's, have the same budget. The number of GPUs with different
+#    rows should divide the step's 16 rows, or verl adds padding rows.
 MAX_TOKENS=${MAX_TOKENS:-8192} # of one micro-batch on a GPU
 MICRO_BATCHES=(
   actor_rollout_ref.actor.use_dynamic_bsz=True
   actor_rollout_ref.actor.ppo_max_token_len_per_gpu="$MAX_TOKENS"
 )
 
-# 7. Optimizer: AdamW, 1e-6, warm-up over 5 % of the steps, then down to 1e-7. The two engines have different schedules, so
-#    their scripts set them. The evaluated run's script sets no weight decay; its trainer's default (TRL's) is 0.
+# 7. Optimizer: AdamW at 1e-6, warm-up over 5 % of the steps, then decay to 1e-7. The engines have different schedules, so
+#    their scripts set them. The evaluated run's script sets no weight decay. The default of its trainer (TRL) is 0.
 LR_END=1e-7
-LR_END_RATIO=0.1 # of the first
+LR_END_RATIO=0.1 # of the peak
 OPTIMIZER=(
   actor_rollout_ref.actor.optim.lr=1e-6
   actor_rollout_ref.actor.optim.lr_warmup_steps_ratio=0.05
@@ -128,7 +128,7 @@ OPTIMIZER=(
   actor_rollout_ref.actor.optim.clip_grad=1.0
 )
 
-# 8. LoRA of the evaluated run, on all linear layers. The engines have different keys for it.
+# 8. LoRA as in the evaluated run, on all linear layers. The engines have different keys for it.
 LORA_RANK=64
 LORA_ALPHA=128
 
@@ -148,7 +148,7 @@ TRAINER=(
   trainer.project_name=cast
   trainer.experiment_name="$EXPERIMENT"
   trainer.default_local_dir="$RUN_DIR/checkpoints"
-  # The trainer is a Ray process, on a cluster perhaps on another node: the path travels with the job.
+  # The trainer is a Ray process and may run on another node, so the job carries the path.
   +ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH="$RUN_DIR/metrics.jsonl"
 )
 
@@ -167,7 +167,7 @@ train() {
     printf '%s\n' "$@"
   else
     mkdir -p "$RUN_DIR"
-    # verl starts a new file of metrics at every start; an earlier one is kept beside it.
+    # verl overwrites its metrics file at every start, so an earlier file is renamed.
     local metrics=$RUN_DIR/metrics.jsonl
     if [ -s "$metrics" ]; then mv "$metrics" "$RUN_DIR/metrics_until_$(date +%Y%m%d_%H%M%S).jsonl"; fi
     "$@"

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The paper's main table: trains every method with one of the scripts here, evaluates each and the untrained model (16
-# samples of every problem), and joins the rows.
+# Makes the paper's main table. It trains every method with one of the scripts here. Then it evaluates the trained
+# models and the untrained one (16 samples per problem) and joins the rows.
 #
 #   bash examples/run_main_table.sh                                    all methods with run_qwen3_4b_fsdp.sh
 #   METHODS="grpo cast" bash examples/run_main_table.sh                some of them
 #   SCRIPT=run_qwen3_8b_megatron.sh bash examples/run_main_table.sh    another model or engine
 #   DRY_RUN=1 bash examples/run_main_table.sh                          print the commands, start nothing
 #
-# Needs `verl-cast data`. Arguments go to every training, and the toggles of paper.sh work here too. A loop that was
-# stopped can be started again: finished trainings and samples are not made twice.
+# Run `verl-cast data` first. Arguments go to every training. The toggles of paper.sh work here too. A stopped loop can
+# be restarted: it does not repeat finished trainings and samples.
 set -euo pipefail
 
 SCRIPT=$(dirname "${BASH_SOURCE[0]}")/${SCRIPT:-run_qwen3_4b_fsdp.sh}
@@ -19,7 +19,7 @@ DRY_RUN=${DRY_RUN:-0}
 unset EXPERIMENT # each method has its own
 
 arguments=("$@")
-value() { # METHOD KEY: what the script would train with
+value() { # METHOD KEY: the value that the script would use
   METHOD=$1 DRY_RUN=1 bash "$SCRIPT" "${arguments[@]}" | sed -n "s/^$2=//p" | tail -n 1
 }
 
@@ -32,7 +32,7 @@ data=$(dirname "$(value grpo data.val_files)")
 files=()
 for benchmark in $BENCHMARKS; do
   files+=("$data/$benchmark.parquet")
-  # Better here than after days of training.
+  # Fail here, not after days of training.
   [ "$DRY_RUN" = 1 ] || [ -f "${files[-1]}" ] || { echo "${files[-1]} is missing; see verl-cast data" >&2; exit 1; }
 done
 
@@ -49,7 +49,7 @@ for method in $METHODS; do
   directory=$(value "$method" trainer.default_local_dir)
   steps=$(value "$method" trainer.total_training_steps)
   checkpoint=$directory/global_step_$steps
-  # verl names a checkpoint here when it is whole.
+  # verl writes this file when the checkpoint is complete.
   [ "$(cat "$directory/latest_checkpointed_iteration.txt" 2>/dev/null)" = "$steps" ] || step env METHOD="$method" bash "$SCRIPT" "${arguments[@]}"
   evaluate "$(value "$method" trainer.experiment_name)" "$checkpoint"
 done

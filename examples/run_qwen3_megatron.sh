@@ -3,22 +3,22 @@
 #
 #   bash examples/run_qwen3_megatron.sh                          CAST (Qwen3-4B, all parameters)
 #   SIZE=8b bash examples/run_qwen3_megatron.sh                  another size: 4b or 8b
-#   METHOD=grpo bash examples/run_qwen3_megatron.sh              its twin: the advantage differs
+#   METHOD=grpo bash examples/run_qwen3_megatron.sh              its GRPO twin: the advantage differs
 #   ABLATION=no_flip bash examples/run_qwen3_megatron.sh         an ablation of CAST
 #   bash examples/run_qwen3_megatron.sh trainer.save_freq=50     any of verl's and CAST's settings come last
 #
-# Needs: this repository installed in verl's environment for Megatron (with Megatron-Bridge and TransformerEngine), and
-# `verl-cast data`. paper.sh has the other toggles, the methods and the values of the evaluated run; this script has
-# what belongs to the model and the engine.
+# Install this repository in verl's environment for Megatron (with Megatron-Bridge and TransformerEngine) and run
+# `verl-cast data` first. paper.sh has the other toggles, the methods and the values of the evaluated run. This script
+# has the settings of the model and the engine.
 set -euo pipefail
 
 SIZE=${SIZE:-4b}
 LORA=${LORA:-0} # 0: all parameters; 1: LoRA, see below
 ENGINE=megatron
-# TP: GPUs that share a layer in training.
+# TP: the number of GPUs that share a layer in training.
 case $SIZE in
   4b) TP=${TP:-2} ROLLOUT_TP=${ROLLOUT_TP:-1} GPU_MEMORY=0.5 OFFLOAD=False ;;
-  # Parameters and Adam's moments of this size leave the GPU while vLLM samples.
+  # At this size, parameters and Adam's moments leave the GPU while vLLM samples.
   8b) TP=${TP:-4} ROLLOUT_TP=${ROLLOUT_TP:-2} GPU_MEMORY=0.6 OFFLOAD=True ;;
   *) echo "$(basename "$0"): SIZE=$SIZE is unknown; use 4b or 8b." >&2 && exit 2 ;;
 esac
@@ -28,8 +28,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/paper.sh"
 MODEL=(
   actor_rollout_ref.model.path="$MODEL_PATH"
 )
-# The evaluated run trained an adapter. verl has LoRA for Megatron through Megatron-Bridge (its defaults adapt all
-# linear layers), which needs a GPU. LORA=1 composes but has never run, so all parameters are the default.
+# The evaluated run trained an adapter. verl's LoRA for Megatron uses Megatron-Bridge, which needs a GPU and adapts all
+# linear layers by default. LORA=1 composes but has never run. So the default is to train all parameters.
 if [ "$LORA" = 1 ]; then
   MODEL+=(
     actor_rollout_ref.model.lora.rank="$LORA_RANK"
@@ -38,7 +38,7 @@ if [ "$LORA" = 1 ]; then
   )
 fi
 
-# bfloat16 with float32 master weights in the distributed optimizer; activations are recomputed; the learning rate falls
+# bfloat16 with float32 master weights in the distributed optimizer. Activations are recomputed. The learning rate falls
 # linearly, as in the evaluated run.
 ACTOR=(
   actor_rollout_ref.actor.optim.lr_decay_style=linear

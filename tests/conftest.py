@@ -1,17 +1,17 @@
-"""Shared by all tests: verl's own config, composed as its command line composes it."""
+"""Fixtures for all tests: verl's config, warm ranks, real runs, and the tiny model."""
 
 import os
 import sys
 
 import pytest
 
-# Hugging Face code must never look for a hub here.
+# Tests must not contact the Hugging Face hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Tests of real runs are slow and wait for the queue (before pytest's own hook selects by -m)."""
+    """Marks tests of real runs as slow, with time to wait for the queue. Runs before pytest's hook selects by -m."""
     for item in items:
         if item.get_closest_marker("runs"):
             item.add_marker("slow")
@@ -42,7 +42,7 @@ def warm_process():
 
 @pytest.fixture(scope="session")
 def runs(request, tmp_path_factory):
-    """Name of a real run -> its result. Those that the selected tests name are started here (queue_of_runs.py)."""
+    """runs(name) -> the result of a real run. Starts the runs that the selected tests name (queue_of_runs.py)."""
     from queue_of_runs import Queue
 
     named = {name for item in request.session.items for mark in item.iter_markers("runs") for name in mark.args}
@@ -53,7 +53,7 @@ def runs(request, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_directory(tmp_path_factory):
-    """The tiny model, its data and its reward function (tiny.py); to be read only."""
+    """The tiny model, its data and its reward function (tiny.py). Tests must not change them."""
     import tiny
 
     directory = tmp_path_factory.mktemp("tiny")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The test command: sets up the CPU environment (.venv) and runs every test. With arguments: one pytest with them.
+# Sets up the CPU environment (.venv) and runs every test. With arguments it runs one pytest with them.
 #
 #   bash tests/run.sh                    everything, about 25 minutes on 2 cores
 #   bash tests/run.sh -m "not slow"      without the runs through Ray and vLLM
@@ -23,7 +23,7 @@ ruff check .
 ruff format --check .
 [ $# -eq 0 ] || exec python -m pytest "$@"
 
-# Two files at a time, with one thread each. Then the real runs, two at a time; the queue prints when each starts and ends.
+# First two files at a time, one thread each. Then two real runs at a time. The queue prints when each starts and ends.
 status=0
 OMP_NUM_THREADS=1 python -m pytest -m "not slow" --numprocesses 2 --dist loadfile || status=$?
 python -m pytest -m slow --capture=sys || status=$?

@@ -164,7 +164,7 @@ def draw(seed: int) -> Batch:
         finals[last_of_group] = last_of_group
         final_row = torch.from_numpy(finals)
 
-    # the reward is on the last token, or half of it on each of two tokens; the sum of the halves is exact
+    # The reward is on the last token, or half of it on each of two tokens. The halves sum exactly.
     rewards = np.zeros((num_rows, length), dtype=dtype)
     reward = draw_rewards(rng, group, config.correct_threshold, dtype)
     if seed % 14 in (5, 6):  # all responses of the batch are correct, or all are wrong
@@ -397,7 +397,7 @@ def test_finite_zero_under_the_mask_and_within_the_clip(chunk):
 
 
 def test_sign_law_of_section_7(chunk):
-    """With λ = 1 and both flips, every token has the sign of its gap, or of B where the gap is 0. With the paper's bounds
+    """λ = 1 and both flips: every token has the sign of its gap, or of B where the gap is 0. With the paper's bounds
     the closed form holds too. Catches flips on the wrong side, at the wrong sign, or past the dead zone."""
     for batch, e, _ in chunk:
         B, sure = e.base[:, None], batch.on & ~e.ambiguous
@@ -456,9 +456,9 @@ def test_what_stands_where_nothing_counts_changes_nothing(chunk):
 
 
 def test_order_and_names_of_the_rows_do_not_matter(chunk):
-    """A new row order that keeps the order within groups, or new group names, give the same bits. A subset of the groups,
-    or any row order, gives the same results up to the rounding of the mean and the standard deviation. Catches groups
-    formed from adjacent rows, results at the wrong row, and groups that affect each other."""
+    """A new row order that keeps the order within groups gives the same bits. So do new group names. A subset of the
+    groups, or any row order, gives the same results up to rounding of mean and deviation. Catches groups formed
+    from adjacent rows, results at the wrong row, and groups that affect each other."""
 
     def close(got, was, e, rows):
         difference = (got - was).abs().double().numpy()
@@ -476,8 +476,8 @@ def test_order_and_names_of_the_rows_do_not_matter(chunk):
         part = np.flatnonzero(rng.random(len(labels))[group] < 0.3)
         got, was = batch.take(part).result().advantages, result.advantages[part]
         assert close(got, was, e, part), batch
-        # torch's std() rounds differently for one group and for several at once, both in float64. In float32 only a group
-        # of 3 or a spread of a few ulps shows the difference. Rewards of a verifier never do.
+        # torch's std() rounds differently for one group and for several at once, both in float64. In float32 only a
+        # group of 3 or a spread of a few ulps shows the difference. Rewards of a verifier never do.
         if got.dtype == torch.float32 and np.isin(batch.rewards.numpy()[batch.counts].sum(1), (-1, 0, 1)).all():
             assert same_bits(got, was), batch
 

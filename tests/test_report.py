@@ -716,7 +716,7 @@ def test_figures_are_drawn_with_every_point_and_no_request(pair, open_page):
     fourth = page.locator("[data-figure=reward] .scatterlayer path.point").nth(3)
     fourth.scroll_into_view_if_needed()
     box = fourth.bounding_box()
-    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)  # step 4; the dumps are of steps 5 and 10
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)  # step 4; dumps are of steps 5 and 10
     page.wait_for_function("document.getElementById('choose-step').selectedOptions[0].text === '5'")
 
 

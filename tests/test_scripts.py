@@ -180,7 +180,7 @@ def test_shellcheck_finds_nothing():
 
 
 def test_the_main_table_trains_evaluates_and_joins():
-    """A dry run prints the commands of the loop: for each method a training and an evaluation of its last checkpoint."""
+    """A dry run prints the loop's commands: per method a training and an evaluation of its last checkpoint."""
     environment = {**os.environ, "DRY_RUN": "1", "METHODS": "grpo cast", "OUT_DIR": "/out", "BENCHMARKS": "aime24"}
     command = ["bash", scripts.EXAMPLES / "run_main_table.sh", "trainer.total_training_steps=200"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -14,7 +14,7 @@ from verl_cast.teacher.weights import SelfTeacher
 
 
 class Router(torch.nn.Module):
-    """Like Megatron's MoE layers: a bias that training moves without a gradient, and a buffer that the teacher ignores."""
+    """Like Megatron's MoE layers: a bias that training moves without a gradient, and a buffer that is not copied."""
 
     def __init__(self):
         super().__init__()

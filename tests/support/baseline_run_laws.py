@@ -1,4 +1,4 @@
-"""What must hold of a real run of a baseline on the tiny model, told from its metrics and from what it trained on."""
+"""Laws of a baseline's real run on the tiny model, checked on its metrics and its training batches."""
 
 import re
 
@@ -15,10 +15,10 @@ NOTE = (
 
 
 def check(run, name: str, temperature: float = 1.0) -> None:
-    """Step 1 of a finished run (verl_run.Run, with run_tools): advantages, teacher log-probs, names of metrics.
+    """Checks step 1 of a finished run (verl_run.Run, with run_tools): advantages, teacher log-probs, metric names.
 
     Args:
-        temperature: of the run's sampling.
+        temperature: the run's sampling temperature.
     """
     metrics = run.metrics[0]
     assert metrics[f"{name}/teacher/forward"] == metrics[f"{name}/one_pass"] == 1 and f"{name}/gap_weight" in metrics
@@ -41,7 +41,7 @@ def check(run, name: str, temperature: float = 1.0) -> None:
 
 
 def _check_advantages(name: str, row: dict, scores: dict[int, float], i: int) -> float:
-    """Returns GRPO's advantage of the response."""
+    """Checks the tokens' advantages. Returns GRPO's advantage of the response."""
     values = torch.tensor(list(scores.values()), dtype=torch.float64)
     A = float((scores[i] - values.mean()) / (values.std() + 1e-6))
     rule = getattr(reference_baselines, name)
@@ -54,7 +54,7 @@ def _check_advantages(name: str, row: dict, scores: dict[int, float], i: int) ->
 
 
 def _check_teacher(name: str, row: dict, prompt: str, correct_rows: list[dict], temperature: float) -> bool:
-    """Log-probs of the untrained model, which is every teacher's in step 1, after the context that the method fixes."""
+    """Checks the teacher's log-probs. In step 1 every teacher is the untrained model, with its method's context."""
     problem = re.search(r"What is (\d+) \+ (\d+)\?", prompt)
     answer = str(int(problem[1]) + int(problem[2]))
     tokenizer = tiny.tokenizer()

@@ -1,4 +1,4 @@
-"""verl on the CPU without verl_cast's plugin: for runs that show what the plugin changes (nothing, unless asked)."""
+"""verl on the CPU without verl_cast's plugin, for runs that show that an unused plugin changes nothing."""
 
 from verl_cast.platform import cpu
 

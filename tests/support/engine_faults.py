@@ -1,4 +1,4 @@
-"""One rank of a pass, or of a save, in which one rank fails (tests/test_engine.py starts the ranks)."""
+"""One rank of a teacher's pass, or of a save, in which the last rank fails. tests/test_engine.py starts the ranks."""
 
 import os
 from pathlib import Path
@@ -8,10 +8,10 @@ from worker_rank import Rank, fail_in_a_layer, same_bits, teacher_file
 
 
 def main(directory: str, engine: str, point: str, *overrides: str) -> None:
-    """The last rank fails before, within or after the teacher's forward, or in saving it, and ends as a stopped run.
+    """The last rank fails before, within or after the teacher's forward, or while saving the teacher, and exits.
 
-    It reports its own error; the others are in the middle of a collective, get an error from it when their peer is
-    gone, and every rank's policy is bit-identical to before, and earlier checkpoints are whole.
+    It reports its own error. The other ranks wait in a collective, which raises when their peer is gone. Every rank's
+    policy stays bit-identical. Earlier checkpoints stay complete.
     """
     directory = Path(directory)
     this = Rank(directory, engine, list(overrides))
@@ -45,7 +45,7 @@ def main(directory: str, engine: str, point: str, *overrides: str) -> None:
         else:
             this.teacher_log_probs()
         failed = None
-        # The rank that is well asks for the next collective, as its next pass would.
+        # A healthy rank enters the next collective, as its next pass would.
         torch.distributed.barrier()
     except Exception as error:
         failed = error
@@ -55,4 +55,4 @@ def main(directory: str, engine: str, point: str, *overrides: str) -> None:
     if point == "saving":
         assert all(teacher_file(this, step).exists() and len(list(step.glob("model*"))) == 2 for step in steps[:2])
     print(f"rank {this.rank}: {type(failed).__name__} {str(failed)[:200]}; the policy is as it was", flush=True)
-    os._exit(0)  # what a dead peer leaves behind in gloo must not decide the exit status
+    os._exit(0)  # gloo's teardown after a dead peer must not decide the exit status

@@ -1,7 +1,7 @@
-"""The laws of the self-teacher on verl's real actor worker, one function a law.
+"""The laws of the self-teacher on verl's real actor worker, one function per law.
 
-`main(DIRECTORY, ENGINE, OVERRIDE, ...)` is one rank (ranks.py forks it): it checks every law in order, prints
-`law NAME: holds`, and ends with the first that fails. A law finds the state in which those before it left the worker.
+`main(DIRECTORY, ENGINE, OVERRIDE, ...)` is one rank, which ranks.py forks. It checks the laws in order and prints
+`law NAME: holds` for each. It stops at the first failure. Each law starts with the worker as the laws before left it.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ EMA_DECAY = 0.75
 
 @dataclass
 class Setting:
-    """What the laws share: the layout, its worker, and what the first laws have seen of it."""
+    """State that the laws share: the layout, its worker, and results of the first laws."""
 
     directory: Path
     engine: str
@@ -128,14 +128,14 @@ def the_cost_is_told_and_offloaded_parameters_leave_again(setting: Setting) -> N
     assert cost["peak_bytes"] == 0, "on a CPU no device has a peak"
     if this.engine.is_param_offload_enabled and setting.engine == "megatron":
         assert not holds_storage(this)
-        # What would crash the process otherwise, outside of the engine's eval_mode():
+        # Without this error, access outside of the engine's eval_mode() would crash the process.
         with expect_error(RuntimeError, "offloaded"):
             this.live()
 
 
 @law
 def an_exception_in_the_pass_or_in_the_swap_leaves_the_policy_as_it_was(setting: Setting) -> None:
-    """On every rank: instead of the forward, and while the weights are changing places."""
+    """Every rank raises, first instead of the forward, then in the middle of the swap."""
     this, policy = setting.this, setting.after_one
     teacher, engine = type(this.worker.self_teacher), this.engine
     stock_infer, stock_exchange = engine.infer_batch, teacher._exchange
@@ -203,7 +203,7 @@ def other_contexts_equal_an_independent_forward_of_the_unsharded_model(setting: 
 
 @law
 def rows_that_are_not_scored_cost_no_forward_and_change_nothing(setting: Setting) -> None:
-    """For the other rows, whatever the other ranks score."""
+    """The log-probs of scored rows stay the same, whatever the other ranks score."""
     this = setting.this
     this.init_teacher(context="plain")
     all_rows = this.teacher_log_probs()
@@ -216,7 +216,7 @@ def rows_that_are_not_scored_cost_no_forward_and_change_nothing(setting: Setting
     if some_rows is None:
         return
     row = torch.repeat_interleave(torch.arange(4), this.data["responses"].offsets().diff())
-    chunks = isinstance(this.engine.module, list) and len(this.engine.module) > 1  # scores all rows
+    chunks = isinstance(this.engine.module, list) and len(this.engine.module) > 1  # virtual pipeline: scores all rows
     went_through = {number for number in range(4) if (some_rows[row == number] != 0).all()}
     packed = this.worker.actor.engine_config.use_dynamic_bsz
     assert len(went_through) == (4 if chunks else 1 if packed else 2), "as many as fill the micro-batches, no more"
@@ -226,18 +226,18 @@ def rows_that_are_not_scored_cost_no_forward_and_change_nothing(setting: Setting
 
 @law
 def one_pass_trains_as_two_passes_do_bit_for_bit(setting: Setting) -> None:
-    """The update that forms the gap itself does what an update after two passes does, with KL in the loss."""
+    """An update that forms the gap itself equals an update after two passes, with KL in the loss."""
     ranks = one, two = [setting.new_rank() for _ in range(2)]
     value = torch.tensor([0.7, -1.0, 1.0, -0.7])
     base = BaseAdvantage(value, value > 0)
     update = {wire.BASE: base.value, wire.CORRECT: base.correct, wire.SCORED: torch.ones(4, dtype=torch.bool)}
     for this in ranks:
         this.init_teacher(context="plain")
-        this.update()  # away from the teacher
+        this.update()  # moves the policy away from the teacher
     before = one.parameters()
     assert same_bits(two.parameters(), before)
 
-    # -- both passes in one call, which loads the parameters once: what the two calls give
+    # -- both passes in one call, which loads the parameters once: same results as two calls
     data = two.data.clone()
     tu.assign_non_tensor(data, calculate_entropy=True, compute_loss=False)
     output = two.worker.compute_log_prob_with_teacher(data)
@@ -248,7 +248,7 @@ def one_pass_trains_as_two_passes_do_bit_for_bit(setting: Setting) -> None:
     passes = two.handed_out(None if output is None else {"old": old, "teacher": teacher})
     old, teacher = (two.nested(passes[name]) for name in ("old", "teacher"))
 
-    # -- a KL term, to log-probs near the policy's
+    # -- a KL term, with reference log-probs near the policy's
     noise = torch.randn(old.values().shape, generator=torch.Generator().manual_seed(1))
     for this in ranks:
         stock_loss = this.worker.actor.loss_fn
@@ -274,18 +274,18 @@ def one_pass_trains_as_two_passes_do_bit_for_bit(setting: Setting) -> None:
         torch.testing.assert_close(got, expected, rtol=0, atol=5e-2 if setting.half_precision else 1e-5)
     after_one, after_two = one.parameters(), two.parameters()
     assert max((after_two[name] - before[name]).abs().max().item() for name in before) > 1e-3, "the policy must move"
-    # On this CPU the update's forward has the very bits of the pass, so that one pass does exactly what two do.
+    # On this CPU the update's forward gives the same bits as the pass, so one pass equals two exactly.
     assert same_bits(after_one, after_two)
 
-    # -- the log-probs are handed out once; then there are passes again
+    # -- the update's log-probs can be read once; afterwards a pass computes them
     with expect_error(RuntimeError, "asked for without such an update"):
         one.log_probs_of_update()
     again = one.log_probs()
     if again is not None:
         assert not torch.equal(again, one.responses_of(kept["log_probs"])), "after the update the policy is another"
 
-    # -- a teacher of the policy's very weights in the student's context: no gap, in micro-batches other than those of
-    # the passes, and with weights that were exchanged
+    # -- a teacher with the policy's own weights and the student's context: no gap. The weights are swapped, and the
+    # micro-batches differ from those of the passes.
     engine_config, overridden = one.worker.actor.engine_config, {}
     for name in ("micro_batch_size_per_gpu", "max_token_len_per_gpu"):
         overridden[name] = getattr(engine_config, name)
@@ -303,7 +303,7 @@ def one_pass_trains_as_two_passes_do_bit_for_bit(setting: Setting) -> None:
     for name, value in overridden.items():
         setattr(engine_config, name, value)
 
-    # -- no gap by construction, the entropy in the loss too, rows in another order
+    # -- gap_is_zero, with the entropy in the loss and rows in another order
     expected = one.log_probs()
     shuffled = {"calculate_entropy": True, "dataloader_kwargs": {"shuffle": True}}
     one.update_in_one_pass(settings=shuffled, gap_is_zero=True, **update)
@@ -319,7 +319,7 @@ def one_pass_trains_as_two_passes_do_bit_for_bit(setting: Setting) -> None:
 
 @law
 def a_saved_teacher_comes_back_and_what_does_not_fit_is_named(setting: Setting) -> None:
-    """A restored teacher computes the same bits; a missing or foreign one is named; verl's pruning takes it along."""
+    """A restored teacher computes the same bits. Errors name a missing or foreign one. verl's pruning removes it."""
     this, worker = setting.this, setting.this.worker
     directory = setting.directory / f"checkpoints_{os.environ['MASTER_PORT']}"
     directory.mkdir(exist_ok=True)
@@ -331,7 +331,7 @@ def a_saved_teacher_comes_back_and_what_does_not_fit_is_named(setting: Setting) 
     worker.save_checkpoint(str(saved), None, 3, 2)
     policy_log_probs = this.log_probs()
 
-    # -- a disk that is full: the teacher's file fails before verl's save, which would begin with removing the oldest
+    # -- full disk: the teacher's file fails before verl's save, which would first remove the oldest checkpoint
     def full_disk(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
@@ -350,7 +350,7 @@ def a_saved_teacher_comes_back_and_what_does_not_fit_is_named(setting: Setting) 
     with expect_error(RuntimeError, "its weights is 'snapshot', this run's is 'ema'"):
         this.init_teacher(completed_steps=3, context="same", weights="ema")
 
-    # -- the next save prunes the oldest checkpoint, with the teacher in it
+    # -- the next save prunes the oldest checkpoint, including its teacher
     torch.distributed.barrier()
     worker.save_checkpoint(str(directory / "global_step_5" / "actor"), None, 5, 2)
     torch.distributed.barrier()
@@ -380,7 +380,7 @@ def a_saved_teacher_comes_back_and_what_does_not_fit_is_named(setting: Setting) 
 
 @law
 def ema_is_an_average_in_float32_that_moves_once_a_step(setting: Setting) -> None:
-    """It is saved and restored, too."""
+    """The average is also saved and restored."""
     this, worker = setting.this, setting.this.worker
     expected = {name: tensor.double() for name, tensor in this.parameters().items()}
     this.init_teacher(weights="ema", ema_decay=EMA_DECAY, context="same")
@@ -412,7 +412,7 @@ def initial_weights_stay_and_under_lora_they_need_no_copy(setting: Setting) -> N
     this = setting.this
     told = this.init_teacher(weights="initial", context="same")
     assert (told["host_bytes"] == 0) == setting.lora
-    # (With LoRA this policy's adapter is no longer new, but nothing of an earlier run is asked of the worker here.)
+    # With LoRA the adapter is already trained here. That does not matter, as the worker restores no earlier run.
     at_start = this.log_probs(no_lora_adapter=setting.lora)
     this.update()
     assert this.worker.prepare_self_teacher(50) == {"is_policy": False, "age": 50}
@@ -457,9 +457,9 @@ def a_context_that_does_not_fit_is_named(setting: Setting) -> None:
 
 @law
 def an_exception_inside_a_layer_leaves_the_policys_shards_as_they_were(setting: Setting) -> None:
-    """Where FSDP has parameters gathered: last, since it leaves FSDP there.
+    """The exception comes while FSDP has parameters gathered. FSDP stays in that state, so no forward follows.
 
-    Not with pipeline stages, where the next stage would wait for this one: see engine_faults.py.
+    Pipeline stages are left out, since the next stage would wait for this one. engine_faults.py covers them.
     """
     if setting.pipelined:
         return

@@ -9,7 +9,7 @@ from verl_cast.training.estimator import EstimatorInputs
 def inputs_of(
     config, token_level_rewards, old_log_probs, teacher_log_probs, completed_steps=0, scored=None, base=None
 ) -> EstimatorInputs:
-    """Every row is its own session. `base`: None lets the estimator form B; `scored`: None means all rows."""
+    """Every row is its own session. With `base=None` the estimator forms B. `scored=None` means all rows."""
     num_rows = len(token_level_rewards)
     return EstimatorInputs(
         rule=rule_of(config, completed_steps),

@@ -1,17 +1,17 @@
-"""The real runs of the tests (Ray, vLLM), in one queue: two at a time, as much as the memory holds.
+"""One queue for the tests' real runs (Ray, vLLM): two at a time, within the memory limit.
 
-A test module names its runs when it is imported, and a test names those that it looks at:
+A test module names its runs when it is imported. A test names the runs that it reads:
 
     @job("quickstart", memory_gb=14)
-    def quickstart(directory, runs): ...          # returns what the test wants to know
+    def quickstart(directory, runs): ...          # returns a result for the tests
 
     @pytest.mark.runs("quickstart")
     def test_...(runs):
         result = runs("quickstart")
 
-The fixture `runs` (conftest.py) starts the runs that the selected tests name: first those that others wait for, then
-the largest. A job may wait for others (`after`) and asks `runs(name)` for their results. A job that raises raises again
-in every test that asks for it. The job `tiny` is the directory of the tiny model.
+The fixture `runs` (conftest.py) starts the runs that the selected tests name. Runs that others wait for start first,
+then the largest. A job may wait for others (`after`) and reads their results with `runs(name)`. If a job raises, every
+test that reads it raises too. The job `tiny` returns the directory of the tiny model.
 """
 
 import subprocess
@@ -39,12 +39,12 @@ JOBS: dict[str, Job] = {}
 
 
 def add(name: str, start: Callable, memory_gb: float = 6, after: Iterable[str] = ()) -> None:
-    """Name a run. `start(directory, runs)` makes it in an empty directory."""
+    """Adds a run. `start(directory, runs)` runs it in an empty directory."""
     JOBS[name] = Job(start, memory_gb, tuple(after))
 
 
 def write_tiny(directory: Path, runs: Callable[[str], Any]) -> Path:
-    """The tiny model, its data and its reward function. In a process: seeds of torch are shared by threads."""
+    """Writes the tiny model, its data and its reward function, in a process, because threads share torch's seed."""
     subprocess.run([sys.executable, Path(__file__).with_name("tiny.py"), directory], check=True, capture_output=True)
     return directory
 
@@ -64,9 +64,9 @@ class Queue:
     """Runs the named jobs and those that they wait for, in threads.
 
     Args:
-        names: of JOBS.
-        directory: name -> an empty directory of its own.
-        say: takes a line for the screen.
+        names: keys of JOBS.
+        directory: name -> an empty directory for that job.
+        say: prints a line.
     """
 
     def __init__(self, names: Iterable[str], directory: Callable[[str], Path], say: Callable[[str], None]):
@@ -78,7 +78,7 @@ class Queue:
         for name in names:
             self._want(name)
         waited_for = {name for one in self._pending.values() for name in one.after}
-        # Those that others wait for come first, then the largest, else in the order of the modules.
+        # Jobs that others wait for come first, then the largest. Equal ones keep the given order.
         order = sorted(self._pending, key=lambda name: (name not in waited_for, -self._pending[name].memory_gb))
         self._pending = {name: self._pending[name] for name in order}
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(AT_A_TIME)]
@@ -92,7 +92,7 @@ class Queue:
                 self._want(earlier)
 
     def __call__(self, name: str) -> Any:
-        """The result of a run, when it has ended."""
+        """Waits for the end of a run and returns its result."""
         with self._changed:
             self._changed.wait_for(lambda: name in self._done)
             result, error = self._done[name]

@@ -3,9 +3,9 @@
     with WarmProcess() as warm:
         outputs = warm.run("engine_laws", world_size=2, arguments=[directory, "fsdp2"], logs=directory)
 
-Importing verl takes longer than most of what a rank does. The warm process imports it and then waits; a rank is a fork
-of it, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its environment and a log of its own. It calls
-`main(*arguments)` of the named module and ends. `python tests/support/ranks.py` is the warm process.
+Importing verl takes longer than most ranks run. The warm process imports it once and waits. A rank is a fork of it
+with its own log. Its environment has RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. The rank calls `main(*arguments)`
+of the named module and ends. `python tests/support/ranks.py` is the warm process.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ TIMEOUT = 240  # seconds for all ranks of a call
 
 
 class WarmProcess:
-    """Starts when it is first needed; ends with the block."""
+    """The warm process. It starts at the first call and ends with the `with` block."""
 
     def __init__(self):
         self._process: subprocess.Popen | None = None
@@ -44,7 +44,7 @@ class WarmProcess:
         """Run `module.main(*arguments)` on every rank; returns what each rank printed.
 
         Raises:
-            AssertionError: a rank failed or did not end, unless `may_fail`; with the end of its log.
+            AssertionError: a rank failed or did not end, unless `may_fail`. The message ends with its log.
         """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -75,9 +75,9 @@ class WarmProcess:
 
 
 def serve() -> None:
-    """The warm process: a line of JSON in for every call, a line with the ranks' statuses out."""
+    """The warm process. For every call it reads a line of JSON and writes a line with the ranks' exit statuses."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what imports print is no answer
+    os.dup2(2, 1)  # output of imports must not mix with the answers
     import torch
     import verl  # noqa: F401  (loads the plugin and the CPU platform)
     import verl.workers.engine_workers  # noqa: F401
@@ -113,13 +113,13 @@ def _fork(request: dict, rank: int) -> int:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        for child in psutil.Process().children(recursive=True):  # Megatron's checkpoints leave some
+        for child in psutil.Process().children(recursive=True):  # Megatron's checkpointing leaves child processes
             child.kill()
         os._exit(status)
 
 
 def _wait(ranks: list[int]) -> list[int]:
-    """Exit statuses; ranks that are left after TIMEOUT are killed."""
+    """The ranks' exit statuses. Ranks that still run after TIMEOUT are killed."""
     deadline, statuses = time.monotonic() + TIMEOUT, {}
     while len(statuses) < len(ranks):
         for pid in ranks:

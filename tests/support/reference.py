@@ -1,7 +1,7 @@
-"""CAST written a second time, from the text of the method (sections 2 to 7), one float64 token at a time.
+"""A second implementation of CAST, from method sections 2 to 7, one float64 token at a time.
 
-Shares nothing with verl_cast.advantage: no tensor, no common helper, the flips as overrides the way section 5 puts
-them. Slow and plain on purpose.
+It shares no code with verl_cast.advantage and uses no tensors. Flips are overrides, as in section 5. It is slow and
+simple on purpose.
 """
 
 import math

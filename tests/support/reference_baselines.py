@@ -1,4 +1,4 @@
-"""The baselines' rules written a second time, from method section 10, one float64 token at a time; shares no code."""
+"""A second implementation of the baselines, from method section 10, one float64 token at a time. Shares no code."""
 
 import math
 

@@ -1,8 +1,8 @@
-"""Test tools inside real verl runs, loaded through VERL_USE_EXTERNAL_MODULES. They know nothing of CAST.
+"""Test tools inside real verl runs, loaded through VERL_USE_EXTERNAL_MODULES. They do not depend on CAST.
 
-* Two runs that should be equal must not differ by the order in which requests happen to reach the rollout engine:
-  every response gets a sampling seed of its own, and a batch is put into an order that depends on its content only.
-* With $CAST_DUMP_DIR set, what every update trained on is written to step_<n>.pt there, after the update.
+* The order of requests at the rollout engine must not make equal runs differ. So every response has its own sampling
+  seed, and a batch is sorted by its content.
+* With $CAST_DUMP_DIR set, the rows of every update are written to step_<n>.pt there, after the update.
 """
 
 import os
@@ -33,10 +33,10 @@ class SeededAgentLoop(SingleTurnAgentLoop):
 
 
 class TwoTurnAgentLoop(SeededAgentLoop):
-    """The policy speaks, a tool answers (tokens that are not the policy's: mask 0), the policy speaks again."""
+    """The policy generates, a tool answers (its tokens have mask 0), and the policy generates again."""
 
     async def run(self, sampling_params, **kwargs):
-        self.response_length //= 2  # of the first turn
+        self.response_length //= 2  # limit of the first turn
         output = await super().run(sampling_params, **kwargs)
         self.response_length *= 2
         tool_ids = self.tokenizer.encode(f"[tool: {len(output.response_ids)}]")

@@ -1,7 +1,7 @@
-"""One rank of a run that saves a checkpoint by verl's own checkpoint manager, on gloo, outside Ray.
+"""One rank of a run that saves a checkpoint with verl's own checkpoint manager, on gloo, outside Ray.
 
-verl's real actor worker takes one optimizer step and saves to a directory. Rank 0 also saves the unsharded parameters,
-gathered independently of the checkpoint, to its `expected.pt`.
+verl's real actor worker takes one optimizer step and saves to a directory. Rank 0 also saves the unsharded parameters
+to `expected.pt` in that directory. These are gathered independently of the checkpoint.
 """
 
 from pathlib import Path

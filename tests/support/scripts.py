@@ -1,4 +1,4 @@
-"""examples/run_*.sh for tests: what they would start, and starting them scaled down to the tiny model and a CPU."""
+"""Runs examples/run_*.sh for tests: as a dry run, or scaled down to the tiny model and a CPU."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ ABLATIONS = {
     "same_prompt": {f"{CAST}.teacher.context": "same"},
     "ema_teacher": {f"{CAST}.teacher.weights": "ema"},
 }
-# Of verl_run's settings for a CPU, those that the scripts decide themselves, or take as toggles.
+# Settings of verl_run that the scripts set themselves or take as toggles.
 _OF_THE_SCRIPT = (
     "model_engine",
     "data.train_files",
@@ -56,7 +56,7 @@ _OF_THE_SCRIPT = (
 
 
 def dry_run(script: str, *toggles: str, arguments: list[str] | None = None) -> subprocess.CompletedProcess:
-    """The script with toggles like METHOD=grpo, which then prints verl's command and starts nothing."""
+    """Runs the script with toggles like METHOD=grpo and DRY_RUN=1. It prints verl's command and starts nothing."""
     environment = {**os.environ, "DRY_RUN": "1", **dict(toggle.split("=", 1) for toggle in toggles)}
     command = ["bash", EXAMPLES / script, *(arguments or [])]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -77,7 +77,8 @@ def run_on_cpu(
     """One real step of a script in `directory`.
 
     Args:
-        verifier: the script's own, which the tiny model never satisfies; else a coin, so that groups are mixed.
+        verifier: use the script's own verifier, which finds no response of the tiny model correct. Otherwise rewards
+            are random, so that groups are mixed.
     """
     engine = "megatron" if "megatron" in script else "fsdp2"
     command, environment = verl_run.command_and_environment(directory, tiny_directory, engine=engine)
@@ -104,16 +105,16 @@ def run_on_cpu(
 
 
 def slurm(directory: Path, head_ip: str = "10.0.0.1") -> tuple[subprocess.CompletedProcess, list[str]]:
-    """The job script for two nodes, with stand-ins for srun, ray and python; and what it gave srun and ray to do.
+    """Runs the job script for two nodes, with stand-ins for srun, ray and python. Also returns calls of srun and ray.
 
-    No Ray is started: a head would be found by every other run on this machine. The script itself prints its command.
+    Ray is not started, because every other run on this machine would find its head. The script prints its command.
     """
     programs, calls = directory / "bin", directory / "calls"
     programs.mkdir()
     for name, body in (
         ("srun", f'echo "srun $*" >> {calls}'),
         ("ray", f'echo "ray $*" >> {calls}'),
-        ("python", f"wc -l < {calls}"),  # the nodes that are alive: one a call
+        ("python", f"wc -l < {calls}"),  # nodes alive: one per call
     ):
         (programs / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (programs / name).chmod(0o755)

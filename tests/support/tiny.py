@@ -1,6 +1,6 @@
-"""A very small Qwen3 and a byte-level tokenizer with a chat template, made here: tests need no download.
+"""A very small Qwen3 and a byte-level tokenizer with a chat template. They are made here, so tests need no download.
 
-`python tests/tiny.py DIR` writes the model, its tokenizer, data and a reward function for runs through verl.
+`python tests/support/tiny.py DIR` writes the model, its tokenizer, data and a reward function for runs through verl.
 """
 
 import json
@@ -35,7 +35,7 @@ def tokenizer():
 
 
 def model(seed: int = 0, num_layers: int = 2):
-    """64 wide; vLLM's CPU attention wants a head size of at least 32."""
+    """A hidden size of 64. vLLM's CPU attention needs a head size of at least 32."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -58,7 +58,7 @@ def model(seed: int = 0, num_layers: int = 2):
     return Qwen3ForCausalLM(config)
 
 
-# A coin that depends on the response alone: mixed groups for a model that knows nothing, the same in every run.
+# A random reward that depends only on the response. An untrained model gets mixed groups, the same in every run.
 REWARD = """
 import zlib
 

@@ -1,9 +1,9 @@
-"""The table of methods and ablations that compose and that really run: one step each on a CPU, with the tiny model.
+"""Prints a table: which methods and ablations compose, and which run a step on a CPU with the tiny model.
 
     python tests/support/try_scripts.py DIR [--only cast,no_flip,rlrt,...] [--script run_qwen3_megatron.sh]
 
-Every row is a run of its own through the script, verl's command, Ray and vLLM, of one to two minutes on 2 cores;
-rewards are a coin's. Rows are printed as they end; runs lie in DIR.
+Every row is its own run through the script, verl's command, Ray and vLLM. It takes one to two minutes on 2 cores.
+Rewards are random. A row is printed when its run ends. Runs are written to DIR.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from verl_cast.tools import run_config
 
 
 def row(toggle: str, script: str, directory: Path) -> str:
-    """One row of the table: toggle, composed, the run's end, its seconds, its gradient."""
+    """One row of the table: toggle, composed, one step on a CPU, seconds, gradient norm."""
     run = scripts.run_on_cpu(script, directory / toggle.split("=")[1], directory / "tiny", toggle)
     if run.returncode != 0:
         return f"| {toggle} | yes | no: see {run.directory}/output.log | {run.seconds:.0f} | |"
@@ -36,7 +36,7 @@ def main() -> int:
     args = parser.parse_args()
     tiny.write(args.directory / "tiny")
     toggles = [f"{'METHOD' if name in METHODS else 'ABLATION'}={name}" for name in args.only.split(",")]
-    for toggle in toggles:  # here, as hydra composes in one thread only; a wrong setting ends everything
+    for toggle in toggles:  # hydra composes in one thread only; a wrong setting stops all
         check_run(run_config.compose(scripts.overrides(args.script, toggle), "cast_trainer"))
     print("| toggle | composed | one step on a CPU | seconds | gradient norm |\n|---|---|---|---|---|", flush=True)
     with concurrent.futures.ThreadPoolExecutor(args.at_a_time) as pool:

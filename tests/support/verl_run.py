@@ -21,7 +21,7 @@ _FSDP = (
     f"{_ACTOR}.fsdp_config.use_torch_compile=False",
     f"+{_ACTOR}.fsdp_config.mixed_precision={{param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}}",
 )
-# What each training engine takes on a CPU, in float32.
+# Settings of each training engine for a CPU, in float32.
 ENGINES = {
     "fsdp": (f"{_ACTOR}.strategy=fsdp", *_FSDP),
     "fsdp2": (f"{_ACTOR}.strategy=fsdp2", *_FSDP),
@@ -29,14 +29,14 @@ ENGINES = {
         "model_engine=megatron",
         f"{_ACTOR}.megatron.vanilla_mbridge=True",
         f"{_ACTOR}.megatron.dtype=float32",
-        "actor_rollout_ref.ref.megatron.dtype=float32",  # it does not follow the actor's
+        "actor_rollout_ref.ref.megatron.dtype=float32",  # it does not follow the actor's dtype
     ),
 }
 
 
 @dataclass
 class Run:
-    """What a finished run left behind."""
+    """Results of a finished run."""
 
     returncode: int
     output: str
@@ -74,7 +74,7 @@ def run_verl(
 def execute(
     directory: Path, command: list[str], environment: dict[str, str], timeout: int, kill_when: str | None = None
 ) -> Run:
-    """Starts a command that runs verl, in `directory`, and waits for its end; `kill_when` as for run_verl."""
+    """Runs a command of verl in `directory` and waits for its end. `kill_when` is as in run_verl."""
     started = time.monotonic()
     with open(directory / "output.log", "w") as log:
         process = subprocess.Popen(command, cwd=directory, env=environment, stdout=log, stderr=subprocess.STDOUT)
@@ -96,7 +96,7 @@ def _wait_for(path: Path, process: subprocess.Popen, timeout: int) -> None:
 
 
 def _kill_tree(process: subprocess.Popen) -> None:
-    """SIGKILL the driver and everything under it, Ray's daemons and workers included; nothing where it has ended."""
+    """SIGKILL the driver and its descendants, including Ray's daemons and workers. Does nothing if it has ended."""
     if process.poll() is not None:
         return
     driver = psutil.Process(process.pid)
@@ -117,12 +117,12 @@ def command_and_environment(
     env: dict[str, str] | None = None,
     engine: str = "fsdp2",
 ) -> tuple[list[str], dict[str, str]]:
-    """What `run_verl` starts, to be started in `directory`, which is made here; `overrides` come last and win.
+    """The command and the environment of `run_verl`, to be run in `directory`, which is made. `overrides` win.
 
     Args:
-        plugin: False runs without verl_cast's plugin; the CPU platform alone is loaded.
+        plugin: False runs without verl_cast's plugin and loads only the CPU platform.
         tools: load run_tools.py, which makes runs comparable.
-        engine: of ENGINES ("megatron" saves other checkpoints: Run.parameters cannot read them).
+        engine: a key of ENGINES. Run.parameters cannot read the checkpoints of "megatron".
     """
     directory.mkdir(parents=True, exist_ok=True)
     actor, rollout = _ACTOR, "actor_rollout_ref.rollout"
@@ -175,7 +175,7 @@ def command_and_environment(
         "trainer.resume_mode=disable",
         "+ray_kwargs.ray_init.num_cpus=16",
         "+ray_kwargs.ray_init.num_gpus=1",
-        "+ray_kwargs.ray_init.include_dashboard=False",  # a dozen processes to start, for nobody
+        "+ray_kwargs.ray_init.include_dashboard=False",  # it would start a dozen unused processes
         "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
     ]
     modules = []
@@ -205,6 +205,6 @@ def command_and_environment(
 
 
 def merged(defaults: list[str], overrides: Sequence[str]) -> list[str]:
-    """The defaults without those that an override names again."""
+    """The overrides, after the defaults that no override names."""
     named = {override.split("=", 1)[0].lstrip("+") for override in overrides}
     return [d for d in defaults if d.split("=", 1)[0].lstrip("+") not in named] + list(overrides)

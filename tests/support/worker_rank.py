@@ -1,4 +1,4 @@
-"""verl's real actor worker on one rank, outside Ray, called the way verl's trainer calls it; for the engine's laws."""
+"""verl's real actor worker on one rank, outside Ray, called as verl's trainer calls it. engine_laws.py uses it."""
 
 import contextlib
 import os
@@ -46,7 +46,7 @@ def actor_config(directory: Path, engine: str, overrides: list[str]):
 
 
 def batch(dp_rank: int, num_rows: int = 4) -> TensorDict:
-    """Rows as TransferQueue gives them to a worker; data-parallel ranks differ in prompts, lengths and masks."""
+    """Rows as TransferQueue gives them to a worker. Data-parallel ranks differ in prompts, lengths and masks."""
     tok = tiny.tokenizer()
     generator = torch.Generator().manual_seed(dp_rank)
     rows = []
@@ -89,7 +89,7 @@ def batch(dp_rank: int, num_rows: int = 4) -> TensorDict:
 class Rank:
     """The worker of this rank, and a batch of its own rows.
 
-    Log-probs are None on ranks that hold no outputs (not the last pipeline stage, not the first of tensor parallelism).
+    Log-probs are None on ranks without outputs: all but the last pipeline stage and the first tensor-parallel rank.
     """
 
     def __init__(self, directory: Path, engine: str, overrides: list[str], with_teacher: bool = True):
@@ -100,7 +100,7 @@ class Rank:
         worker_cls = with_self_teacher(ActorRolloutRefWorker) if with_teacher else ActorRolloutRefWorker
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.worker = worker_cls(config=actor_config(directory, engine, overrides), role="actor")
-        torch.manual_seed(0)  # a new LoRA adapter is drawn at random
+        torch.manual_seed(0)  # a new LoRA adapter has random weights
         self.worker.init_model()
         self.engine = self.worker.actor.engine
         self.num_dp = self.engine.get_data_parallel_size()
@@ -123,7 +123,7 @@ class Rank:
         return None if output is None else self.responses_of(output["log_probs"])
 
     def responses_of(self, values: torch.Tensor) -> torch.Tensor:
-        """Of nested values of every token those of the responses, flat."""
+        """Values of the response tokens, flat, from nested values of all tokens."""
         from verl.workers.utils.padding import response_from_nested
 
         return response_from_nested(values, self.data["response_mask"]).values().float()
@@ -137,7 +137,7 @@ class Rank:
         return None if output is None else output["log_probs_again"].values()
 
     def handed_out(self, outputs: dict | None) -> dict:
-        """What only ranks with outputs have; the trainer hands it to every rank of the same data."""
+        """Outputs that only some ranks hold. Like the trainer, it sends them to every rank of the same data."""
         outputs = [outputs]
         source = torch.tensor([-1 if outputs[0] is None else self.rank])
         if self.world_size > self.num_dp:
@@ -150,14 +150,14 @@ class Rank:
         return torch.nested.as_nested_tensor(list(rows), layout=torch.jagged)
 
     def update(self, **fields) -> None:
-        """verl's update of the usual batch, with other old_log_probs and advantages where `fields` has them."""
+        """verl's update of the rank's batch. `fields` replaces fields such as old_log_probs and advantages."""
         data = self.data.clone()
         data.update(fields or {"old_log_probs": self.nested(self.handed_out(self.log_probs()))})
         self._assign_settings(data)
         self.worker.update_actor(data)
 
     def update_in_one_pass(self, settings: dict | None = None, gap_is_zero: bool = False, **fields) -> None:
-        """The update that forms the gap itself; `settings` are those that are not the usual ones."""
+        """The update that forms the gap itself. `settings` replaces some of the usual settings."""
         data = self.data.clone()
         del data["advantages"]
         data.update(fields)
@@ -209,7 +209,7 @@ def expect_error(error_type, words: str):
 
 
 def holds_storage(this: Rank) -> bool:
-    """Whether the engine's parameters have memory; Megatron's offloaded ones have none."""
+    """Whether the engine's parameters hold memory. Megatron's offloaded parameters hold none."""
     module = this.engine.module
     chunks = module if isinstance(module, list) else [module]
     return any(p.untyped_storage().size() > 0 for chunk in chunks for p in chunk.parameters() if p.requires_grad)
@@ -254,7 +254,7 @@ def full_model(this: Rank, lora: bool):
 
 @torch.no_grad()
 def independent_log_probs(module, context, data) -> list[torch.Tensor]:
-    """log-probs of every response after the context's prompt, one row at a time, without any of verl's machinery."""
+    """Log-probs of every response after the context's prompt, one row at a time, without verl's code."""
     result = []
     for i, messages in enumerate(data["raw_prompt"]):
         prompt = context.prompt_ids(getattr(messages, "data", messages), data["prompts"][i].tolist())
