@@ -26,5 +26,5 @@ ruff format --check .
 # First two files at a time, one thread each. Then two real runs at a time. The queue prints when each starts and ends.
 status=0
 OMP_NUM_THREADS=1 python -m pytest -m "not slow" --numprocesses 2 --dist loadfile || status=$?
-python -m pytest -m slow --capture=sys || status=$?
+OMP_NUM_THREADS=1 python -m pytest -m slow --capture=sys || status=$?
 exit $status

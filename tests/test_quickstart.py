@@ -20,9 +20,10 @@ from reward import compute_score  # noqa: E402
 
 @job("quickstart", memory_gb=14)
 def quickstart(directory, runs):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     return subprocess.run(
         ["bash", str(ROOT / "examples" / "quickstart.sh")],
-        env={**os.environ, "VENV": sys.prefix, "OUT": str(directory), "STEPS": "2"},
+        env={**environment, "VENV": sys.prefix, "OUT": str(directory), "STEPS": "2"},
         capture_output=True,
         text=True,
     ), directory

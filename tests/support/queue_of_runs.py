@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-AT_A_TIME = 2
+AT_A_TIME = 2  # on 2 cores; three at a time take as long (measured), and more memory
 MEMORY_GB = 21  # of 24; Ray ends workers above 95 % of the machine's memory
 
 
