@@ -4,7 +4,6 @@ Each such setting is reported with its key, its value and a remedy. The default 
 """
 
 import copy
-import importlib.util
 import json
 import subprocess
 import sys
@@ -23,18 +22,15 @@ PRECISION = f"{ACTOR}.fsdp_config.mixed_precision"
 
 @pytest.fixture(scope="module")
 def default_run():
-    return compose(["algorithm.adv_estimator=cast", f"{ROLLOUT}.n=8"])
+    """All defaults, on an engine in float32."""
+    return compose(["algorithm.adv_estimator=cast", f"{ROLLOUT}.n=8", f"+{PRECISION}={{param_dtype: fp32}}"])
 
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch, tmp_path):
-    """A machine that has flash-attn (found, never imported) and no fitness record of any context."""
-    (tmp_path / "flash_attn").mkdir()
-    (tmp_path / "flash_attn" / "__init__.py").touch()
-    monkeypatch.syspath_prepend(tmp_path)
+    """A machine with a GPU, and without a fitness record of any context."""
     monkeypatch.setenv("VERL_CAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("VERL_PLATFORM", raising=False)
-    monkeypatch.delenv("VERL_DISABLE_FLASH_ATTN_CE", raising=False)
 
 
 def changed(config, settings):
@@ -114,6 +110,12 @@ SENSELESS = [
     ),
     ("noise_is_measured_often", {f"{CAST}.noise_floor_interval": 1}, f"{CAST}.noise_floor_interval=1", "50 or more"),
     (
+        "noise_is_measured_once",
+        {f"{CAST}.gap_deadzone": "noise"},
+        f"{CAST}.gap_deadzone=noise with noise_floor_interval=0",
+        "noise_floor_interval=50",
+    ),
+    (
         "interval_is_never_reached",
         {f"{CAST}.dump.interval": 100, "trainer.total_training_steps": 99},
         f"{CAST}.dump.interval=100 in a run of 99 training steps",
@@ -174,6 +176,7 @@ def test_the_default_run_is_warned_of_nothing(default_run):
         {f"{CAST}.teacher.context": "same"},
         {f"{CAST}.teacher.context": "same", f"{ROLLOUT}.agent.default_agent_loop": "tool_agent"},
         {f"{CAST}.noise_floor_interval": 50},
+        {f"{CAST}.gap_deadzone": "noise", f"{CAST}.noise_floor_interval": 50},
         {f"{CAST}.noise_floor_interval": 100, f"{CAST}.dump.interval": 100, "trainer.total_training_steps": 100},
         {f"{ROLLOUT}.n": 4},
         {f"{ROLLOUT}.temperature": 0.7, f"{ROLLOUT}.top_k": 20},
@@ -186,27 +189,54 @@ def test_sensible_neighbours_are_warned_of_nothing(default_run, settings):
     assert advice.warnings_of(changed(default_run, settings)) == []
 
 
-def test_without_flash_attention_rounding_decides_signs(default_run, monkeypatch):
-    """Without flash-attn, verl computes log-probs in the dtype of the logits."""
-    monkeypatch.setenv("VERL_DISABLE_FLASH_ATTN_CE", "1")  # verl's switch: it acts as if flash-attn were missing
-    [sentence] = advice.warnings_of(default_run)
-    assert f"{PRECISION}.param_dtype is bf16" in sentence and "Install flash-attn" in sentence
-    remedies = [
-        {PRECISION: {"param_dtype": "fp32"}},
-        {f"{CAST}.gap_deadzone": 0.05},
-        {"actor_rollout_ref.model.use_fused_kernels": True},
-    ]
-    for remedy in remedies:
-        assert advice.warnings_of(changed(default_run, remedy)) == []
+BF16 = {PRECISION: {"param_dtype": "bf16"}}
+FUSED = {"actor_rollout_ref.model.use_fused_kernels": True}
+TRITON = {"actor_rollout_ref.model.fused_kernel_options": {"impl_backend": "triton"}}
 
 
-def test_a_missing_flash_attention_is_found_without_importing_it(default_run, tmp_path):
-    (tmp_path / "flash_attn" / "__init__.py").write_text("raise RuntimeError('imported')")
-    assert advice.warnings_of(default_run) == []
-    (tmp_path / "flash_attn" / "__init__.py").unlink()
-    (tmp_path / "flash_attn").rmdir()
-    is_missing = importlib.util.find_spec("flash_attn") is None  # False where this machine has the real one
-    assert len(advice.warnings_of(default_run)) == is_missing
+@pytest.mark.parametrize(
+    "settings, decided_by",
+    [
+        ({}, None),
+        (BF16, f"{PRECISION}.param_dtype=bf16"),
+        ({PRECISION: None}, f"{PRECISION}.param_dtype=bf16"),  # verl's default
+        ({PRECISION: {"param_dtype": "fp16"}}, f"{PRECISION}.param_dtype=fp16"),
+        (BF16 | FUSED, f"{PRECISION}.param_dtype=bf16"),  # verl's torch backend divides logits in bf16
+        (BF16 | FUSED | TRITON, None),
+        (BF16 | {f"{CAST}.gap_deadzone": 0.05}, None),
+        (BF16 | {f"{CAST}.gap_deadzone": "noise", f"{CAST}.noise_floor_interval": 50}, None),
+        (BF16 | {f"{CAST}.flip": "none"}, None),
+    ],
+)
+@pytest.mark.parametrize("flash_attention", [False, True])
+def test_the_type_of_the_logits_decides_whether_rounding_makes_signs(
+    default_run, monkeypatch, tmp_path, settings, decided_by, flash_attention
+):
+    """flash-attn's cross entropy reads the same logits, so it changes nothing."""
+    if flash_attention:
+        (tmp_path / "flash_attn").mkdir()
+        (tmp_path / "flash_attn" / "__init__.py").touch()
+        monkeypatch.syspath_prepend(tmp_path)
+    found = advice.warnings_of(changed(default_run, settings))
+    assert len(found) == (decided_by is not None)
+    assert all(
+        decided_by in text and "the model's logits come" in text and "gap_deadzone=noise" in text for text in found
+    )
+
+
+def test_on_a_cpu_the_remedy_is_float32(default_run, monkeypatch):
+    config = changed(default_run, BF16)
+    monkeypatch.setenv("VERL_PLATFORM", "cpu")
+    [sentence] = advice.warnings_of(config)
+    assert "log-probs come in that type" in sentence and f"+{PRECISION}.param_dtype=fp32" in sentence
+
+
+def test_megatrons_logits_are_as_precise_as_its_parameters():
+    config = compose(["algorithm.adv_estimator=cast", f"{ROLLOUT}.n=8", "model_engine=megatron"])
+    [sentence] = advice.warnings_of(config)
+    assert f"{ACTOR}.megatron.dtype=bf16" in sentence
+    assert advice.warnings_of(changed(config, {f"{ACTOR}.megatron.dtype": "float32"})) == []
+    assert advice.warnings_of(changed(config, FUSED)) == []
 
 
 @pytest.mark.parametrize("shown", ["{{ problem }}", "{{ messages[-1].content }}", "{{ student_prompt }}", None])

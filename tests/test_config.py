@@ -59,6 +59,7 @@ def test_defaults_are_those_of_the_evaluated_run():
         ({"gap_weight": -0.1}, "algorithm.cast.gap_weight", "at least 0"),
         ({"gap_weight": float("nan")}, "algorithm.cast.gap_weight", "finite number"),
         ({"gap_deadzone": -1}, "algorithm.cast.gap_deadzone", "at least 0"),
+        ({"gap_deadzone": "loud"}, "algorithm.cast.gap_deadzone", "or noise"),
         ({"base_correct": -1}, "algorithm.cast.base_correct", "at least 0"),
         ({"base_wrong": -1}, "algorithm.cast.base_wrong", "at least 0"),
         ({"positive_clip": [1.05, 0.8]}, "algorithm.cast.positive_clip", "use [0.8,1.05]"),
@@ -216,6 +217,15 @@ def test_a_slow_average_of_the_policy_may_share_its_prompt(compose):
                 "+algorithm.cast.noise_floor_interval=10",
             ],
             "algorithm.cast.noise_floor_interval",
+            "virtual pipeline",
+        ),
+        (
+            [
+                *MEGATRON,
+                f"{MCORE}.virtual_pipeline_model_parallel_size=2",
+                "+algorithm.cast.gap_deadzone=noise",
+            ],
+            "algorithm.cast.gap_deadzone",
             "virtual pipeline",
         ),
         ([*MEGATRON, f"{MCORE}.use_megatron_fsdp=True"], f"{MCORE}.use_megatron_fsdp", "set it to False"),

@@ -34,6 +34,7 @@ CAST_SIX_STEPS = (
     "+algorithm.cast.teacher.refresh_interval=4",
     "trainer.total_training_steps=6",
     "trainer.save_freq=3",
+    "+algorithm.cast.gap_deadzone=noise",
     "+algorithm.cast.noise_floor_interval=3",
     "+algorithm.cast.dump.interval=1",
     "+algorithm.cast.dump.groups=2",
@@ -84,9 +85,10 @@ RUNS = {
             "+algorithm.cast.teacher.context=same",
             "+algorithm.cast.teacher.refresh_interval=2",
             "+algorithm.cast.dump.interval=2",
+            "actor_rollout_ref.actor.fsdp_config.fsdp_size=2",
             *TWO_RANKS,
         ),
-        {},
+        {"engine": "fsdp"},
     ),
     "separate_async": (
         (
@@ -243,9 +245,12 @@ def test_cast_and_grpo_differ_in_the_advantages_alone(grpo, cast):
 
 
 def assert_trained_with_the_method(run, steps):
-    """The advantages that the updates used equal tests/support/reference.py token by token."""
+    """The advantages that the updates used equal tests/support/reference.py token by token.
+
+    A dead zone is the one that the run says it used.
+    """
     for step in steps:
-        rows = run.batch(step)["rows"]
+        rows, deadzone = run.batch(step)["rows"], run.metrics[min(step, len(run.metrics)) - 1]["cast/gap/deadzone"]
         groups = {}
         for row in rows:
             groups.setdefault(tuple(row["prompts"].tolist()), []).append(row)
@@ -254,7 +259,7 @@ def assert_trained_with_the_method(run, steps):
             bases = reference.base([float(row["rm_scores"].sum()) for row in group])
             for row, base in zip(group, bases, strict=True):
                 gap = (row.get("teacher_log_probs", row["old_log_probs"]) - row["old_log_probs"]).tolist()
-                expected = torch.tensor([reference.token(base, g) for g in gap])
+                expected = torch.tensor([reference.token(base, g, deadzone=deadzone) for g in gap])
                 torch.testing.assert_close(row["advantages"], expected * row["response_mask"], rtol=1e-5, atol=1e-5)
 
 
@@ -276,12 +281,14 @@ def test_metrics_say_what_happened(cast):
         assert m["cast/teacher/age"] == (step - 1) % 4  # refresh_interval=4: snapshots before steps 1 and 5
         assert 0 < m["cast/flip/share"] < 1
         assert m["timing_s/cast_teacher"] > 0 and m["timing_s/adv"] >= 0
-        assert ("cast/noise/p99" in m) == ("timing_s/cast_noise" in m) == (step == 3)  # noise_floor_interval=3
+        measured = step in (1, 3)  # gap_deadzone=noise measures the first step, noise_floor_interval=3 the third
+        assert ("cast/noise/p99" in m) == ("timing_s/cast_noise" in m) == measured
         # Steps are one-pass, except where the noise floor needs the weights before the update.
-        assert m["cast/one_pass"] == ("timing_s/cast_after_update" in m) == (step != 3)
+        assert m["cast/one_pass"] == ("timing_s/cast_after_update" in m) == (not measured)
         assert m["actor/entropy"] > 0 and m["cast/entropy/wrong_mean"] > 0 and m["actor/ppo_kl"] == 0
-        if step == 3:
+        if measured:
             assert 0 <= m["cast/noise/p99"] < 1e-4 < m["cast/gap/abs_mean"]
+        assert m["cast/gap/deadzone"] == cast.metrics[0 if step < 3 else 2]["cast/noise/p99"], "held between"
     assert "actor/pg_clipfrac" in cast.metrics[0]
     assert_rollouts_were_the_policys(cast)
 
@@ -321,6 +328,8 @@ def test_a_killed_run_goes_on_with_the_same_teacher(ended, cast):
     for step in (4, 5):
         assert_same_batches(cast, resumed, step)
     assert [m["cast/teacher/age"] for m in resumed.metrics] == [3, 0, 1]
+    assert "cast/noise/p99" not in resumed.metrics[0], "the noise floor is the saved one"
+    assert resumed.metrics[0]["cast/gap/deadzone"] == cast.metrics[3]["cast/gap/deadzone"]
 
 
 @pytest.mark.runs("megatron", "megatron_resumed")

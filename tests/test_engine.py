@@ -34,6 +34,12 @@ LAYOUTS = {
     "fsdp2-2-ulysses": ("fsdp2", 2, [*PACKED, f"{FSDP}.ulysses_sequence_parallel_size=2"]),
     "fsdp-2-offload": ("fsdp", 2, [f"{FSDP}.param_offload=True", f"{FSDP}.optimizer_offload=True"]),
     "fsdp-2-bf16": ("fsdp", 2, FSDP_BF16),
+    # verl's eval_mode() then reshards at its exit, which FSDP1 can do only after its own set-up.
+    "fsdp-2-sharded": ("fsdp", 2, [f"{FSDP}.fsdp_size=2"]),
+    "fsdp-2-original-parameters": ("fsdp", 2, [f"{FSDP}.fsdp_size=2", f"{FSDP}.use_orig_params=True"]),
+    # Hybrid sharding: whole copies on both ranks.
+    "fsdp-2-hybrid": ("fsdp", 2, [f"{FSDP}.fsdp_size=1"]),
+    "fsdp2-2-hybrid": ("fsdp2", 2, [f"{FSDP}.fsdp_size=1"]),
     "megatron-1-offload": ("megatron", 1, [f"{MCORE}.param_offload=True", f"{MCORE}.optimizer_offload=True"]),
     # The parameters are bf16. The distributed optimizer updates float32 copies, half of them on each rank.
     "megatron-2-data-parallel-bf16": ("megatron", 2, [f"{MCORE}.dtype=bfloat16"]),

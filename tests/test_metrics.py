@@ -7,7 +7,7 @@ from verl.trainer.ppo.v1.utils import MetricsAggregator
 
 from verl_cast import CastConfig
 from verl_cast.advantage.compute import compute_advantage
-from verl_cast.advantage.metrics import advantage_metrics, noise_metrics
+from verl_cast.advantage.metrics import advantage_metrics, measured_noise, noise_metrics
 from verl_cast.tools.report import explained
 
 _TEACHER = (
@@ -17,7 +17,7 @@ _TEACHER = (
     "peak_memory_gib",
     *(f"{w}_{u}" for w in ("refresh", "swap") for u in ("gib", "seconds")),
 )
-TRAINER_METRICS = {"cast/one_pass", *(f"cast/teacher/{name}" for name in _TEACHER)}
+TRAINER_METRICS = {"cast/one_pass", "cast/gap/deadzone", *(f"cast/teacher/{name}" for name in _TEACHER)}
 STAGES = ("cast_teacher", "cast_after_update", "cast_noise", "cast_dump")
 NOISE_METRICS = {"cast/noise/abs_mean", "cast/noise/p99", "cast/noise/gap_share"}
 
@@ -132,21 +132,28 @@ def test_what_has_no_meaning_in_a_batch_is_left_out():
     assert set(hand_made()) - set(m) == absent
 
 
-def noise(again, old, gap, mask):
-    result = compute_advantage(torch.zeros(mask.shape), mask, np.array(["a", "a"]), old, old + gap, CastConfig())
-    return {f"cast/{name}": value for name, value in noise_metrics(result, old, again).items()}
+def noise(again, old, gap, mask, **settings):
+    """Metrics of the noise between two passes."""
+    floor = measured_noise(mask, old, again).floor
+    config = CastConfig(**settings)
+    result = compute_advantage(
+        torch.zeros(mask.shape), mask, np.array(["a", "a"]), old, old + gap, config, noise_floor=floor
+    )
+    return {f"cast/{name}": value for name, value in noise_metrics(measured_noise(mask, old, again), result).items()}
 
 
 def test_the_noise_floor():
     old = torch.zeros(2, 3)
     again = torch.tensor([[0.001, -0.002, 0.0], [0.003, 7.0, 7.0]])
     gap = torch.tensor([[0.0005, -0.5, 0.0], [-0.0029, 0.0, 0.0]])
-    m = noise(again, old, gap, torch.tensor([[1, 1, 1], [1, 0, 0]]))
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    m = noise(again, old, gap, mask)
     assert set(m) == NOISE_METRICS
     assert m["cast/noise/abs_mean"] == pytest.approx(0.0015)
     assert m["cast/noise/p99"] == pytest.approx(np.quantile([0.001, 0.002, 0, 0.003], 0.99))
     assert m["cast/noise/gap_share"] == pytest.approx(2 / 4)  # an exact zero is not doubtful
-    assert noise(again, old, gap, torch.zeros(2, 3)) == {}
+    assert noise(again, old, gap, mask, gap_deadzone="noise")["cast/noise/gap_share"] == 0, "no gap is in doubt"
+    assert measured_noise(torch.zeros(2, 3), old, again) is None
 
 
 def test_padding_changes_nothing_and_an_empty_batch_is_finite():

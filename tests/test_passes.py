@@ -29,7 +29,7 @@ ON_POLICY = (
     f"{ACTOR}.ppo_mini_batch_size=2",
     "actor_rollout_ref.rollout.n=3",
 )
-AGE_1 = {"is_policy": False, "age": 1}
+AGE_1 = {"is_policy": False, "age": 1, "noise_floor": None}
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,14 @@ def test_a_step_takes_one_pass_only_where_the_batch_is_one_update(compose):
     assert not plan(config, [1, 0, 0] * 4).one_pass, "two mini-batches: an agent loop gave more rows"
     assert not plan(config, [1, 0, 0] * 2, noise_floor_interval=2).one_pass, "of the weights before the update"
     assert plan(config, [1, 0, 0] * 2, noise_floor_interval=3).one_pass
+    first = plan(config, [1, 0, 0] * 2, gap_deadzone="noise")
+    assert first.measures_noise and not first.one_pass, "no noise floor is known"
+    with pytest.raises(ValueError, match="the noise floor has not been measured"):
+        first.rule.gap_deadzone  # noqa: B018
+    held = plan(config, [1, 0, 0] * 2, teacher=AGE_1 | {"noise_floor": 0.25}, gap_deadzone="noise")
+    assert held.one_pass and held.rule.gap_deadzone == 0.25
     assert not plan(compose(*ON_POLICY, "trainer.critic_warmup=5"), [1, 0, 0] * 2).one_pass, "no update"
-    is_policy = {"is_policy": True, "age": 0}
+    is_policy = {"is_policy": True, "age": 0, "noise_floor": None}
     same = compose(*ON_POLICY, "+algorithm.cast.teacher.context=same")
     fresh = plan(same, [1, 0, 0] * 2, teacher=is_policy)
     assert fresh.gap_is_zero and fresh.one_pass and not fresh.teacher_runs, "no pass but the update's"

@@ -583,14 +583,14 @@ def test_every_metric_in_a_figure_is_one_that_verl_or_cast_logs():
     import torch
 
     from verl_cast.advantage.compute import compute_advantage
-    from verl_cast.advantage.metrics import advantage_metrics, noise_metrics
+    from verl_cast.advantage.metrics import Noise, advantage_metrics, noise_metrics
     from verl_cast.config import CastConfig
     from verl_cast.tools.report.figure_table import SECTIONS
 
     reward, mask, log_probs = torch.tensor([[1.0], [0.0]]), torch.ones(2, 1), torch.zeros(2, 1)
     result = compute_advantage(reward, mask, np.array(["a", "a"]), log_probs, -0.5 * reward, CastConfig())
-    logged = advantage_metrics(result, entropy=log_probs) | noise_metrics(result, log_probs, log_probs)
-    logged = {f"{{method}}/{name}" for name in logged}
+    logged = advantage_metrics(result, entropy=log_probs) | noise_metrics(Noise(0.0, 0.0), result)
+    logged = {f"{{method}}/{name}" for name in (*logged, "gap/deadzone")}
     named = {line.metric for section in SECTIONS for figure in section.figures for line in figure.lines}
     of_the_advantage = {
         name for name in named if name.startswith("{method}/") and not name.startswith("{method}/teacher/")

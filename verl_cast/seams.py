@@ -66,6 +66,10 @@ SEAMS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "ActorRolloutRefWorker.load_checkpoint": ("self", "local_path", "hdfs_path", "del_local_after_load"),
     },
+    "verl.experimental.separation.engine_workers": {
+        "DetachActorWorker.save_model_to_cpu": ("self", "n"),
+        "DetachActorWorker.restore_model_from_cpu": ("self", "n"),
+    },
     "verl.workers.utils.padding": {
         "response_from_nested": ("tensor", "response_mask"),
         "no_padding_2_padding": ("tensor", "data"),

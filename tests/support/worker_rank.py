@@ -92,12 +92,16 @@ class Rank:
     Log-probs are None on ranks without outputs: all but the last pipeline stage and the first tensor-parallel rank.
     """
 
-    def __init__(self, directory: Path, engine: str, overrides: list[str], with_teacher: bool = True):
+    def __init__(
+        self, directory: Path, engine: str, overrides: list[str], with_teacher: bool = True, detached: bool = False
+    ):
+        from verl.experimental.separation.engine_workers import DetachActorWorker
         from verl.workers.engine_workers import ActorRolloutRefWorker
 
         from verl_cast.training.worker import with_self_teacher
 
-        worker_cls = with_self_teacher(ActorRolloutRefWorker) if with_teacher else ActorRolloutRefWorker
+        worker_cls = DetachActorWorker if detached else ActorRolloutRefWorker
+        worker_cls = with_self_teacher(worker_cls) if with_teacher else worker_cls
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.worker = worker_cls(config=actor_config(directory, engine, overrides), role="actor")
         torch.manual_seed(0)  # a new LoRA adapter has random weights
@@ -106,11 +110,11 @@ class Rank:
         self.num_dp = self.engine.get_data_parallel_size()
         self.data = batch(self.engine.get_data_parallel_rank())
 
-    def init_teacher(self, completed_steps=0, **teacher):
+    def init_teacher(self, completed_steps=0, settings=None, **teacher):
         from verl_cast import CastConfig
         from verl_cast.teacher.context import load_template
 
-        config = CastConfig.from_dict({"teacher": teacher})
+        config = CastConfig.from_dict({"teacher": teacher, **(settings or {})})
         template = load_template(config.teacher.context)
         return self.worker.init_self_teacher(config, template, {}, completed_steps)
 

@@ -60,7 +60,9 @@ def token_gap(teacher_log_probs: torch.Tensor, old_log_probs: torch.Tensor, mask
     Raises:
         ValueError: a log-probability under the mask is NaN or infinite.
     """
-    gap = torch.where(mask, teacher_log_probs - old_log_probs, 0.0)
+    # At least float32: a difference in bf16 would be rounded once more.
+    dtype = torch.promote_types(torch.promote_types(teacher_log_probs.dtype, old_log_probs.dtype), torch.float32)
+    gap = torch.where(mask, teacher_log_probs.to(dtype) - old_log_probs.to(dtype), 0.0)
     if not torch.isfinite(gap).all():
         raise ValueError("CAST: a teacher or old log-probability is NaN or infinite on a token that counts.")
     return gap + 0.0  # −0.0 becomes 0.0

@@ -24,9 +24,9 @@ _RULES: dict[str, type[Rule]] = {
 }
 
 
-def rule_of(config: MethodConfig, completed_steps: int = 0) -> Rule:
-    """The rule of these settings in the training step that follows `completed_steps` others."""
-    return _RULES[config.NAME](config, completed_steps)
+def rule_of(config: MethodConfig, completed_steps: int = 0, noise_floor: float | None = None) -> Rule:
+    """The rule of these settings in the training step that follows `completed_steps` others. Arguments as in `Rule`."""
+    return _RULES[config.NAME](config, completed_steps, noise_floor)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def token_advantage(
     mask = response_mask.bool()
     scored = torch.ones_like(base.correct) if scored is None else scored
     raw_gap = token_gap(teacher_log_probs.detach(), old_log_probs.detach(), mask & scored.unsqueeze(-1))
-    gap = torch.where(raw_gap.abs() > rule.config.gap_deadzone, raw_gap, 0.0)  # section 7
+    gap = torch.where(raw_gap.abs() > rule.gap_deadzone, raw_gap, 0.0)  # section 7
     shaped = rule.shape(base, gap)
     return TokenAdvantage(
         advantages=shaped.advantages * mask,
@@ -112,6 +112,7 @@ def compute_advantage(
     norm_adv_by_std_in_grpo: bool = True,
     final_row: torch.Tensor | None = None,
     completed_steps: int = 0,
+    noise_floor: float | None = None,
 ) -> TokenAdvantage:
     """Token advantages of CAST (method sections 2 to 6) or of a baseline (section 10), and all that is known of them.
 
@@ -127,11 +128,12 @@ def compute_advantage(
             each row's session. Only final outputs enter the group; the others take over their session's B. None: every
             row is its own session.
         completed_steps: training steps before this one, for a λ that changes with them (RLSD).
+        noise_floor: the engine's, nats, for gap_deadzone=noise.
 
     Raises:
-        ValueError: a reward or log-probability that counts is NaN or infinite.
+        ValueError: a reward or log-probability that counts is NaN or infinite; gap_deadzone=noise without noise floor.
     """
-    rule = rule_of(config, completed_steps)
+    rule = rule_of(config, completed_steps, noise_floor)
     base = trajectory_advantage(rule, token_level_rewards, response_mask, index, norm_adv_by_std_in_grpo, final_row)
     return token_advantage(rule, base, response_mask, old_log_probs, teacher_log_probs)
 

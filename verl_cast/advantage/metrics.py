@@ -7,6 +7,7 @@ names holds such a word, so all are averaged, weighted by rows. A number without
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -39,26 +40,41 @@ def advantage_metrics(result: TokenAdvantage, entropy: torch.Tensor | None = Non
     }
 
 
+@dataclass(frozen=True)
+class Noise:
+    """The engine's own noise: |difference| of log-probs of the same weights and tokens in different micro-batches.
+
+    Attributes:
+        abs_mean: over tokens, nats.
+        floor: its 99 % quantile, the noise floor, nats.
+    """
+
+    abs_mean: float
+    floor: float
+
+
 @torch.no_grad()
-def noise_metrics(
-    result: TokenAdvantage, old_log_probs: torch.Tensor, log_probs_again: torch.Tensor
-) -> dict[str, float]:
-    """The engine's noise floor: the policy's log-probs computed twice, in different micro-batches.
+def measured_noise(
+    response_mask: torch.Tensor, old_log_probs: torch.Tensor, log_probs_again: torch.Tensor
+) -> Noise | None:
+    """The noise between two passes of the policy; None where no token counts.
 
     Args:
-        result: its gaps are compared with the noise. A gap inside the dead zone is in no doubt.
-        old_log_probs, log_probs_again: (B, T), log π_old of the first and of the second pass.
+        response_mask, old_log_probs, log_probs_again: (B, T), log π_old of the first and of the second pass.
     """
-    if not result.mask.any():
-        return {}
-    values = (log_probs_again - old_log_probs, result.gap)
-    noise, gap = (tensor.abs()[result.mask].float().cpu().numpy() for tensor in values)
-    floor = float(np.quantile(noise, NOISE_QUANTILE))
-    return {
-        "noise/abs_mean": _mean(noise),
-        "noise/p99": floor,
-        "noise/gap_share": _share((gap > 0) & (gap <= floor)),
-    }
+    difference = (log_probs_again.float() - old_log_probs.float()).abs()
+    difference = difference[response_mask.bool()].cpu().numpy()
+    return Noise(_mean(difference), float(np.quantile(difference, NOISE_QUANTILE))) if difference.size else None
+
+
+@torch.no_grad()
+def noise_metrics(noise: Noise, result: TokenAdvantage) -> dict[str, float]:
+    """The noise, and how many of the result's gaps it could have made. A gap inside the dead zone is in no doubt."""
+    metrics = {"noise/abs_mean": noise.abs_mean, "noise/p99": noise.floor}
+    if result.mask.any():
+        gap = result.gap.abs()[result.mask].float().cpu().numpy()
+        metrics["noise/gap_share"] = _share((gap > 0) & (gap <= noise.floor))
+    return metrics
 
 
 def _group_metrics(base: TrajectoryAdvantage, counted: torch.Tensor) -> dict[str, float]:

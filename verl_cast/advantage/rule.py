@@ -11,6 +11,7 @@ import torch
 
 from verl_cast.advantage.base import BaseAdvantage, TrajectoryAdvantage
 from verl_cast.config import MethodConfig
+from verl_cast.config.cast import NOISE
 
 # The clamp of the exponent in section 4: exp() cannot overflow, and exp(±20) lies far outside every sensible bound.
 MAX_EXPONENT = 20.0
@@ -38,15 +39,33 @@ class Rule(ABC):
     Args:
         config: the method's settings.
         completed_steps: training steps before this one.
+        noise_floor: of the engine, nats, for gap_deadzone=noise; None: not measured yet.
 
     Attributes:
         config: the settings.
         gap_weight: λ of this step.
     """
 
-    def __init__(self, config: MethodConfig, completed_steps: int = 0):
+    def __init__(self, config: MethodConfig, completed_steps: int = 0, noise_floor: float | None = None):
         self.config = config
         self.gap_weight = self._gap_weight(completed_steps)
+        self._noise_floor = noise_floor
+
+    @property
+    def gap_deadzone(self) -> float:
+        """The dead zone of this step, nats.
+
+        Raises:
+            ValueError: it follows the noise floor, and that has not been measured.
+        """
+        if self.config.gap_deadzone != NOISE:
+            return self.config.gap_deadzone
+        if self._noise_floor is None:
+            raise ValueError(
+                f"CAST: {self.config.key()}.gap_deadzone={NOISE}, and the noise floor has not been measured. A run "
+                "measures it; elsewhere pass noise_floor, or set the key to a number of nats."
+            )
+        return self._noise_floor
 
     def _gap_weight(self, completed_steps: int) -> float:
         return self.config.gap_weight

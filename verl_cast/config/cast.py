@@ -15,6 +15,7 @@ FLIPS = ("both", "correct", "wrong", "none")
 TEACHER_WEIGHTS = ("snapshot", "ema", "initial", "current")
 TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2")
 MISSING_STATES = ("error", "snapshot")
+NOISE = "noise"  # gap_deadzone: the engine's measured noise floor
 
 
 class CastConfigError(ValueError):
@@ -147,7 +148,7 @@ class MethodConfig:
     # Off, unless the method has these keys.
     dump: ClassVar[DumpConfig] = DumpConfig()
     noise_floor_interval: ClassVar[int] = 0
-    gap_deadzone: ClassVar[float] = 0.0
+    gap_deadzone: ClassVar[float | str] = 0.0
 
     @classmethod
     def key(cls) -> str:
@@ -190,7 +191,7 @@ class CastConfig(MethodConfig):
     base_correct: float = 1.0  # b_correct
     base_wrong: float = 1.0  # b_wrong
     correct_threshold: float = 0.5
-    gap_deadzone: float = 0.0
+    gap_deadzone: float | str = 0.0  # nats, or NOISE
     noise_floor_interval: int = 0
     one_pass: bool = True
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
@@ -198,7 +199,12 @@ class CastConfig(MethodConfig):
 
     def __post_init__(self):
         prefix = self.key()
-        for key in ("gap_weight", "base_correct", "base_wrong", "gap_deadzone"):
+        if isinstance(self.gap_deadzone, str) and self.gap_deadzone != NOISE:
+            raise CastConfigError(
+                f"{prefix}.gap_deadzone", self.gap_deadzone, f"must be a number of nats, at least 0, or {NOISE}."
+            )
+        numbers = ("gap_weight", "base_correct", "base_wrong")
+        for key in numbers if self.gap_deadzone == NOISE else (*numbers, "gap_deadzone"):
             object.__setattr__(self, key, number(f"{prefix}.{key}", getattr(self, key), minimum=0.0))
         threshold = number(f"{prefix}.correct_threshold", self.correct_threshold)
         object.__setattr__(self, "correct_threshold", threshold)

@@ -5,20 +5,38 @@ function in ADVICE returns one sentence or None. The doctor shows them, and so d
 neither torch nor verl.
 """
 
-import importlib.util
-import os
 from collections.abc import Callable
 
 import jinja2
 import jinja2.meta
 from omegaconf import DictConfig, OmegaConf
 
-from verl_cast.config.cast import CastConfig
+from verl_cast.config.cast import NOISE, CastConfig
 from verl_cast.config.methods import cast_config
+from verl_cast.platform import is_cpu
 from verl_cast.teacher.context import load_template
 
 _PREFIX = "algorithm.cast"
 _ROLLOUT = "actor_rollout_ref.rollout"
+
+
+def logits_type(config: DictConfig) -> tuple[str, str]:
+    """The key that decides the type of the model's logits, and that type: bf16, fp16 or fp32.
+
+    verl's FSDP engines run the model in `mixed_precision.param_dtype`, Megatron in its `dtype`. Both hand out logits as
+    precise as that. Triton's fused kernels alone form log-probs without logits, from float32 sums.
+    """
+    actor, model = "actor_rollout_ref.actor", "actor_rollout_ref.model"
+    if OmegaConf.select(config, f"{actor}.strategy") == "megatron":
+        key = f"{actor}.megatron.dtype"
+        fused, dtype = OmegaConf.select(config, f"{model}.use_fused_kernels"), OmegaConf.select(config, key)
+    else:
+        parent = f"{actor}.fsdp_config.mixed_precision"
+        key, dtype = f"{parent}.param_dtype", (OmegaConf.select(config, parent) or {}).get("param_dtype", "bf16")
+        backend = OmegaConf.select(config, f"{model}.fused_kernel_options.impl_backend")
+        fused = OmegaConf.select(config, f"{model}.use_fused_kernels") and backend == "triton"
+    short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+    return key, "fp32" if fused else short.get(str(dtype), str(dtype))
 
 
 def warnings_of(config: DictConfig) -> list[str]:
@@ -54,7 +72,7 @@ def no_gap_can_act(config: DictConfig, method: CastConfig) -> str | None:
 
 
 def deadzone_is_wide(config: DictConfig, method: CastConfig) -> str | None:
-    if method.gap_deadzone <= 1:
+    if method.gap_deadzone == NOISE or method.gap_deadzone <= 1:
         return None
     return (
         f"{_PREFIX}.gap_deadzone={method.gap_deadzone:g} nats: only tokens whose probability differs by a factor of "
@@ -245,22 +263,23 @@ def rewards_come_from_a_model(config: DictConfig, method: CastConfig) -> str | N
 
 
 def rounding_decides_signs(config: DictConfig, method: CastConfig) -> str | None:
-    """verl's FSDP engines form log-probs in autocast's type, unless flash-attn's cross entropy is installed."""
-    actor = "actor_rollout_ref.actor"
-    if OmegaConf.select(config, f"{actor}.strategy") not in ("fsdp", "fsdp2") or method.gap_deadzone > 0:
+    """Logits in bf16 are 0.125 nats apart at 16 to 32, and a log-prob of them is no finer, whatever forms it."""
+    key, dtype = logits_type(config)
+    if method.gap_deadzone != 0 or method.flip == "none" or dtype not in ("bf16", "fp16"):
         return None
-    if OmegaConf.select(config, "actor_rollout_ref.model.use_fused_kernels"):
-        return None
-    key = f"{actor}.fsdp_config.mixed_precision"
-    dtype = (OmegaConf.select(config, key) or {}).get("param_dtype", "bf16")
-    if dtype not in ("bf16", "bfloat16", "fp16", "float16"):
-        return None
-    if importlib.util.find_spec("flash_attn") is not None and os.environ.get("VERL_DISABLE_FLASH_ATTN_CE", "0") != "1":
+    where = "log-probs come" if is_cpu() else "the model's logits come"  # a CPU's autocast rounds log_softmax too
+    remedy = f"Set ++{_PREFIX}.gap_deadzone={NOISE}, which measures the noise and keeps such gaps from flipping"
+    if is_cpu():
+        remedy += f", or +{key}=fp32"
+    return f"{key}={dtype}: {where} in that type, and its rounding decides the sign of small gaps. {remedy}."
+
+
+def noise_is_measured_once(config: DictConfig, method: CastConfig) -> str | None:
+    if method.gap_deadzone != NOISE or method.noise_floor_interval > 0:
         return None
     return (
-        f"flash-attn's cross entropy is not in use here and {key}.param_dtype is {dtype}: log-probs come in that type, "
-        "and its rounding decides the sign of small gaps. Install flash-attn, or set "
-        f"+{key}.param_dtype=fp32, or ++{_PREFIX}.gap_deadzone=0.05."
+        f"{_PREFIX}.gap_deadzone={NOISE} with noise_floor_interval=0: the noise floor of the first step holds for the "
+        "whole run, and a policy that becomes surer has another one. Set noise_floor_interval=50 or so."
     )
 
 
@@ -283,5 +302,6 @@ ADVICE: tuple[Callable[[DictConfig, CastConfig], str | None], ...] = (
     overlong_penalty_turns_correct_into_wrong,
     rewards_come_from_a_model,
     rounding_decides_signs,
+    noise_is_measured_once,
     context_is_unfit,
 )

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 import verl_cast
-from verl_cast.config.cast import CastConfig, CastConfigError, MethodConfig
+from verl_cast.config.cast import NOISE, CastConfig, CastConfigError, MethodConfig
 from verl_cast.config.methods import ESTIMATOR_KEY, METHODS, is_cast_run, method_class, method_config
 from verl_cast.platform import is_cpu
 from verl_cast.teacher.context import load_template
@@ -111,12 +111,18 @@ def _check_cast(config: DictConfig, method: CastConfig) -> None:
         )
     strategy = OmegaConf.select(config, "actor_rollout_ref.actor.strategy")
     stages = OmegaConf.select(config, "actor_rollout_ref.actor.megatron.virtual_pipeline_model_parallel_size")
-    if method.noise_floor_interval > 0 and strategy == "megatron" and stages not in (None, 1):
-        raise CastConfigError(
-            "algorithm.cast.noise_floor_interval",
-            method.noise_floor_interval,
-            "it is measured in micro-batches of one row, which a virtual pipeline cannot always take; set it to 0.",
-        )
+    if strategy == "megatron" and stages not in (None, 1):
+        for key, asks in (
+            ("noise_floor_interval", method.noise_floor_interval > 0),
+            ("gap_deadzone", method.gap_deadzone == NOISE),
+        ):
+            if asks:
+                raise CastConfigError(
+                    f"algorithm.cast.{key}",
+                    getattr(method, key),
+                    "the noise floor is measured in micro-batches of one row, which a virtual pipeline cannot always "
+                    "take; set it to 0, or to a number of nats.",
+                )
 
 
 def _check_self_teacher(config: DictConfig, method: MethodConfig) -> None:
@@ -224,6 +230,10 @@ def packaged_defaults(method: type[MethodConfig]) -> dict:
     return OmegaConf.to_container(OmegaConf.create(dataclasses.asdict(method())))
 
 
+def deadzone_in_words(method: CastConfig) -> str:
+    return NOISE if method.gap_deadzone == NOISE else f"{method.gap_deadzone:g}"
+
+
 def summary(config: DictConfig) -> str:
     """One line for the log: the method that this run trains, with its settings."""
     method, actor = method_config(config), config.actor_rollout_ref.actor
@@ -236,7 +246,7 @@ def summary(config: DictConfig) -> str:
         note = f" | not the method's own: {', '.join(chosen)}" if chosen else ""
         active = (
             f"CAST is active: flip={method.flip} gap_weight={method.gap_weight:g} "
-            f"gap_deadzone={method.gap_deadzone:g} base=+{method.base_correct:g}/-{method.base_wrong:g} "
+            f"gap_deadzone={deadzone_in_words(method)} base=+{method.base_correct:g}/-{method.base_wrong:g} "
             f"advantage_clip={method.advantage_clip}"
         )
     else:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP1
+from torch.distributed.fsdp._runtime_utils import _lazy_init
 from torch.distributed.tensor import DTensor
 
 # An engine's module: one module, or Megatron's list of model chunks (one per virtual pipeline stage).
@@ -36,6 +37,16 @@ def trainable_shards(module: EngineModule) -> dict[str, torch.Tensor]:
                 raise RuntimeError(f"CAST: parameter {name} is offloaded; load it with the engine's eval_mode() first.")
             shards[chunk_name + name] = tensor
     return shards
+
+
+def set_up(module: EngineModule) -> None:
+    """Do what FSDP1 would do in its first forward. verl's `eval_mode()` needs it done at its exit.
+
+    verl itself does the same where it loads offloaded parameters.
+    """
+    for _, chunk in _chunks(module):
+        if isinstance(chunk, FSDP1):
+            _lazy_init(chunk, chunk)
 
 
 def reshard(module: EngineModule) -> None:

@@ -33,12 +33,17 @@ class SelfTeacher:
         module: the engine's module: wrapped by FSDP, or Megatron's list of model chunks.
         has_adapter: the policy is a LoRA adapter on a frozen base model.
         adapter_is_new: that adapter was made for this run, not loaded.
+
+    Attributes:
+        noise_floor: the engine's, nats, as it was measured last; None: not yet. Saved with the teacher, since a resumed
+            run goes on with the dead zone that it had.
     """
 
     def __init__(
         self, config: TeacherConfig, module: EngineModule, has_adapter: bool = False, adapter_is_new: bool = False
     ):
         self.config = config
+        self.noise_floor: float | None = None
         self._module = module
         self._adapter_is_new = adapter_is_new
         # The teacher's forward runs without the adapter: the base model is the initial policy.
@@ -231,6 +236,7 @@ class SelfTeacher:
             "taken_at": self._taken_at,
             "averaged_at": self._averaged_at,
             "is_live": self._is_live,
+            "noise_floor": self.noise_floor,
             "parameters": dict(self._host.tensors),
             "average": self._average,
         }
@@ -257,3 +263,4 @@ class SelfTeacher:
                     tensor.copy_(saved[name])
         self._taken_at, self._averaged_at = state["taken_at"], state["averaged_at"]
         self._is_live = state["is_live"]
+        self.noise_floor = state.get("noise_floor")  # older files have none

@@ -14,6 +14,7 @@ from verl_cast.advantage.base import EXCLUDED, TrajectoryAdvantage
 from verl_cast.advantage.compute import rule_of, trajectory_advantage
 from verl_cast.advantage.rule import Rule
 from verl_cast.config import MethodConfig
+from verl_cast.config.cast import NOISE
 from verl_cast.training.passes import step_allows_one_pass, weighs_by_old_log_probs
 
 # What `plan_step` reads of a batch.
@@ -91,7 +92,9 @@ def plan_step(
             "CAST: an agent loop gave several outputs for one session, each with a prompt of its own; "
             f"{method.teacher.who_can_score} can score them."
         )
-    rule, final_row = rule_of(method, completed_steps=global_step - 1), torch.from_numpy(wire.final_rows(keys))
+    noise_floor = teacher["noise_floor"]
+    rule = rule_of(method, completed_steps=global_step - 1, noise_floor=noise_floor)
+    final_row = torch.from_numpy(wire.final_rows(keys))
     uid = np.array([str(value) for value in tu.get(data, "uid")], dtype=object)
     data = data.select("rm_scores", "response_mask").to_padded_tensor()
     norm = config.algorithm.get("norm_adv_by_std_in_grpo", True)
@@ -101,7 +104,8 @@ def plan_step(
     scored = rule.needs_gap(base) if base_is_final else base.kind != EXCLUDED
 
     interval = method.noise_floor_interval
-    measures_noise = interval > 0 and global_step % interval == 0 and live_is_old
+    is_due = interval > 0 and global_step % interval == 0
+    measures_noise = live_is_old and (is_due or (method.gap_deadzone == NOISE and noise_floor is None))
     one_pass = (
         may_be_one_pass
         and step_allows_one_pass(config, len(keys), global_step)

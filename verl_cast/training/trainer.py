@@ -26,8 +26,8 @@ from verl.utils import tensordict_utils as tu
 
 import verl_cast
 from verl_cast import wire
-from verl_cast.advantage.compute import TokenAdvantage
-from verl_cast.advantage.metrics import advantage_metrics, noise_metrics
+from verl_cast.advantage.compute import TokenAdvantage, rule_of
+from verl_cast.advantage.metrics import Noise, advantage_metrics, measured_noise, noise_metrics
 from verl_cast.config import CastConfig, MethodConfig
 from verl_cast.config.methods import method_class, method_config
 from verl_cast.launch.check import check_run, summary
@@ -185,14 +185,14 @@ class SelfTeacherTrainerMixin:
         Args:
             inside: the stage of verl's timing in which this runs.
         """
-        step = self._step
+        step, noise = self._step, None
         if step.measures_noise:
             with self._stage("cast_noise", inside):
-                batch.extra_info["temperature"] = self.config.actor_rollout_ref.rollout.temperature
-                self.actor_rollout_wg.compute_log_probs_again(batch)
+                noise = self._measure_noise(batch)
+        rule = step.rule if noise is None else rule_of(self.method, self.global_steps - 1, noise.floor)
         data = self._read_log_probs(batch, step)
         inputs = EstimatorInputs(
-            rule=step.rule,
+            rule=rule,
             old_log_probs=data["old_log_probs"],
             teacher_log_probs=data[wire.TEACHER_LOG_PROBS if step.teacher_runs else "old_log_probs"],
             scored=step.scored,
@@ -209,20 +209,32 @@ class SelfTeacherTrainerMixin:
             )
         result = results[0]
         self._log(metrics, advantage_metrics(result, data["entropy"]))
-        if not isinstance(self.method, CastConfig):
-            self._log(metrics, {"gap_weight": step.rule.gap_weight})
-        if step.measures_noise:
-            self._log(metrics, noise_metrics(result, data["old_log_probs"], data[wire.LOG_PROBS_AGAIN]))
+        if isinstance(self.method, CastConfig):
+            self._log(metrics, {"gap/deadzone": rule.gap_deadzone})
+        else:
+            self._log(metrics, {"gap_weight": rule.gap_weight})
+        if noise is not None:
+            self._log(metrics, noise_metrics(noise, result))
         if self._dump.due(self.global_steps):
             with self._stage("cast_dump", inside), self._dump.errors_logged(self.global_steps):
                 self._dump_trajectories(batch, inputs, result)
         return batch
 
+    def _measure_noise(self, batch: KVBatchMeta) -> Noise | None:
+        """Another pass of the policy over the same tokens; None where no token counts. The workers keep the floor."""
+        batch.extra_info["temperature"] = self.config.actor_rollout_ref.rollout.temperature
+        self.actor_rollout_wg.compute_log_probs_again(batch)
+        fields = ("response_mask", "old_log_probs", wire.LOG_PROBS_AGAIN)
+        data = self._read(batch, fields).to_padded_tensor()
+        noise = measured_noise(*(data[name] for name in fields))
+        if noise is not None:
+            self.actor_rollout_wg.keep_noise_floor(noise.floor)
+        return noise
+
     def _read_log_probs(self, batch: KVBatchMeta, step: Step) -> TensorDict:
         """All log-probs of a step, and the policy's entropy: (B, T), padded."""
         fields = ["old_log_probs", "entropy"]
         fields += [wire.TEACHER_LOG_PROBS] if step.teacher_runs else []
-        fields += [wire.LOG_PROBS_AGAIN] if step.measures_noise else []
         data = self._read(batch, fields)
         if step.teacher_runs and wire.TEACHER_LOG_PROBS not in data:
             raise RuntimeError(
@@ -231,9 +243,10 @@ class SelfTeacherTrainerMixin:
         data = data.to_padded_tensor()
         if data["old_log_probs"].dtype in (torch.bfloat16, torch.float16):
             warnings.warn(  # once: Python shows a warning once per place
-                f"CAST: the engine returns log-probs in {data['old_log_probs'].dtype}, so their rounding decides the "
-                "sign of small gaps. Install flash-attn, whose cross entropy keeps float32, or set "
-                "actor.fsdp_config.mixed_precision.param_dtype=fp32 (CAST also has algorithm.cast.gap_deadzone).",
+                f"{self.method.TITLE}: the engine returns log-probs in {data['old_log_probs'].dtype}, and their "
+                "rounding decides the sign of small gaps (verl's engines do so on a CPU). Set "
+                "+actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=fp32, or CAST's "
+                "++algorithm.cast.gap_deadzone=noise.",
                 stacklevel=2,
             )
         return data

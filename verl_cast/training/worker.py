@@ -4,7 +4,8 @@ Every forward is verl's own `TrainingWorker.infer_batch` or `train_mini_batch`; 
 The mixin adds remote methods, which the trainer calls beside verl's own or in their place:
 
 * `init_self_teacher`, `prepare_self_teacher`: build the teacher; bring it up to date before a step.
-* two passes: `compute_log_prob_with_teacher`, and `compute_log_probs_again` on the steps that measure the noise.
+* two passes: `compute_log_prob_with_teacher`; on the steps that measure the noise `compute_log_probs_again` and
+  `keep_noise_floor`.
 * one pass: `compute_teacher_log_probs`, `update_actor_in_one_pass`, then `log_probs_of_update`.
 * `self_teacher_cost`: what the teacher has cost.
 """
@@ -25,6 +26,7 @@ from verl_cast.config import MethodConfig
 from verl_cast.teacher import saved
 from verl_cast.teacher.context import TeacherContext
 from verl_cast.teacher.forward import TeacherPass, response_log_probs
+from verl_cast.teacher.shards import reshard, set_up
 from verl_cast.teacher.weights import SelfTeacher
 from verl_cast.training.entropy import entropy_function
 from verl_cast.training.one_pass_loss import ROW, OnePassLoss
@@ -69,6 +71,7 @@ class SelfTeacherWorkerMixin:
         self.teacher_pass = TeacherPass(self.actor, self.self_teacher, context, self.enable_routing_replay)
         restored = False
         with engine.eval_mode():
+            set_up(engine.module)
             if self._resumed_from is not None and self.self_teacher.holds_copy:
                 restored = saved.load(self.self_teacher, self._resumed_from)
             if self.self_teacher.follow_due(completed_steps):
@@ -86,13 +89,23 @@ class SelfTeacherWorkerMixin:
         """Bring the teacher's weights up to date, before the step that follows `completed_steps` training steps.
 
         Returns:
-            {"is_policy": teacher and policy are the same weights, "age": training steps since they were, or None}.
+            {"is_policy": teacher and policy are the same weights, "age": training steps since they were, or None,
+            "noise_floor": the latest that was measured, nats, or None}.
         """
         teacher = self.self_teacher
         if teacher.follow_due(completed_steps):
             with self.actor.engine.eval_mode():
                 teacher.follow(completed_steps)
-        return {"is_policy": teacher.is_policy(completed_steps), "age": teacher.age(completed_steps)}
+        return {
+            "is_policy": teacher.is_policy(completed_steps),
+            "age": teacher.age(completed_steps),
+            "noise_floor": teacher.noise_floor,
+        }
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def keep_noise_floor(self, noise_floor: float) -> None:
+        """Hold the measured noise floor (nats), for one-pass updates and for checkpoints."""
+        self.self_teacher.noise_floor = noise_floor
 
     # ------------------------------------------------------------------------------------------------------ two passes
 
@@ -173,7 +186,7 @@ class SelfTeacherWorkerMixin:
         Returns:
             what verl's `update_actor` returns.
         """
-        rule = rule_of(self._method, tu.pop(data, wire.COMPLETED_STEPS))
+        rule = rule_of(self._method, tu.pop(data, wire.COMPLETED_STEPS), self.self_teacher.noise_floor)
         stock_loss = self.actor.loss_fn
         loss = self._one_pass_loss(data, rule)
         self.actor.set_loss_fn(loss)
@@ -243,6 +256,15 @@ class SelfTeacherWorkerMixin:
         """verl's checkpoint; the teacher beside it is restored by `init_self_teacher`."""
         super().load_checkpoint(local_path, hdfs_path, del_local_after_load)
         self._resumed_from = local_path
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def restore_model_from_cpu(self, n: int) -> None:
+        """verl's exchange of old and new policy (separate_async with several updates between two weight syncs).
+
+        A forward may have left parameters gathered, which would hide the restored shards from the next forward.
+        """
+        super().restore_model_from_cpu(n)
+        reshard(self.actor.engine.module)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def self_teacher_cost(self) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """The stages of a diagnosis that run the model: sampling and verifying, comparing contexts, scoring."""
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from verl_cast.config.cast import NOISE
 from verl_cast.launch import fitness
 from verl_cast.teacher.context import TeacherContext
 from verl_cast.tools.cli import UserError
@@ -139,6 +141,8 @@ def score(
     else:
         rollouts.old = student
     rollouts.noise = _noise(scorer, rows, student, args.seed)
+    if rollouts.method.gap_deadzone == NOISE:  # here the noise is that of this forward
+        rollouts.method = dataclasses.replace(rollouts.method, gap_deadzone=rollouts.noise)
 
     for name, context in teachers.items():
         if context.is_same:

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from verl_cast.config.cast import CastConfig
+from verl_cast.config.cast import NOISE, CastConfig
 from verl_cast.config.methods import ESTIMATOR_KEY, cast_config, is_cast_run, method_class
 from verl_cast.launch import advice
 from verl_cast.launch.check import METHOD_DEFAULTS, check_run, summary
@@ -94,6 +94,7 @@ def _method(config: DictConfig, method: CastConfig) -> list[Line]:
     once = updates == 1
     return [
         note("advantage", _advantage(method)),
+        note("dead zone", _dead_zone(config, method)),
         note("teacher", _teacher_weights(config, method)),
         note("loss", _loss(config)),
         note("batch", f"{prompts} prompts x {n} responses (the group) = {prompts * n} responses a training step"),
@@ -130,6 +131,19 @@ def _advantage(method: CastConfig) -> str:
         "none": "no token flips: the verifier alone sets signs",
     }
     return f"{rule}. {flips[method.flip].capitalize()}"
+
+
+def _dead_zone(config: DictConfig, method: CastConfig) -> str:
+    """What is set, and what this run's engine would need."""
+    key, dtype = advice.logits_type(config)
+    if method.gap_deadzone == NOISE:
+        interval = method.noise_floor_interval
+        again = f"then every {interval} steps" if interval else "and held for the whole run"
+        return f"the engine's noise floor, measured in the first step {again}; logits come in {dtype} ({key})"
+    used = f"{method.gap_deadzone:g} nats" if method.gap_deadzone else "none: every gap decides a sign"
+    if dtype == "fp32":
+        return f"{used}. Logits come in fp32 ({key}), whose noise is far below a gap: 0 fits this run"
+    return f"{used}. Logits come in {dtype} ({key}): ++algorithm.cast.gap_deadzone={NOISE} fits this run"
 
 
 def _teacher_weights(config: DictConfig, method: CastConfig) -> str:

@@ -65,7 +65,11 @@ SECTIONS = (
             Figure(
                 "noise",
                 "Size of the gap and the engine's noise",
-                (Line("{method}/gap/abs_mean", "mean |g|"), Line("{method}/noise/p99", "noise, p99")),
+                (
+                    Line("{method}/gap/abs_mean", "mean |g|"),
+                    Line("{method}/noise/p99", "noise, p99"),
+                    Line("{method}/gap/deadzone", "dead zone"),
+                ),
                 caption=(
                     "Logarithmic. The noise is drawn where it was measured and is not 0. Where the two meet, signs "
                     "are chance."

@@ -97,8 +97,8 @@ def noise(run: Run) -> Note | None:
             WARNING if within.value > 0.3 else LOOK,
             "Gaps near the engine's noise",
             seen,
-            f"The sign of such a token's advantage is chance: set gap_deadzone to {floor.value:.2g} or more, or "
-            "compute log-probs in a higher precision.",
+            "The sign of such a token's advantage is chance: set gap_deadzone=noise, or compute log-probs in a higher "
+            "precision.",
         )
     return Note(OK, "Gaps outside the dead zone exceed the engine's noise", seen)
 
