@@ -37,6 +37,7 @@ def test_defaults_are_those_of_the_evaluated_run():
             "ema_decay": 0.995,
             "context": "plain",
             "missing_state": "error",
+            "pin_memory": "auto",
         },
     }
     assert CastConfig.from_dict(None) == CastConfig.from_dict({}) == CastConfig()
@@ -75,6 +76,7 @@ def test_defaults_are_those_of_the_evaluated_run():
         ({"teacher": {"ema_decay": 0.0}}, "algorithm.cast.teacher.ema_decay", "weights=current"),
         ({"teacher": {"ema_decay": "slow"}}, "algorithm.cast.teacher.ema_decay", "finite number"),
         ({"teacher": {"context": "poem"}}, "algorithm.cast.teacher.context", "plain, same, or the path"),
+        ({"teacher": {"pin_memory": "yes"}}, "algorithm.cast.teacher.pin_memory", "auto, True or False"),
         ({"teacher": {"missing_state": "ignore"}}, "algorithm.cast.teacher.missing_state", "error, snapshot"),
         ({"teacher": "plain"}, "algorithm.cast.teacher", "group of keys"),
         ({"noise_floor_interval": -1}, "algorithm.cast.noise_floor_interval", "at least 0"),
@@ -230,6 +232,11 @@ def test_a_slow_average_of_the_policy_may_share_its_prompt(compose):
         ),
         ([*MEGATRON, f"{MCORE}.use_megatron_fsdp=True"], f"{MCORE}.use_megatron_fsdp", "set it to False"),
         ([*MEGATRON, f"{MCORE}.dynamic_context_parallel=True"], f"{MCORE}.dynamic_context_parallel", "never tried"),
+        (
+            ["actor_rollout_ref.actor.strategy=fsdp", f"{FSDP}.fsdp_size=1", "trainer.n_gpus_per_node=2"],
+            f"{FSDP}.fsdp_size",
+            "each of the 2 ranks trains a policy of its own",
+        ),
         (["algorithm.filter_groups.enable=True"], "algorithm.filter_groups.enable", "which CAST trains on"),
         (["distillation.enabled=True"], "distillation.enabled", "own teacher"),
         (

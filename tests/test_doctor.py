@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 
+import large_models
 import pyarrow.parquet as pq
 import pytest
 import tiny
@@ -443,6 +444,43 @@ def test_a_worker_with_another_version_or_a_problem_is_named():
 
 
 # --------------------------------------------------------------------------------------------------- cost estimates
+
+
+def test_large_models_by_hand():
+    """The table in training/README.md: parameters counted by hand, bytes and files from the layout of ranks."""
+    lora, full, moe = (large_models.row(name) for name in large_models.RUNS)
+    # LoRA: (inputs + outputs) x rank of q, k, v, o, gate, up, down; float32, sharded over 8.
+    widths = (2560 + 4096) + 2 * (2560 + 1024) + (4096 + 2560) + 2 * (2560 + 9728) + (9728 + 2560)
+    assert lora.memory.trained == 36 * 32 * widths
+    assert lora.node_bytes == lora.memory.checkpoint_bytes == 4 * lora.memory.trained
+    # All parameters: embedding and head, 36 layers of attention, MLP and norms, the last norm.
+    layer = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 12288 + 2 * 4096 + 2 * 128
+    assert full.memory.trained == 2 * 151936 * 4096 + 36 * layer + 4096
+    assert full.memory.host_bytes == pytest.approx(4 * full.memory.trained / 8, rel=1e-3)
+    assert full.memory.swap_seconds == pytest.approx(4 * full.memory.host_bytes / 25e9)
+    # Experts over 8 ranks, the rest over 2; bf16. Of 16 ranks 8 hold distinct shards.
+    experts = 48 * 128 * 3 * 2048 * 768
+    rest = 2 * 151936 * 2048 + 48 * (2 * 2048 * 4096 + 2 * 2048 * 512 + 2048 * 128 + 2 * 2048 + 2 * 128) + 2048
+    assert moe.memory.trained == experts + rest
+    assert moe.memory.host_bytes == pytest.approx(2 * (experts / 8 + rest / 2), rel=1e-6)
+    assert (moe.memory.shards, moe.memory.checkpoint_bytes) == (8, 8 * moe.memory.host_bytes)
+    # One update with gradient checkpointing: old log-probs, forward, backward (twice), forward again.
+    assert full.two_passes == pytest.approx((200 + 8192) / (256 + 8192) / 5)
+    assert full.one_pass == pytest.approx(((200 + 8192) / (256 + 8192) - 1) / 5)
+
+
+def told(config):
+    return {line.label: line.text for line in look(config)["Teacher"]}
+
+
+def test_the_copy_on_host_and_disk_is_told(good_run):
+    config = changed(good_run, **{"trainer.save_freq": 5, f"{CAST}.teacher.weights": "snapshot"})
+    lines = told(config)
+    assert "in 1 file(s)" in lines["checkpoints"] and "saves none" not in lines["checkpoints"]
+    assert "teacher.pin_memory=auto" in lines["page-locked"] and "none of its own" in lines["page-locked"]
+    config = changed(config, **{"trainer.save_freq": -1, f"{CAST}.teacher.pin_memory": False})
+    lines = told(config)
+    assert "this run saves none" in lines["checkpoints"] and "teacher.pin_memory=False" in lines["page-locked"]
 
 
 def estimated(config, teacher=TeacherConfig()):  # noqa: B008 (frozen)

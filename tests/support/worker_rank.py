@@ -231,7 +231,9 @@ def fail_in_a_layer(this: Rank) -> None:
 
 
 def teacher_file(this: Rank, directory: Path) -> Path:
-    return directory / f"cast_self_teacher_world_size_{this.world_size}_rank_{this.rank}.pt"
+    """Of the shard that this rank holds: the file of the lowest rank that holds it."""
+    rank = this.worker._place.first_with_shard
+    return directory / f"cast_self_teacher_world_size_{this.world_size}_rank_{rank}.pt"
 
 
 def swapped_in_parameters(this: Rank) -> dict[str, torch.Tensor]:

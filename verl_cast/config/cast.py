@@ -87,11 +87,14 @@ class TeacherConfig:
     ema_decay: float = 0.995
     context: str = "plain"
     missing_state: str = "error"
+    pin_memory: bool | str = "auto"
 
     def __post_init__(self):
         prefix = self.KEY
         require_choice(f"{prefix}.weights", self.weights, TEACHER_WEIGHTS)
         require_choice(f"{prefix}.missing_state", self.missing_state, MISSING_STATES)
+        if not isinstance(self.pin_memory, bool) and self.pin_memory != "auto":
+            raise CastConfigError(f"{prefix}.pin_memory", self.pin_memory, "must be auto, True or False.")
         require_whole_number(f"{prefix}.refresh_interval", self.refresh_interval, minimum=1)
         decay = number(f"{prefix}.ema_decay", self.ema_decay)
         if not 0 < decay < 1:

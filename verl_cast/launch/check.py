@@ -183,6 +183,14 @@ def _check_self_teacher(config: DictConfig, method: MethodConfig) -> None:
                 f"with {sync_step} above 1 verl's copy of the old policy is an alias of offloaded parameters, "
                 "which loses updates; set it to False, or the step to 1.",
             )
+    ranks = OmegaConf.select(config, "trainer.nnodes") * OmegaConf.select(config, "trainer.n_gpus_per_node")
+    if strategy == "fsdp" and ranks > 1:
+        refuse_if(
+            "actor_rollout_ref.actor.fsdp_config.fsdp_size",
+            lambda v: v == 1,
+            f"PyTorch's FSDP1 then shares no gradients, and each of the {ranks} ranks trains a policy of its own (with "
+            "GRPO too); use actor.strategy=fsdp2, or another size.",
+        )
     refuse_if("distillation.enabled", bool, f"{title} is its own teacher; leave verl's distillation off.")
     if is_cpu():
         from verl_cast.platform import cpu_config

@@ -8,8 +8,8 @@ The copies of all tensors of one type lie in one buffer. Beside them is some sla
 Going in, from the left: a live piece is written into the slack, then the copy's piece behind it into the live tensor.
 The place that this leaves is the next slack. Going out, from the right: the same way back. Every byte is copied once in
 each direction, and nothing is allocated. Of two places that overlap, the one that is written is never needed any more.
-On a CPU the slack was read just before and is still in the cache. With an accelerator the buffers are page-locked, and
-all copies are queued on one stream; `wait` follows them.
+On a CPU the slack was read just before and is still in the cache. With an accelerator all copies are queued on one
+stream, and `wait` follows them; the buffers can be page-locked.
 
 Left out: going in and out on two streams at a time. It would at best halve the seconds of an exchange.
 """
@@ -54,22 +54,28 @@ class Piece(NamedTuple):
 class HostCopy:
     """Uninitialized host memory for a copy of these tensors. Their names, shapes and types are fixed here.
 
+    Args:
+        tensors: the live ones.
+        pins_memory: page-lock the memory where the tensors are on an accelerator: faster copies, and memory that the
+            operating system cannot take back.
+
     Attributes:
         nbytes: of the copy, the slack not included.
+        is_pinned: the memory is page-locked.
         tensors: the copy, while it is not exchanged; views of the buffers.
     """
 
-    def __init__(self, tensors: dict[str, torch.Tensor]):
+    def __init__(self, tensors: dict[str, torch.Tensor], pins_memory: bool = True):
         self.nbytes = sum(tensor.nbytes for tensor in tensors.values())
         lengths, slacks = {}, {}  # elements, by type
         for tensor in tensors.values():
             lengths[tensor.dtype] = lengths.get(tensor.dtype, 0) + tensor.numel()
             slacks[tensor.dtype] = max(slacks.get(tensor.dtype, 0), *(part.numel() for part in _parts(tensor)), 0)
         self._buffers = {dtype: torch.empty(slacks[dtype] + lengths[dtype], dtype=dtype) for dtype in lengths}
+        self.is_pinned = False
         self._on_accelerator = any(tensor.device.type != "cpu" for tensor in tensors.values())
-        if any(tensor.device.type == "cuda" for tensor in tensors.values()):
-            for buffer in self._buffers.values():
-                _page_lock(buffer)
+        if pins_memory and any(tensor.device.type == "cuda" for tensor in tensors.values()):
+            self.is_pinned = all([_page_lock(buffer) for buffer in self._buffers.values()])
         self.tensors: dict[str, torch.Tensor] = {}
         self._places: dict[str, list[tuple[int, torch.Tensor, torch.Tensor]]] = {}  # first, home, away of the pieces
         ends = dict.fromkeys(lengths, 0)
@@ -114,10 +120,13 @@ def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tensor.split(max(1, PIECE_BYTES * len(tensor) // tensor.nbytes))
 
 
-def _page_lock(buffer: torch.Tensor) -> None:
-    """Lock the buffer where it is. PyTorch's allocator of pinned memory would round it up to a power of two."""
+def _page_lock(buffer: torch.Tensor) -> bool:
+    """Lock the buffer where it is; False where it cannot be locked.
+
+    PyTorch's allocator of pinned memory would round it up to a power of two.
+    """
     if buffer.nbytes == 0:
-        return
+        return True
     cudart = torch.cuda.cudart()
     address = buffer.data_ptr()
     error = int(cudart.cudaHostRegister(address, buffer.nbytes, 0))
@@ -125,5 +134,6 @@ def _page_lock(buffer: torch.Tensor) -> None:
         with contextlib.suppress(RuntimeError):
             torch.zeros(1, device="cuda")  # CUDA's last error would else be raised by the next kernel
         logger.warning("CAST: host memory for the teacher cannot be page-locked (CUDA error %d): slower copies.", error)
-    else:
-        weakref.finalize(buffer, cudart.cudaHostUnregister, address).atexit = False
+        return False
+    weakref.finalize(buffer, cudart.cudaHostUnregister, address).atexit = False
+    return True

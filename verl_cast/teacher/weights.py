@@ -35,6 +35,7 @@ class SelfTeacher:
         adapter_is_new: that adapter was made for this run, not loaded.
 
     Attributes:
+        pins_memory: on an accelerator the copy is page-locked. To be set before the first copy.
         noise_floor: the engine's, nats, as it was measured last; None: not yet. Saved with the teacher, since a resumed
             run goes on with the dead zone that it had.
     """
@@ -44,6 +45,7 @@ class SelfTeacher:
     ):
         self.config = config
         self.noise_floor: float | None = None
+        self.pins_memory = True
         self._module = module
         self._adapter_is_new = adapter_is_new
         # The teacher's forward runs without the adapter: the base model is the initial policy.
@@ -62,6 +64,11 @@ class SelfTeacher:
     def host_bytes(self) -> int:
         """Bytes of the copy on this rank's host, without the slack beside it (a few MiB: its largest piece)."""
         return self._host.nbytes + sum(tensor.nbytes for tensor in self._average.values())
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the copy is page-locked."""
+        return self._host.is_pinned
 
     def take_cost(self) -> dict[str, float]:
         """What following and swapping have cost on this rank since the last call of this method.
@@ -127,7 +134,7 @@ class SelfTeacher:
         """Take the policy's weights: a copy, never an alias. On a CPU a plain move would be one."""
         shards = trainable_shards(self._module)
         if self._taken_at is None:
-            self._host = HostCopy(shards)
+            self._host = HostCopy(shards, self.pins_memory)
         self._check_same(shards)
         for piece in self._host.pieces(shards):
             piece.home.copy_(piece.live, non_blocking=True)
@@ -263,4 +270,3 @@ class SelfTeacher:
                     tensor.copy_(saved[name])
         self._taken_at, self._averaged_at = state["taken_at"], state["averaged_at"]
         self._is_live = state["is_live"]
-        self.noise_floor = state.get("noise_floor")  # older files have none

@@ -13,8 +13,9 @@ from tensordict import TensorDict
 EntropyFunction = Callable[[torch.Tensor], torch.Tensor]
 
 # Bytes of float32 logits in one piece. On an accelerator this bounds the memory that is taken while activations are
-# held (their backward takes far more later). On a CPU a piece stays in its cache.
-PIECE_BYTES, PIECE_BYTES_CPU = 2**26, 2**21
+# held (their backward takes far more later); under tensor parallelism every piece costs three all-reduces. On a CPU a
+# piece stays in its cache.
+PIECE_BYTES, PIECE_BYTES_CPU = 2**28, 2**21
 
 
 def entropy_function(strategy: str) -> EntropyFunction:

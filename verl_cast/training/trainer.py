@@ -12,6 +12,7 @@ import contextlib
 import functools
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +34,7 @@ from verl_cast.config.methods import method_class, method_config
 from verl_cast.launch.check import check_run, summary
 from verl_cast.seams import SEAMS, check_seams
 from verl_cast.teacher.context import TeacherContext, chat_template_kwargs, load_template
+from verl_cast.teacher.node import copies_that_verl_pins
 from verl_cast.training.dump import FIELDS, TrajectoryDump
 from verl_cast.training.estimator import EstimatorInputs, estimator_inputs
 from verl_cast.training.passes import own_stage, why_two_passes
@@ -86,8 +88,7 @@ class SelfTeacherTrainerMixin:
             config=self.method, template=template, chat_template_kwargs=kwargs, completed_steps=self.global_steps
         )
         _check_one_teacher(ranks)
-        host_mib = max(rank["host_bytes"] for rank in ranks) / 2**20
-        print(f"[verl_cast] self-teacher ready on {len(ranks)} rank(s), {host_mib:.1f} MiB of host memory each")
+        print(f"[verl_cast] {host_memory_in_words(self.config, ranks)}")
         return ranks
 
     def _why_two_passes(self, ranks: list[dict[str, Any]]) -> str | None:
@@ -313,6 +314,25 @@ class SelfTeacherTrainerMixin:
     def _move_seconds(self, source: str, target: str, seconds: float) -> None:
         self.timing_raw[source] = self.timing_raw.get(source, 0.0) - seconds
         self.timing_raw[target] = self.timing_raw.get(target, 0.0) + seconds
+
+
+def host_memory_in_words(config: DictConfig, ranks: list[dict[str, Any]]) -> str:
+    """The start line about the teacher's host memory, beside what verl page-locks itself.
+
+    Args:
+        ranks: what `init_self_teacher` returned on every rank.
+    """
+    nodes = Counter()
+    for rank in ranks:
+        nodes[rank["node"]] += rank["host_bytes"]
+    most, node_mib = max(rank["host_bytes"] for rank in ranks) / 2**20, max(nodes.values()) / 2**20
+    pinned = "page-locked" if all(rank["is_pinned"] for rank in ranks) else "not page-locked"
+    verls = copies_that_verl_pins(config)
+    beside = "".join(f"; verl page-locks {count} such copies for {key}" for key, count in verls.items())
+    return (
+        f"self-teacher ready on {len(ranks)} rank(s), {most:.1f} MiB of host memory each, {node_mib:.1f} MiB a node, "
+        f"{pinned}{beside}"
+    )
 
 
 def _check_one_teacher(ranks: list[dict[str, Any]]) -> None:

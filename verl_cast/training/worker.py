@@ -23,10 +23,10 @@ import verl_cast
 from verl_cast import wire
 from verl_cast.advantage.compute import rule_of
 from verl_cast.config import MethodConfig
-from verl_cast.teacher import saved
+from verl_cast.teacher import node, saved
 from verl_cast.teacher.context import TeacherContext
 from verl_cast.teacher.forward import TeacherPass, response_log_probs
-from verl_cast.teacher.shards import reshard, set_up
+from verl_cast.teacher.shards import reshard, set_up, trainable_shards
 from verl_cast.teacher.weights import SelfTeacher
 from verl_cast.training.entropy import entropy_function
 from verl_cast.training.one_pass_loss import ROW, OnePassLoss
@@ -37,6 +37,7 @@ class SelfTeacherWorkerMixin:
     """Goes before a class of verl that has `self.actor` (a TrainingWorker) and the methods overridden here."""
 
     self_teacher: SelfTeacher | None = None
+    _place: node.Place  # of this rank's teacher among the others
     _resumed_from: str | None = None
     _outputs_of_update: TensorDict | None = None  # of the latest one-pass update, until they are asked for
 
@@ -53,9 +54,10 @@ class SelfTeacherWorkerMixin:
             completed_steps: training steps that the run has behind it.
 
         Returns:
-            {"version": of this package on this rank, "host_bytes": of the teacher's copy, "taken_at": completed steps
-            when the copy was taken, "restored": whether it is a saved one, "noise": settings of this rank's model that
-            make a forward in training mode another one}.
+            {"version": of this package on this rank, "host_bytes": of the teacher's copy, "node": the rank's node,
+            "is_pinned": the copy is page-locked, "taken_at": completed steps when the copy was taken, "restored":
+            whether it is a saved one, "noise": settings of this rank's model that make a forward in training mode
+            another one}.
         """
         self._method = config
         engine, model_config = self.actor.engine, self.actor.model_config
@@ -67,19 +69,25 @@ class SelfTeacherWorkerMixin:
             context = TeacherContext(config.teacher.context, template, model_config.tokenizer, chat_template_kwargs)
         has_adapter = model_config.lora_rank > 0 or model_config.lora.get("rank", 0) > 0
         adapter_is_new = model_config.lora_rank > 0 and model_config.lora_adapter_path is None
-        self.self_teacher = SelfTeacher(config.teacher, engine.module, has_adapter, adapter_is_new)
-        self.teacher_pass = TeacherPass(self.actor, self.self_teacher, context, self.enable_routing_replay)
+        teacher = self.self_teacher = SelfTeacher(config.teacher, engine.module, has_adapter, adapter_is_new)
+        self.teacher_pass = TeacherPass(self.actor, teacher, context, self.enable_routing_replay)
         restored = False
         with engine.eval_mode():
             set_up(engine.module)
-            if self._resumed_from is not None and self.self_teacher.holds_copy:
-                restored = saved.load(self.self_teacher, self._resumed_from)
-            if self.self_teacher.follow_due(completed_steps):
-                self.self_teacher.follow(completed_steps)
+            shards = trainable_shards(engine.module) if teacher.holds_copy else {}
+            self._place = node.place_of(engine, sum(shard.nbytes for shard in shards.values()))
+            setting, strategy = config.teacher.pin_memory, engine.engine_config.strategy
+            teacher.pins_memory = node.pins(setting, strategy, self._place.node_bytes, node.node_memory())
+            if self._resumed_from is not None:
+                restored = saved.load(teacher, self._resumed_from, self._place.first_with_shard)
+            if teacher.follow_due(completed_steps):
+                teacher.follow(completed_steps)
         return {
             "version": verl_cast.__version__,
-            "host_bytes": self.self_teacher.host_bytes,
-            "taken_at": self.self_teacher.taken_at,
+            "host_bytes": teacher.host_bytes,
+            "node": self._place.node,
+            "is_pinned": teacher.is_pinned,
+            "taken_at": teacher.taken_at,
             "restored": restored,
             "noise": training_noise(engine, model_config.hf_config),
         }
@@ -241,14 +249,13 @@ class SelfTeacherWorkerMixin:
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_checkpoint(self, local_path, hdfs_path=None, global_step=0, max_ckpt_to_keep=None):
-        """verl's checkpoint, and this rank's teacher beside its shard.
+        """verl's checkpoint, and the teacher beside the ranks' shards.
 
         The teacher comes first, on all ranks: verl's save also removes old checkpoints, and a full disk must be found
         before that.
         """
         if self.self_teacher is not None:
-            saved.save(self.self_teacher, local_path)
-            torch.distributed.barrier()
+            saved.save(self.self_teacher, local_path, self._place.first_with_shard)
         super().save_checkpoint(local_path, hdfs_path, global_step, max_ckpt_to_keep)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)

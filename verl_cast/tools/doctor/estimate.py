@@ -13,6 +13,8 @@ from omegaconf import DictConfig
 from verl_cast.config.cast import MethodConfig, TeacherConfig
 from verl_cast.training.passes import why_two_passes
 
+BUS_GB = 25.0  # GB/s between host and GPU that PCIe 4 x16 gives in practice; one direction at a time
+
 _DTYPES = {
     "fp32": torch.float32,
     "float32": torch.float32,
@@ -75,15 +77,29 @@ class Memory:
     Attributes:
         trained: number of trained parameters in the whole model.
         ranks: number of ranks over which a parameter is sharded.
-        host_bytes: size of that rank's copy.
+        shards: number of distinct shards, a file of a checkpoint each.
+        copy_bytes: size of that rank's copy, in the policy's type.
+        host_bytes: the same with ema's float32 average, which stays on the host.
         exact: the run will print exactly this number; if False, only the engine knows the layout.
     """
 
     trained: int
     ranks: int
+    shards: int
     dtype: torch.dtype
+    copy_bytes: int
     host_bytes: int
     exact: bool
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Of the teacher's files in a checkpoint."""
+        return self.shards * self.host_bytes
+
+    @property
+    def swap_seconds(self) -> float:
+        """Of bringing the teacher in and the policy back: the copy crosses the bus four times."""
+        return 4 * self.copy_bytes / (BUS_GB * 1e9)
 
 
 def needs_copy(config: DictConfig, teacher: TeacherConfig) -> bool:
@@ -115,6 +131,12 @@ def memory(config: DictConfig, teacher: TeacherConfig, hf_config) -> Memory | No
         ranks = settings.tensor_model_parallel_size * settings.pipeline_model_parallel_size
         expert_tensor = settings.get("expert_tensor_parallel_size") or settings.tensor_model_parallel_size
         expert_ranks = settings.pipeline_model_parallel_size * settings.expert_model_parallel_size * expert_tensor
+        # Within a pipeline stage a rank's place among tensor ranks and among expert ranks repeats with these periods.
+        tensor_ranks, of_experts = (
+            settings.tensor_model_parallel_size,
+            settings.expert_model_parallel_size * expert_tensor,
+        )
+        shards = settings.pipeline_model_parallel_size * math.lcm(tensor_ranks, of_experts)
         experts = sum(math.prod(shape) for name, shape in shapes if ".experts." in name)
         dtype = _DTYPES[settings.dtype]
         local = math.ceil((trained - experts) / ranks + experts / expert_ranks)
@@ -122,14 +144,15 @@ def memory(config: DictConfig, teacher: TeacherConfig, hf_config) -> Memory | No
     else:
         settings = actor.fsdp_config
         world_size = config.trainer.nnodes * config.trainer.n_gpus_per_node
-        ranks = settings.fsdp_size if 0 < settings.fsdp_size < world_size else world_size
+        shards = ranks = settings.fsdp_size if 0 < settings.fsdp_size < world_size else world_size
         dtype = _DTYPES[settings.model_dtype or "fp32"]
         exact = actor.strategy == "fsdp2" or ranks == 1
         # FSDP2 shards the first dimension, and the first rank has most rows. FSDP1 shards flat, padded buffers.
         local = sum(math.ceil(shape[0] / ranks) * math.prod(shape[1:]) for _, shape in shapes)
         local = local if exact else math.ceil(trained / ranks)
     with_average = teacher.weights == "ema" and dtype != torch.float32
-    return Memory(trained, ranks, dtype, local * (dtype.itemsize + 4 * with_average), exact)
+    copy_bytes, host_bytes = local * dtype.itemsize, local * (dtype.itemsize + 4 * with_average)
+    return Memory(trained, ranks, shards, dtype, copy_bytes, host_bytes, exact)
 
 
 def trained_shapes(config: DictConfig, hf_config) -> list[tuple[str, tuple[int, ...]]]:

@@ -14,10 +14,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from verl_cast.config.cast import NOISE, CastConfig
+from verl_cast.config.cast import NOISE, CastConfig, TeacherConfig
 from verl_cast.config.methods import ESTIMATOR_KEY, cast_config, is_cast_run, method_class
 from verl_cast.launch import advice
 from verl_cast.launch.check import METHOD_DEFAULTS, check_run, summary
+from verl_cast.teacher.node import PINNED_SHARE, copies_that_verl_pins
 from verl_cast.tools.cli import first_line
 from verl_cast.tools.doctor import contexts, data, estimate
 from verl_cast.tools.doctor.lines import BASELINE, Line, Section, cause_of, error, note, ok, warning
@@ -241,8 +242,7 @@ def _teacher(config: DictConfig, method: CastConfig, found: data.Data) -> list[L
                 lines.append(contexts.check_length(config, model_config, max(seen.teacher)))
             lines.append(_passes(config, method))
             lines.append(_compute(config, method, _mean(seen.student), _mean(seen.teacher), response))
-    lines.append(_memory(config, method, model_config.hf_config))
-    return lines + [_fitness(config)]
+    return [*lines, *_memory(config, method, model_config.hf_config), _fitness(config)]
 
 
 def _example_chats(config: DictConfig, model_config, found: data.Data) -> tuple[list[list[dict]], list[Line]]:
@@ -298,22 +298,49 @@ def _passes(config: DictConfig, method: CastConfig) -> Line:
     )
 
 
-def _memory(config: DictConfig, method: CastConfig, hf_config) -> Line:
+def _memory(config: DictConfig, method: CastConfig, hf_config) -> list[Line]:
+    """The teacher's copy on the host, on disk, and on its way to the accelerator."""
     teacher = method.teacher
     if not estimate.needs_copy(config, teacher):
-        return note("host memory", f"none: teacher.weights={teacher.weights} needs no copy")
+        return [note("host memory", f"none: teacher.weights={teacher.weights} needs no copy")]
     found = estimate.memory(config, teacher, hf_config)
     if found is None:
-        return note("host memory", "one copy of the adapter per rank; its size under Megatron is not estimated")
+        return [note("host memory", "one copy of the adapter per rank; its size under Megatron is not estimated")]
     per_node = found.host_bytes * config.trainer.n_gpus_per_node
     what = "adapter parameters" if estimate.lora_rank(config) > 0 else "parameters"
     average = " and a float32 average" if teacher.weights == "ema" and found.dtype.itemsize < 4 else ""
-    return note(
-        "host memory",
-        f"{'' if found.exact else 'about '}{estimate.readable(found.host_bytes)} on each rank, "
-        f"{estimate.readable(per_node)} a node: {found.trained:,} {what} in "
-        f"{str(found.dtype).removeprefix('torch.')}{average}, sharded over {found.ranks} rank(s)",
-    )
+    about, saves = "" if found.exact else "about ", config.trainer.save_freq > 0
+    pinned = ", ".join(f"{count} such for {key}" for key, count in copies_that_verl_pins(config).items())
+    return [
+        note(
+            "host memory",
+            f"{about}{estimate.readable(found.host_bytes)} on each rank, {estimate.readable(per_node)} a node: "
+            f"{found.trained:,} {what} in {str(found.dtype).removeprefix('torch.')}{average}, sharded over "
+            f"{found.ranks} rank(s)",
+        ),
+        note(
+            "page-locked",
+            f"{_pinning(config, teacher, per_node)}; beside it verl page-locks {pinned or 'none of its own'}",
+        ),
+        note(
+            "swap",
+            f"about {found.swap_seconds:.2g} s a step, in and out, on a GPU whose bus moves {estimate.BUS_GB:g} GB/s",
+        ),
+        note(
+            "checkpoints",
+            f"{about}{estimate.readable(found.checkpoint_bytes)} more in each, in {found.shards} file(s)"
+            + ("" if saves else "; this run saves none"),
+        ),
+    ]
+
+
+def _pinning(config: DictConfig, teacher: TeacherConfig, node_bytes: int) -> str:
+    if teacher.pin_memory != "auto":
+        return f"teacher.pin_memory={teacher.pin_memory}"
+    if config.actor_rollout_ref.actor.strategy == "megatron":
+        return "no (teacher.pin_memory=auto, Megatron)"
+    least = estimate.readable(node_bytes / PINNED_SHARE)
+    return f"yes, on accelerators whose node has {least} of memory or more (teacher.pin_memory=auto)"
 
 
 def _fitness(config: DictConfig) -> Line:
