@@ -59,6 +59,6 @@ def test_a_runs_start_adds_up_the_node():
     config = compose(["algorithm.adv_estimator=cast", *MEGATRON, f"{ACTOR}.megatron.param_offload=True"])
     ranks = [{"node": f"n{rank // 2}", "host_bytes": (rank + 1) * 2**20, "is_pinned": rank != 3} for rank in range(4)]
     assert host_memory_in_words(config, ranks) == (
-        "self-teacher ready on 4 rank(s), 4.0 MiB of host memory each, 7.0 MiB a node, not page-locked; verl page-locks "
-        f"1 such copies for {ACTOR}.megatron.param_offload"
+        "self-teacher ready on 4 rank(s), 4.0 MiB of host memory each, 7.0 MiB a node, not page-locked; verl "
+        f"page-locks 1 such copies for {ACTOR}.megatron.param_offload"
     )

@@ -95,7 +95,8 @@ def row(name: str) -> Row:
 
 def main() -> None:
     print(
-        "| run | trained parameters | host memory a rank / a node | a checkpoint, files | swap | extra compute, one pass / two |"
+        "| run | trained parameters | host memory a rank / a node | teacher in a checkpoint | swap | "
+        "extra compute, one pass / two |"
     )
     print("|---|---|---|---|---|---|")
     for name in RUNS:
