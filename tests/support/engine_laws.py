@@ -131,7 +131,7 @@ def the_cost_is_told_and_offloaded_parameters_leave_again(setting: Setting) -> N
     this = setting.this
     cost = this.worker.self_teacher_cost()
     assert cost["host_bytes"] == setting.host_bytes and cost["seconds"] > 0
-    assert cost["peak_bytes"] == 0, "on a CPU no device has a peak"
+    assert cost["peak_bytes"] == 0 or get_device_name() != "cpu", "on a CPU no device has a peak"
     if this.engine.is_param_offload_enabled and setting.engine == "megatron":
         assert not holds_storage(this)
         # Without this error, access outside of the engine's eval_mode() would crash the process.
@@ -332,7 +332,7 @@ def a_restored_policy_reaches_the_next_forward(setting: Setting) -> None:
     verl's own worker fails this under FSDP1 on two ranks: the root's gathered parameters hide the restored shards.
     """
     this = setting.new_rank(detached=True)
-    on_cpu = torch.device(get_device_name()).type == "cpu"
+    on_cpu = get_device_name() == "cpu"
     if this.engine.is_param_offload_enabled or (on_cpu and setting.engine != "fsdp"):
         return  # verl's copy of parameters that lie on the host is an alias; such runs are refused
     worker = this.worker

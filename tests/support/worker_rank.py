@@ -45,16 +45,23 @@ def actor_config(directory: Path, engine: str, overrides: list[str]):
     return config.actor_rollout_ref
 
 
-def batch(dp_rank: int, num_rows: int = 4) -> TensorDict:
-    """Rows as TransferQueue gives them to a worker. Data-parallel ranks differ in prompts, lengths and masks."""
+def batch(
+    dp_rank: int, num_rows: int = 4, lengths: list[int] | None = None, vocabulary: int | None = None
+) -> TensorDict:
+    """Rows as TransferQueue gives them to a worker. Data-parallel ranks differ in prompts, lengths and masks.
+
+    Args:
+        lengths: of the responses; None: short ones.
+        vocabulary: of the responses' tokens; None: the tokenizer's.
+    """
     tok = tiny.tokenizer()
     generator = torch.Generator().manual_seed(dp_rank)
     rows = []
     for i in range(num_rows):
         messages = [{"role": "user", "content": QUESTIONS[(i + dp_rank) % 4]}]
         prompt = torch.tensor(tok.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
-        length = 3 + 4 * dp_rank + 2 * i
-        response = torch.randint(4, len(tok), (length,), generator=generator)
+        length = lengths[i] if lengths else 3 + 4 * dp_rank + 2 * i
+        response = torch.randint(4, vocabulary or len(tok), (length,), generator=generator)
         mask = torch.ones(length, dtype=torch.int64)
         if i == 1:
             mask[1] = 0  # a tool token
@@ -176,8 +183,8 @@ class Rank:
 
         usual = {
             "calculate_entropy": False,
-            "global_batch_size": 4 * self.num_dp,
-            "mini_batch_size": 4 * self.num_dp,
+            "global_batch_size": len(self.data) * self.num_dp,
+            "mini_batch_size": len(self.data) * self.num_dp,
             "epochs": 1,
             "seed": 1,
             "dataloader_kwargs": {"shuffle": False},
