@@ -17,6 +17,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -279,7 +280,7 @@ PARTS: dict[str, Callable[[Path, str], dict[str, Any]]] = {"noise": noise, "swap
 
 
 def run_part(arguments: list[str], environment: dict[str, str], log: Path) -> tuple[dict[str, Any] | None, str]:
-    """What a part found, and the last line of its log where it failed."""
+    """What a part found, and its error where it failed."""
     with log.open("w") as file:
         try:
             done = subprocess.run(
@@ -298,7 +299,8 @@ def run_part(arguments: list[str], environment: dict[str, str], log: Path) -> tu
     lines = text.rstrip().splitlines() or ["no output"]
     held = sum(line.startswith("law ") and ": holds" in line for line in lines)
     after = f" (after {held} laws that hold)" if held else ""
-    return None, f"{lines[-1][:200]}{after}; {log}"
+    error = next((line for line in reversed(lines) if re.match(r"[\w.]+(Error|Exception)\b", line)), lines[-1])
+    return None, f"{error[:200]}{after}; {log}"
 
 
 def free_port() -> str:
