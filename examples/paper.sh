@@ -14,13 +14,12 @@ NNODES=${NNODES:-1}
 STEPS=${STEPS:-300}
 SEED=${SEED:-1}              # of the data order
 VALIDATE_EVERY=${VALIDATE_EVERY:--1} # steps between validations; -1: never (prefer `verl-cast evaluate`)
-WANDB=${WANDB:-0}            # 1: also log to Weights & Biases
-DRY_RUN=${DRY_RUN:-0}        # 1: print verl's command, one argument per line, and start nothing
+# On or off: 1 or true, 0 or false.
+WANDB=${WANDB:-0}            # also log to Weights & Biases
+DRY_RUN=${DRY_RUN:-0}        # print verl's command as one line for the shell, and start nothing
 
-refuse() {
-  echo "$(basename "$0"): $*" >&2
-  exit 2
-}
+source "$(dirname "${BASH_SOURCE[0]}")/shell.sh"
+for name in LORA WANDB DRY_RUN; do toggle "$name"; done
 
 # 1. The method. The packaged config cast_trainer has a settings group per method, with all defaults. ABLATION changes
 #    CAST's group. The teachers of opsd, grpo_opsd and rlsd read the reference answer. DAPO-Math-17K has final answers
@@ -48,11 +47,8 @@ esac
 ALGORITHM=(algorithm.adv_estimator="$METHOD" "${CHANGES[@]/#/algorithm.cast.}")
 
 # A run resumes from the newest checkpoint of its EXPERIMENT. Set EXPERIMENT yourself for other seeds or settings.
-case $LORA in
-  1) PARAMETERS=lora ;;
-  0) PARAMETERS=full ;;
-  *) refuse "LORA=$LORA: use 1 (LoRA) or 0 (all parameters)." ;;
-esac
+PARAMETERS=full
+if [ "$LORA" = 1 ]; then PARAMETERS=lora; fi
 NAME=qwen3_${SIZE}_${ENGINE}_${PARAMETERS}_$METHOD
 [ "$ABLATION" = none ] || NAME+=_$ABLATION
 EXPERIMENT=${EXPERIMENT:-$NAME}
@@ -134,7 +130,7 @@ LORA_ALPHA=128
 
 # 9. Trainer. A checkpoint every 25 steps; the last two are kept.
 LOGGER=console,file
-[ "$WANDB" = 1 ] && LOGGER=$LOGGER,wandb
+if [ "$WANDB" = 1 ]; then LOGGER+=,wandb; fi
 TRAINER=(
   trainer.nnodes="$NNODES"
   trainer.n_gpus_per_node="$NGPUS"
@@ -164,7 +160,7 @@ train() {
     "${ALGORITHM[@]}" "${DATA[@]}" "${OBJECTIVE[@]}" "${MICRO_BATCHES[@]}" "${OPTIMIZER[@]}" \
     "${SAMPLING[@]}" "${REWARD[@]}" "${TRAINER[@]}" "$@"
   if [ "$DRY_RUN" = 1 ]; then
-    printf '%s\n' "$@"
+    quoted "$@"
   else
     mkdir -p "$RUN_DIR"
     # verl overwrites its metrics file at every start, so an earlier file is renamed.

@@ -11,32 +11,37 @@
 # be restarted: it does not repeat finished trainings and samples.
 set -euo pipefail
 
+source "$(dirname "${BASH_SOURCE[0]}")/shell.sh"
 SCRIPT=$(dirname "${BASH_SOURCE[0]}")/${SCRIPT:-run_qwen3_4b_fsdp.sh}
 METHODS=${METHODS:-grpo opsd grpo_opsd rlsd rlrt cast}
 BENCHMARKS=${BENCHMARKS:-aime24 aime25 aime26 math500 hmmt25}
 read -ra EVALUATE <<<"${EVALUATE:-}" # more options of `verl-cast evaluate`, as in "--tensor-parallel-size 2"
 DRY_RUN=${DRY_RUN:-0}
+toggle DRY_RUN
 unset EXPERIMENT # each method has its own
 
 arguments=("$@")
 value() { # METHOD KEY: the value that the script would use
-  METHOD=$1 DRY_RUN=1 bash "$SCRIPT" "${arguments[@]}" | sed -n "s/^$2=//p" | tail -n 1
+  METHOD=$1 DRY_RUN=1 bash "$SCRIPT" "${arguments[@]}" | xargs printf '%s\n' | sed -n "s/^$2=//p" | tail -n 1
 }
 
 step() {
-  echo "+ $*"
+  echo "+ $(quoted "$@")"
   [ "$DRY_RUN" = 1 ] || "$@"
 }
 
-data=$(dirname "$(value grpo data.val_files)")
+# An assignment of its own ends this script if the other one refuses a toggle.
+data=$(value grpo data.val_files)
+data=$(dirname "$data")
 files=()
 for benchmark in $BENCHMARKS; do
   files+=("$data/$benchmark.parquet")
   # Fail here, not after days of training.
-  [ "$DRY_RUN" = 1 ] || [ -f "${files[-1]}" ] || { echo "${files[-1]} is missing; see verl-cast data" >&2; exit 1; }
+  [ "$DRY_RUN" = 1 ] || [ -f "${files[-1]}" ] || refuse "${files[-1]} is missing; see verl-cast data"
 done
 
-runs=$(dirname "$(dirname "$(value grpo trainer.default_local_dir)")")
+runs=$(value grpo trainer.default_local_dir)
+runs=$(dirname "$(dirname "$runs")")
 rows=()
 evaluate() { # NAME MODEL
   rows+=("$runs/evaluation/$1")

@@ -8,6 +8,7 @@
 
 import functools
 import os
+import shlex
 import subprocess
 
 import baseline_run_laws
@@ -143,7 +144,9 @@ def test_the_evaluated_runs_values():
         (["METHOD=ppo"], "METHOD=ppo is unknown; use cast, grpo,"),
         (["ABLATION=no_clip"], "ABLATION=no_clip is unknown; use none, mixed_only,"),
         (["METHOD=grpo", "ABLATION=no_flip"], "ABLATION=no_flip is an ablation of CAST; use METHOD=cast"),
-        (["LORA=64"], "LORA=64: use 1 (LoRA) or 0"),
+        (["LORA=64"], "LORA=64 is neither on nor off; use 1 or true, 0 or false."),
+        (["WANDB=yes"], "WANDB=yes is neither on nor off; use 1 or true"),
+        (["DRY_RUN=on"], "DRY_RUN=on is neither on nor off; use 1 or true"),
         (["SIZE=32b"], "SIZE=32b is unknown; use "),
     ],
 )
@@ -154,8 +157,31 @@ def test_a_wrong_toggle_is_refused_in_a_sentence(toggles, words):
         assert words in done.stderr and script in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(("toggle", "words"), [("WANDB", "wandb"), ("LORA", "lora_rank=64")])
+def test_a_toggle_is_1_or_true_0_or_false(toggle, words):
+    outputs = {value: scripts.dry_run(FSDP, f"{toggle}={value}").stdout for value in ("1", "true", "0", "false")}
+    assert outputs["1"] == outputs["true"] and words in outputs["1"]
+    assert outputs["0"] == outputs["false"] and words not in outputs["0"]
+
+
+@pytest.mark.parametrize("value", ["1", "true"])
+def test_a_dry_run_starts_nothing(tmp_path, value):
+    done = scripts.dry_run(FSDP, f"DRY_RUN={value}", f"OUT_DIR={tmp_path / 'runs'}", "PATH=/usr/bin:/bin")  # no python
+    assert done.returncode == 0 and done.stdout.count("\n") == 1 and not (tmp_path / "runs").exists()
+
+
 def test_settings_of_the_command_line_come_last():
     assert scripts.overrides(MEGATRON, arguments=["a.b=c d"])[-1] == "a.b=c d"
+
+
+def test_a_dry_run_can_be_pasted():
+    """The shell and shlex read the printed words as the arguments that the script was given."""
+    words = ["a=it's", "b=[c,d]", "c=", "", "d=$HOME `x` \\ & * ~", 'e="f"\ttwo\nlines', "+f.g=1e-6", "ü=é"]
+    assert scripts.overrides(FSDP, arguments=words)[-len(words) :] == words
+    line = scripts.dry_run(FSDP, arguments=words).stdout
+    read = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, check=True).stdout
+    assert read.split("\0")[-len(words) - 1 : -1] == words
+    assert " 'trainer.logger=[console,file]' " in line and " data.train_batch_size=2 " in line
 
 
 @every_training
@@ -173,7 +199,7 @@ def test_the_shell_is_sound():
 
 
 def test_shellcheck_finds_nothing():
-    names = [path.name for path in scripts.EXAMPLES.iterdir() if path.name.startswith(("run_", "paper"))]
+    names = [path.name for path in scripts.EXAMPLES.iterdir() if path.name.startswith(("run_", "paper", "shell"))]
     command = ["shellcheck", "-x", "-P", "SCRIPTDIR", *names]
     done = subprocess.run(command, cwd=scripts.EXAMPLES, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
@@ -181,7 +207,7 @@ def test_shellcheck_finds_nothing():
 
 def test_the_main_table_trains_evaluates_and_joins():
     """A dry run prints the loop's commands: per method a training and an evaluation of its last checkpoint."""
-    environment = {**os.environ, "DRY_RUN": "1", "METHODS": "grpo cast", "OUT_DIR": "/out", "BENCHMARKS": "aime24"}
+    environment = {**os.environ, "DRY_RUN": "true", "METHODS": "grpo cast", "OUT_DIR": "/out", "BENCHMARKS": "aime24"}
     command = ["bash", scripts.EXAMPLES / "run_main_table.sh", "trainer.total_training_steps=200"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     base, *lines, table = done.stdout.splitlines()
@@ -194,6 +220,21 @@ def test_the_main_table_trains_evaluates_and_joins():
         assert evaluate.startswith(f"+ verl-cast evaluate /out/{name}/checkpoints/global_step_200 --data ")
         assert evaluate.endswith(f"/aime24.parquet --name {name} --out {rows[-1]}")
     assert table == f"+ verl-cast evaluate --table {' '.join(rows)}"
+
+
+@pytest.mark.parametrize(
+    ("toggle", "words"),
+    [
+        ("DRY_RUN=yes", "run_main_table.sh: DRY_RUN=yes is neither on nor off"),
+        ("WANDB=yes", "run_qwen3_4b_fsdp.sh: WANDB=yes is neither on nor off"),
+    ],
+)
+def test_the_main_table_ends_at_a_wrong_toggle(toggle, words):
+    environment = {**os.environ, "DRY_RUN": "1", **dict([toggle.split("=")])}
+    done = subprocess.run(
+        ["bash", scripts.EXAMPLES / "run_main_table.sh"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stdout == "" and words in done.stderr and done.stderr.count("\n") == 1
 
 
 # Both scripts and the methods. GRPO runs in test_end_to_end.py. OPSD is left out: its teacher is GRPO+OPSD's.
@@ -238,8 +279,8 @@ def test_the_slurm_job_starts_a_cluster_and_the_script_in_it(tmp_path):
     assert f"Ray: 2 of 2 nodes at {address}\n" in done.stdout
     of_srun = "srun --nodes=1 --ntasks=1 --cpus-per-task=64 --exclude=node1"
     assert worker == f"{of_srun} ray start --address={address} {resources}"
-    lines = done.stdout.splitlines()
-    assert {"trainer.nnodes=2", "trainer.n_gpus_per_node=8"} <= set(lines) and lines[-1] == "trainer.save_freq=50"
+    words = shlex.split(done.stdout.splitlines()[-1])
+    assert {"trainer.nnodes=2", "trainer.n_gpus_per_node=8"} <= set(words) and words[-1] == "trainer.save_freq=50"
 
 
 def test_the_slurm_job_names_no_address_that_other_nodes_cannot_reach(tmp_path):

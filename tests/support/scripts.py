@@ -1,6 +1,7 @@
 """Runs examples/run_*.sh for tests: as a dry run, or scaled down to the tiny model and a CPU."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -56,8 +57,8 @@ _OF_THE_SCRIPT = (
 
 
 def dry_run(script: str, *toggles: str, arguments: list[str] | None = None) -> subprocess.CompletedProcess:
-    """Runs the script with toggles like METHOD=grpo and DRY_RUN=1. It prints verl's command and starts nothing."""
-    environment = {**os.environ, "DRY_RUN": "1", **dict(toggle.split("=", 1) for toggle in toggles)}
+    """Runs the script with toggles like METHOD=grpo and DRY_RUN=true. It prints verl's command and starts nothing."""
+    environment = {**os.environ, "DRY_RUN": "true", **dict(toggle.split("=", 1) for toggle in toggles)}
     command = ["bash", EXAMPLES / script, *(arguments or [])]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
@@ -66,7 +67,7 @@ def overrides(script: str, *toggles: str, arguments: list[str] | None = None) ->
     """The overrides of verl's command that the script would start."""
     done = dry_run(script, *toggles, arguments=arguments)
     assert done.returncode == 0, done.stderr
-    python, *command = done.stdout.splitlines()
+    python, *command = shlex.split(done.stdout)
     assert [python, *command[:3]] == ["python", "-m", "verl.trainer.main_ppo", "--config-name=cast_trainer"]
     return command[3:]
 
