@@ -14,7 +14,7 @@ from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
 from verl_cast import CastConfig
 from verl_cast.advantage import compute_cast_advantage
-from verl_cast.advantage.base import ALL_CORRECT, ALL_WRONG, EXCLUDED, MIXED, BaseAdvantage
+from verl_cast.advantage.base import ALL_CORRECT, ALL_WRONG, EXCLUDED, MIXED, BaseAdvantage, TrajectoryAdvantage
 from verl_cast.advantage.cast import CastRule
 from verl_cast.advantage.compute import compute_advantage, token_advantage
 
@@ -36,9 +36,9 @@ def random_base_and_gap(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return base.float().double(), gap.float().double()
 
 
-def tokens(config: CastConfig, base: torch.Tensor, gap: torch.Tensor):
+def tokens(config: CastConfig, base: torch.Tensor, gap: torch.Tensor, kind: int = MIXED):
     """The token-level part of the method, for one-token responses with these base advantages and gaps."""
-    row = BaseAdvantage(base, base > 0)
+    row = BaseAdvantage(base, base > 0, torch.full(base.shape, kind))
     gap = gap.unsqueeze(-1)
     return token_advantage(CastRule(config), row, torch.ones_like(gap), torch.zeros_like(gap), gap)
 
@@ -70,6 +70,31 @@ def test_every_token_equals_the_reference(flip, settings_):
         result = tokens(config, base.to(dtype), gap.to(dtype))
         torch.testing.assert_close(result.advantages.squeeze(-1).double(), expected, rtol=tolerance, atol=tolerance)
         assert result.flipped.any() == (flip != "none")
+
+
+@pytest.mark.parametrize("flip", ["both", "correct", "wrong", "none"])
+def test_flips_of_zero_variance_groups_alone(flip):
+    """In mixed groups every token is what flip=none makes of it, in the others what flip_groups=all makes."""
+    base, gap = random_base_and_gap(seed=3)
+    config = CastConfig(flip=flip, flip_groups="zero_variance")
+    for kind, same in ((MIXED, "none"), (ALL_CORRECT, flip), (ALL_WRONG, flip)):
+        result, expected = tokens(config, base, gap, kind), tokens(CastConfig(flip=same), base, gap, kind)
+        assert torch.equal(result.advantages, expected.advantages) and torch.equal(result.flipped, expected.flipped)
+        assert result.flipped.any() == (same != "none")
+
+
+def test_which_rows_need_the_teacher_follows_from_the_groups_that_flip():
+    value, kind = torch.tensor([1.0, -1.0, 1.0, -1.0, 0.0]), torch.tensor([MIXED, MIXED, ALL_CORRECT, ALL_WRONG, MIXED])
+    base = TrajectoryAdvantage(value, value > 0, kind, torch.tensor([0, 0, 1, 2, 0]))
+
+    def needs(**settings):
+        return CastRule(CastConfig(gap_weight=0.0, **settings)).needs_gap(base).tolist()
+
+    assert needs() == [True, True, True, True, False]
+    assert needs(flip_groups="zero_variance") == [False, False, True, True, False]
+    assert needs(flip_groups="zero_variance", flip="wrong") == [False, False, False, True, False]
+    weighs = CastRule(CastConfig(flip_groups="zero_variance")).needs_gap(base).tolist()
+    assert weighs == [True, True, True, True, False], "the gap still weighs in mixed groups"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -6,7 +6,7 @@ import torch
 from verl.trainer.ppo.v1.utils import MetricsAggregator
 
 from verl_cast import CastConfig
-from verl_cast.advantage.compute import compute_advantage
+from verl_cast.advantage.compute import compute_advantage, rule_of, token_advantage, trajectory_advantage
 from verl_cast.advantage.metrics import advantage_metrics, measured_noise, noise_metrics
 from verl_cast.tools.report import explained
 
@@ -125,11 +125,37 @@ def test_the_teacher_that_prefers_what_is_right_and_its_opposite():
 def test_what_has_no_meaning_in_a_batch_is_left_out():
     m = metrics_of([1.0, 1.0], ["a", "a"], [[0.1], [0.2]], [[1]] * 2)
     absent = {f"cast/{name}/wrong_mean" for name in ("gap", "length", "entropy")} | {
+        "cast/flip/wrong_share",
+        "cast/flip/mixed_share",
         "cast/gap/correctness_corr",
         "cast/gap/correctness_corr_in_group",
         "cast/entropy/correct_mean",  # no entropy was given
     }
     assert set(hand_made()) - set(m) == absent
+
+
+@pytest.mark.parametrize(
+    "rewards, counts, settings, absent",
+    [
+        ([0.0, 0.0], 0, {}, [""]),  # no row counts
+        ([0.0, 0.0], 1, {}, ["gap/correct_", "length/correct_", "entropy/correct_", "flip/correct_", "flip/mixed_"]),
+        ([1.0, 1.0], 1, {}, ["gap/wrong_", "length/wrong_", "entropy/wrong_", "flip/wrong_", "flip/mixed_"]),
+        ([1.0, 0.0], 1, {}, ["flip/zero_variance_"]),
+        # no row has a base advantage, and so none is scored
+        ([1.0, 1.0], 1, {"base_correct": 0.0}, ["gap/", "weight/", "flip/correct_", "advantage/zero_variance_mass"]),
+    ],
+)
+def test_no_number_is_logged_of_an_empty_set(rewards, counts, settings, absent):
+    """Each set in turn is empty: rows, correct and wrong ones, groups of each kind, scored ones."""
+    rule = rule_of(CastConfig(**settings))
+    data = torch.tensor(rewards).unsqueeze(-1), torch.full((len(rewards), 1), counts)
+    base = trajectory_advantage(rule, *data, np.array(["a"] * len(rewards)))
+    log_probs = torch.zeros(len(rewards), 1)
+    result = token_advantage(rule, base, data[1], log_probs, log_probs + 0.1, rule.needs_gap(base))
+    metrics = advantage_metrics(result, log_probs)
+    assert all(isinstance(value, float) and np.isfinite(value) for value in metrics.values())
+    assert not [name for name in metrics if name.startswith(tuple(absent))]
+    assert len(metrics) > 10 or absent == [""]
 
 
 def noise(again, old, gap, mask, **settings):

@@ -213,6 +213,7 @@ def micro_batch():
             "teacher_log_probs": nested(torch.randn(len(r), generator=generator) for r in responses),
             wire.BASE: torch.tensor([1.0, -1.0]),
             wire.CORRECT: torch.tensor([True, False]),
+            wire.KIND: torch.tensor([MIXED, MIXED]),
             wire.SCORED: torch.tensor([True, True]),
             ROW: torch.tensor([1, 0]),
         },
@@ -259,7 +260,7 @@ def test_the_loss_that_forms_the_gap_has_the_gradient_of_two_passes(compose, nam
     old = [values[1:5], values[8:11]]  # a token's log-prob stands one position before it
     data["old_log_probs"] = torch.nested.as_nested_tensor(old, layout=torch.jagged)
     padded = data.select("response_mask", "old_log_probs", "teacher_log_probs").to_padded_tensor()
-    base = BaseAdvantage(data[wire.BASE], data[wire.CORRECT])
+    base = BaseAdvantage(data[wire.BASE], data[wire.CORRECT], data[wire.KIND])
     log_probs = (padded[key] for key in ("response_mask", "old_log_probs", "teacher_log_probs"))
     data["advantages"] = token_advantage(rule, base, *log_probs).advantages
     expected, expected_metrics = stock(model_output, data)

@@ -83,8 +83,9 @@ def draw_config(rng: np.random.Generator) -> CastConfig:
             return choices[rng.integers(len(choices))]
         return float(rng.uniform(0, 1)), float(rng.uniform(1, 2))
 
+    flip_groups = str(rng.choice(["all", "all", "zero_variance"]))
     if rng.random() < 0.2:
-        return CastConfig(flip=str(rng.choice(["both", "correct", "wrong", "none"])))
+        return CastConfig(flip=str(rng.choice(["both", "correct", "wrong", "none"])), flip_groups=flip_groups)
     paper = rng.random() < 0.3
     positive, negative = ((0.8, 1.05), (0.95, 1.2)) if paper else (bounds(), bounds())
     wide = 1e10 in (*positive, *negative)  # the clamp of the exponent shows only without a clip
@@ -93,6 +94,7 @@ def draw_config(rng: np.random.Generator) -> CastConfig:
         positive_clip=positive,
         negative_clip=negative,
         flip=str(rng.choice(["both", "correct", "wrong", "none"])),
+        flip_groups=flip_groups,
         advantage_clip=[None, 1.2, 1.2, 0.3, 2.0, 100.0][0 if wide else rng.integers(6)],
         base_correct=float(rng.choice([0.0, 0.5, 1.0, 1.0, 2.0])),
         base_wrong=float(rng.choice([0.0, 0.5, 1.0, 1.0, 2.0])),
@@ -279,8 +281,9 @@ def expect(batch: Batch) -> Expected:
     # 5. flips
     d = np.clip(np.exp(np.clip(-gap, -20, 20)), max(1.0, low_neg), high_neg)
     u = np.clip(np.exp(np.clip(gap, -20, 20)), max(1.0, low_pos), high_pos)
-    flip_correct = (B > 0) & (gap < 0) & (c.flip in ("both", "correct"))
-    flip_wrong = (B < 0) & (gap > 0) & (c.flip in ("both", "wrong"))
+    compared = (kind == "mixed")[:, None] & (c.flip_groups == "zero_variance")
+    flip_correct = (B > 0) & (gap < 0) & (c.flip in ("both", "correct")) & ~compared
+    flip_wrong = (B < 0) & (gap > 0) & (c.flip in ("both", "wrong")) & ~compared
     advantage = np.where(flip_correct, -np.abs(B) * (1 + lam * (d - 1)), advantage)
     advantage = np.where(flip_wrong, np.abs(B) * (1 + lam * (u - 1)), advantage)
     # 6. final clip, mask
@@ -358,11 +361,12 @@ def test_the_batches_hold_every_situation(chunk):
         situations["edge of the dead zone"] += batch.config.gap_deadzone > 0
         for name in LABELS:
             situations[name] = situations.get(name, 0) + int((e.kind == name).sum())
-        for key in ("flip", "advantage_clip", "base_correct", "gap_weight"):
+        for key in ("flip", "flip_groups", "advantage_clip", "base_correct", "gap_weight"):
             value = f"{key}={getattr(batch.config, key)}"
             situations[value] = situations.get(value, 0) + 1
     assert all(situations.values()), situations
-    wanted = ["flip=both", "flip=none", "flip=correct", "flip=wrong", "advantage_clip=None", "base_correct=0.0"]
+    wanted = ["flip_groups=all", "flip_groups=zero_variance"]
+    wanted += ["flip=both", "flip=none", "flip=correct", "flip=wrong", "advantage_clip=None", "base_correct=0.0"]
     assert not set(wanted) - set(situations), situations
     assert sum(len(batch.index) for batch, _, _ in chunk) * NUM_CHUNKS >= 10**6
 
@@ -402,7 +406,7 @@ def test_sign_law_of_section_7(chunk):
     for batch, e, _ in chunk:
         B, sure = e.base[:, None], batch.on & ~e.ambiguous
         sign = np.where(e.gap != 0, np.sign(e.gap), np.sign(B)) * (B != 0)
-        config = replace(batch.config, gap_weight=1.0, flip="both")
+        config = replace(batch.config, gap_weight=1.0, flip="both", flip_groups="all")
         got = batch.result(config).advantages.numpy()
         assert (np.sign(got) == sign)[sure].all(), batch
 

@@ -12,6 +12,7 @@ import numpy as np
 SCORED = "cast_scored"  # bool: the row's advantage depends on the gap
 BASE = "cast_base"  # float: B
 CORRECT = "cast_correct"  # bool: reward > threshold
+KIND = "cast_kind"  # int: the type of the row's group
 SHOWN_TO_TEACHER = "shown_to_teacher"  # text that a privileged teacher reads beside the problem
 # From the workers to the trainer, and into the update: nested (B, response length).
 TEACHER_LOG_PROBS = "teacher_log_probs"

@@ -197,14 +197,14 @@ def step(directory: Path, size: str) -> dict[str, Any]:
     from verl.utils.device import get_torch_device
 
     from verl_cast import CastConfig, wire
-    from verl_cast.advantage.base import BaseAdvantage
+    from verl_cast.advantage.base import MIXED, BaseAdvantage
     from verl_cast.advantage.cast import CastRule
     from verl_cast.advantage.compute import token_advantage
 
     this = MadeRank(directory, size).rank
     device, rows = get_torch_device(), len(this.data)
     value = torch.tensor([0.7, -1.0, 1.0, -0.7]).repeat(-(-rows // 4))[:rows]
-    base = BaseAdvantage(value, value > 0)
+    base = BaseAdvantage(value, value > 0, torch.full((rows,), MIXED))
     lengths = this.data["responses"].offsets().diff()
     start = this.parameters()
     # From here on a teacher of its own weights: the swap takes part in every step.
@@ -231,7 +231,8 @@ def step(directory: Path, size: str) -> dict[str, Any]:
 
     def one_pass() -> torch.Tensor:
         teacher = this.teacher_log_probs()
-        fields = {wire.BASE: base.value, wire.CORRECT: base.correct, wire.SCORED: torch.ones(rows, dtype=torch.bool)}
+        fields = {wire.BASE: base.value, wire.CORRECT: base.correct, wire.KIND: base.kind}
+        fields[wire.SCORED] = torch.ones(rows, dtype=torch.bool)
         this.update_in_one_pass(**fields, teacher_log_probs=this.nested(teacher))
         return teacher - this.responses_of(this.log_probs_of_update()["log_probs"])
 

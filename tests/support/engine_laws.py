@@ -31,7 +31,7 @@ from worker_rank import (
 )
 
 from verl_cast import CastConfig, wire
-from verl_cast.advantage.base import BaseAdvantage
+from verl_cast.advantage.base import ALL_WRONG, BaseAdvantage
 from verl_cast.advantage.cast import CastRule
 from verl_cast.advantage.compute import token_advantage
 from verl_cast.teacher.saved import load, path_of, save
@@ -235,8 +235,13 @@ def one_pass_trains_as_two_passes_do_bit_for_bit(setting: Setting) -> None:
     """An update that forms the gap itself equals one after two passes, with KL in the loss and a measured dead zone."""
     ranks = one, two = [setting.new_rank() for _ in range(2)]
     value = torch.tensor([0.7, -1.0, 1.0, -0.7])
-    base = BaseAdvantage(value, value > 0)
-    update = {wire.BASE: base.value, wire.CORRECT: base.correct, wire.SCORED: torch.ones(4, dtype=torch.bool)}
+    base = BaseAdvantage(value, value > 0, torch.full((4,), ALL_WRONG))
+    update = {
+        wire.BASE: base.value,
+        wire.CORRECT: base.correct,
+        wire.KIND: base.kind,
+        wire.SCORED: torch.ones(4, dtype=torch.bool),
+    }
     for this in ranks:
         this.init_teacher(context="plain", settings={"gap_deadzone": "noise"})
         this.worker.keep_noise_floor(NOISE_FLOOR)

@@ -21,10 +21,13 @@ class BaseAdvantage:
     Attributes:
         value: (B,) the base advantage B; 0 for rows that do not count.
         correct: (B,) bool, reward > threshold; False for rows that do not count.
+        kind: (B,) int64, the type of the row's group: MIXED, ALL_CORRECT or ALL_WRONG; EXCLUDED for rows that do not
+            count.
     """
 
     value: torch.Tensor
     correct: torch.Tensor
+    kind: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,9 @@ class TrajectoryAdvantage(BaseAdvantage):
     """The base advantage of a whole batch, with its groups.
 
     Attributes:
-        kind: (B,) int64, the type of the row's group: MIXED, ALL_CORRECT or ALL_WRONG; EXCLUDED for rows that do not
-            count.
         group: (B,) int64, the row's group as 0, 1, 2, ...; -1 for rows that do not count.
     """
 
-    kind: torch.Tensor
     group: torch.Tensor
 
     def take(self, rows: torch.Tensor) -> "TrajectoryAdvantage":

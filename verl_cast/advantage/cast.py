@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from verl_cast.advantage.base import ALL_CORRECT, ALL_WRONG, BaseAdvantage, TrajectoryAdvantage, grpo_advantage
+from verl_cast.advantage.base import ALL_CORRECT, ALL_WRONG, MIXED, BaseAdvantage, TrajectoryAdvantage, grpo_advantage
 from verl_cast.advantage.rule import MAX_EXPONENT, Rule, ShapedAdvantage
 
 
@@ -30,8 +30,8 @@ class CastRule(Rule):
         """
         c, B, g = self.config, base.value.unsqueeze(-1), gap
         # Section 5: which tokens flip.
-        flip_correct, flip_wrong = c.flip in ("both", "correct"), c.flip in ("both", "wrong")
-        flipped = ((B > 0) & (g < 0) & flip_correct) | ((B < 0) & (g > 0) & flip_wrong)
+        flip_correct, flip_wrong = (flips.unsqueeze(-1) for flips in self._rows_that_flip(base))
+        flipped = ((g < 0) & flip_correct) | ((g > 0) & flip_wrong)
         # Section 4: w = clip(exp(s·g), L, U), with the bounds of the side that s names.
         s = torch.where(flipped, -torch.sign(B), torch.sign(B))
         raw_weight = torch.exp((s * g).clamp(-MAX_EXPONENT, MAX_EXPONENT))
@@ -43,11 +43,16 @@ class CastRule(Rule):
 
     def needs_gap(self, base: TrajectoryAdvantage) -> torch.Tensor:
         """Not where B = 0, nor where no token may flip and the weight does nothing (λ = 0, or both bounds 1)."""
-        c = self.config
+        c, B = self.config, base.value
         weighs = [self.gap_weight > 0 and bounds != (1.0, 1.0) for bounds in (c.positive_clip, c.negative_clip)]
-        positive = weighs[0] or c.flip in ("both", "correct")
-        negative = weighs[1] or c.flip in ("both", "wrong")
-        return ((base.value > 0) & positive) | ((base.value < 0) & negative)
+        flip_correct, flip_wrong = self._rows_that_flip(base)
+        return ((B > 0) & weighs[0]) | ((B < 0) & weighs[1]) | flip_correct | flip_wrong
+
+    def _rows_that_flip(self, base: BaseAdvantage) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B,) bool twice: rows with B > 0, and rows with B < 0, of which tokens may flip."""
+        c, B = self.config, base.value
+        may_flip = (base.kind != MIXED) | (c.flip_groups == "all")
+        return (B > 0) & may_flip & (c.flip in ("both", "correct")), (B < 0) & may_flip & (c.flip in ("both", "wrong"))
 
 
 def token_gap(teacher_log_probs: torch.Tensor, old_log_probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

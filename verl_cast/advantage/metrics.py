@@ -31,13 +31,14 @@ def advantage_metrics(result: TokenAdvantage, entropy: torch.Tensor | None = Non
     """
     counted = result.base.kind != EXCLUDED
     tokens = result.mask & counted.unsqueeze(-1)
-    return {
+    metrics = {
         **_group_metrics(result.base, counted),
         "teacher/scored_share": _share(result.scored[counted].cpu().numpy()),
         **_token_metrics(result, tokens),
         **_gap_metrics(result, tokens & result.scored.unsqueeze(-1)),
         **_trajectory_metrics(result, tokens, entropy),
     }
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def noise_metrics(noise: Noise, result: TokenAdvantage) -> dict[str, float]:
     return metrics
 
 
-def _group_metrics(base: TrajectoryAdvantage, counted: torch.Tensor) -> dict[str, float]:
+def _group_metrics(base: TrajectoryAdvantage, counted: torch.Tensor) -> dict[str, float | None]:
     # Groups are counted once each, whatever their size.
     num_groups = int(base.group.max()) + 1 if base.group.numel() else 0
     group_kind = torch.full((num_groups,), EXCLUDED, dtype=base.kind.dtype, device=base.kind.device)
@@ -90,7 +91,7 @@ def _group_metrics(base: TrajectoryAdvantage, counted: torch.Tensor) -> dict[str
     return metrics
 
 
-def _token_metrics(result: TokenAdvantage, tokens: torch.Tensor) -> dict[str, float]:
+def _token_metrics(result: TokenAdvantage, tokens: torch.Tensor) -> dict[str, float | None]:
     selected = tokens.cpu().numpy()
     advantages, flipped, clipped = _selected(selected, result.advantages, result.flipped, result.clipped)
     per_row = selected.sum(axis=-1)
@@ -100,10 +101,12 @@ def _token_metrics(result: TokenAdvantage, tokens: torch.Tensor) -> dict[str, fl
         "flip/share": _share(flipped),
         "flip/correct_share": _share(flipped[base > 0]),
         "flip/wrong_share": _share(flipped[base < 0]),
+        "flip/mixed_share": _share(flipped[kind == MIXED]),
+        "flip/zero_variance_share": _share(flipped[kind != MIXED]),
         "advantage/mean": _mean(advantages),
         "advantage/abs_mean": _mean(size),
         "advantage/clipped_share": _share(clipped),
-        "advantage/zero_variance_mass": _sum(size[kind != MIXED]) / max(_sum(size), 1e-12),
+        "advantage/zero_variance_mass": _sum(size[kind != MIXED]) / _sum(size) if _sum(size) > 0 else None,
     }
 
 
@@ -173,17 +176,17 @@ def correlation(x: np.ndarray, y: np.ndarray) -> float | None:
     return float(x @ y) / scale if scale > 1e-12 else None
 
 
-def _share(condition: np.ndarray) -> float:
-    """Share of the elements that are true; 0 where there are none."""
-    return np.count_nonzero(condition) / max(condition.size, 1)
+def _share(condition: np.ndarray) -> float | None:
+    """Share of the elements that are true; None where there are no elements."""
+    return np.count_nonzero(condition) / condition.size if condition.size else None
 
 
 def _sum(values: np.ndarray) -> float:
     return float(values.sum(dtype=np.float64))
 
 
-def _mean(values: np.ndarray) -> float:
-    return _sum(values) / max(values.size, 1)
+def _mean(values: np.ndarray) -> float | None:
+    return _sum(values) / values.size if values.size else None
 
 
 def _row_means(values: torch.Tensor, tokens: torch.Tensor, length: torch.Tensor) -> np.ndarray:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 FLIPS = ("both", "correct", "wrong", "none")
+FLIP_GROUPS = ("all", "zero_variance")
 TEACHER_WEIGHTS = ("snapshot", "ema", "initial", "current")
 TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2")
 MISSING_STATES = ("error", "snapshot")
@@ -190,6 +191,7 @@ class CastConfig(MethodConfig):
     positive_clip: tuple[float, float] = (0.8, 1.05)  # (L, U) where B >= 0
     negative_clip: tuple[float, float] = (0.95, 1.2)  # (L, U) where B < 0
     flip: str = "both"
+    flip_groups: str = "all"
     advantage_clip: float | None = 1.2
     base_correct: float = 1.0  # b_correct
     base_wrong: float = 1.0  # b_wrong
@@ -214,6 +216,7 @@ class CastConfig(MethodConfig):
         for key in ("positive_clip", "negative_clip"):
             object.__setattr__(self, key, _weight_bounds(f"{prefix}.{key}", getattr(self, key)))
         require_choice(f"{prefix}.flip", self.flip, FLIPS)
+        require_choice(f"{prefix}.flip_groups", self.flip_groups, FLIP_GROUPS)
         if self.advantage_clip is not None:
             clip = number(f"{prefix}.advantage_clip", self.advantage_clip)
             if clip <= 0:

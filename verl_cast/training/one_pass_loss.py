@@ -29,8 +29,8 @@ class OnePassLoss:
     """A loss function for verl's engines, around the stock one, for one update.
 
     verl's engines call it with `model_output` (log_probs nested (b, L)) and `data` (nested responses, response_mask and
-    teacher_log_probs; (b,) B, correct, scored and ROW) of a micro-batch. It returns the stock loss and metrics. Before
-    that, as its data ask for (`distillation_use_topk`), they call it with the micro-batch's scaled logits
+    teacher_log_probs; (b,) B, correct, kind, scored and ROW) of a micro-batch. It returns the stock loss and metrics.
+    Before that, as its data ask for (`distillation_use_topk`), they call it with the micro-batch's scaled logits
     (b, tokens, V). It returns their entropies (b, tokens).
 
     Args:
@@ -85,7 +85,7 @@ class OnePassLoss:
         fields = ["response_mask"] if self._gap_is_zero else ["response_mask", wire.TEACHER_LOG_PROBS]
         padded = data.select(*fields).to_padded_tensor()
         teacher_log_probs = old_log_probs if self._gap_is_zero else padded[wire.TEACHER_LOG_PROBS]
-        base = BaseAdvantage(data[wire.BASE], data[wire.CORRECT])
+        base = BaseAdvantage(data[wire.BASE], data[wire.CORRECT], data[wire.KIND])
         mask, scored = padded["response_mask"], data[wire.SCORED]
         return token_advantage(self._rule, base, mask, old_log_probs, teacher_log_probs, scored).advantages
 

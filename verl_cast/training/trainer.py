@@ -172,7 +172,7 @@ class SelfTeacherTrainerMixin:
             return batch
         fields = {wire.SCORED: step.scored}
         if step.one_pass:
-            fields |= {wire.BASE: step.base.value, wire.CORRECT: step.base.correct}
+            fields |= {wire.BASE: step.base.value, wire.CORRECT: step.base.correct, wire.KIND: step.base.kind}
         fields = TensorDict(fields, batch_size=len(batch))
         if step.teacher_runs and self.method.teacher.PRIVILEGED:
             from verl_cast.teacher.privileged.shown import shown_to_teacher

@@ -189,7 +189,8 @@ class SelfTeacherWorkerMixin:
 
         Args:
             data: this rank's rows, as for verl's `update_actor` but for old log-probs and advantages. In their place:
-                TEACHER_LOG_PROBS (unless GAP_IS_ZERO), BASE, CORRECT and SCORED (B,), COMPLETED_STEPS, GAP_IS_ZERO.
+                TEACHER_LOG_PROBS (unless GAP_IS_ZERO), BASE, CORRECT, KIND and SCORED (B,), COMPLETED_STEPS and
+                GAP_IS_ZERO.
 
         Returns:
             what verl's `update_actor` returns.
