@@ -388,6 +388,28 @@ def test_a_dump_belongs_to_a_run_that_logs_cast_metrics(tmp_path):
     assert {run.kind: list(run.dump_files) for run in found} == {"CAST": [1], "not CAST": []} and len(found) == 2
 
 
+def test_a_junk_parquet_file_makes_no_run_and_is_named(tmp_path, capsys):
+    """Beside a run without CAST, and in a directory of its own. A dump with one readable file stays a dump."""
+    write_jsonl(tmp_path / "run" / "metrics.jsonl", metrics_of_a_run(2, cast=False))
+    junk = tmp_path / "run" / "cast_trajectories" / "step_00000001.parquet"
+    junk.parent.mkdir()
+    junk.write_bytes(b"junk")
+    assert report(tmp_path / "run") == 0
+    said = capsys.readouterr().out
+    assert f"note: {junk} is no whole Parquet file" in said and len(runs.find([tmp_path / "run"])) == 1
+    with pytest.raises(cli.UserError, match=f"holds no metrics.*{re.escape(str(junk))} is no whole Parquet file"):
+        runs.find([junk.parent])
+
+    write_jsonl(tmp_path / "run" / "metrics.jsonl", metrics_of_a_run(2))
+    write_dump(junk.parent, steps=(2,), num_groups=1, size=2)
+    other = junk.parent / "other.parquet"
+    other.write_bytes(b"junk")
+    assert report(tmp_path / "run") == 0
+    said = capsys.readouterr().out
+    assert f"note: {junk} is no whole Parquet file" in said and f"note: {other} is not named like a file" in said
+    assert [list(run.dump_files) for run in runs.find([tmp_path / "run"])] == [[1, 2]]
+
+
 def test_a_run_before_its_first_step_is_called_neither(tmp_path, capsys):
     write_jsonl(tmp_path / "run" / "metrics.jsonl", {0: {"val-core/a/acc/mean@1": 0.1, "val-aux/num_turns/min": 2}})
     write_jsonl(tmp_path / "cast" / "metrics.jsonl", metrics_of_a_run(2))
@@ -550,6 +572,27 @@ def test_twins_are_compared_on_the_steps_that_both_have():
     seconds = [sorted(run.steps[s]["timing_s/step"] for s in range(1, 11))[5] for run in (cast, twin)]
     assert f"{seconds[0] / seconds[1]:.2f} ×. The paper" in cost.seen
     assert findings.comparison([cast, cast]) == [] == findings.comparison([twin])
+
+
+def test_a_correlation_within_few_mixed_groups_is_not_drawn():
+    """From one mixed group it is +1 or -1 by chance. Where their number was not logged, every step is drawn."""
+    from verl_cast.tools.report import figures, summary
+    from verl_cast.tools.report.figure_table import SECTIONS
+
+    figure = next(figure for section in SECTIONS for figure in section.figures if figure.key == "agreement")
+    metrics = metrics_of_a_run(4)
+    assert [line.series(a_run(metrics))[0] for line in figure.lines] == [[1, 2, 3, 4], [1, 2, 3, 4]]
+    for step, count in {1: 3, 2: 4, 3: 0, 4: 1}.items():
+        metrics[step]["cast/group/mixed_count"] = float(count)
+    in_group = metrics[2]["cast/gap/correctness_corr_in_group"]
+    run = a_run(metrics)
+    assert [line.series(run) for line in figure.lines] == [([2], [in_group]), figure.lines[1].logged(run)]
+    assert f"fewer than {figures.FEW_MIXED_GROUPS} mixed groups are not drawn" in figure.caption
+    tile = next(tile for tile in summary.tiles([run]) if tile.label == "Gap–correctness correlation")
+    assert tile.rows[0][2] == tile.rows[0][3] == f"{in_group:+.3f}".replace("-", "−")
+    for values in metrics.values():
+        values["cast/group/mixed_count"] = 1.0
+    assert figures.has_data(figure, a_run(metrics)), "the correlation over all responses is still drawn"
 
 
 def test_a_small_constant_is_not_drawn_as_zero():

@@ -3,7 +3,7 @@
 Captions speak of verl's metrics and of the drawing. The metric table (explained.py) adds what our metrics mean.
 """
 
-from verl_cast.tools.report.figures import BANDS, STACK, STAGES, Figure, Line, Section
+from verl_cast.tools.report.figures import BANDS, FEW_MIXED_GROUPS, STACK, STAGES, Figure, Line, Section
 
 SECTIONS = (
     Section(
@@ -25,8 +25,12 @@ SECTIONS = (
                 "agreement",
                 "Correlation of gap and correctness",
                 (
-                    Line("{method}/gap/correctness_corr_in_group", "in group"),
+                    Line("{method}/gap/correctness_corr_in_group", "in group", in_mixed_groups=True),
                     Line("{method}/gap/correctness_corr", "all"),
+                ),
+                caption=(
+                    f"in group: steps with fewer than {FEW_MIXED_GROUPS} mixed groups are not drawn, where the run "
+                    "logged their number (group/mixed_count)."
                 ),
                 unit="correlation",
                 zero=True,

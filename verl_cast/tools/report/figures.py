@@ -14,18 +14,35 @@ from verl_cast.tools.report.runs import Run
 
 LINES, BANDS, STACK, STAGES = "lines", "bands", "stack", "stages"
 STYLES = ("solid", "dashed", "dotted")
+FEW_MIXED_GROUPS = 4  # a correlation within fewer groups is mostly chance
+MIXED_COUNT = "{method}/group/mixed_count"  # not every run logs it
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: a metric, or the ratio of two (`over`). `{method}` in a metric stands for the run's method."""
+    """A curve: a metric, or the ratio of two (`over`). `{method}` in a metric stands for the run's method.
+
+    Attributes:
+        in_mixed_groups: whether only mixed groups enter the metric. From few of them it is chance, so steps that are
+            known to have fewer than FEW_MIXED_GROUPS are left out.
+    """
 
     metric: str
     label: str = ""
     over: str = ""
+    in_mixed_groups: bool = False
+
+    def logged(self, run: Run) -> tuple[list[int], list[float]]:
+        return run.ratio(self.metric, self.over) if self.over else run.series(self.metric)
 
     def series(self, run: Run) -> tuple[list[int], list[float]]:
-        return run.ratio(self.metric, self.over) if self.over else run.series(self.metric)
+        """Steps and values that are drawn."""
+        steps, values = self.logged(run)
+        if not self.in_mixed_groups:
+            return steps, values
+        few = {step for step, count in zip(*run.series(MIXED_COUNT), strict=True) if count < FEW_MIXED_GROUPS}
+        kept = [(step, value) for step, value in zip(steps, values, strict=True) if step not in few]
+        return [step for step, _ in kept], [value for _, value in kept]
 
 
 @dataclass(frozen=True)
@@ -91,7 +108,7 @@ def has_data(figure: Figure, run: Run) -> bool:
         return any(run.has(line.metric) for line in figure.lines)
     if figure.kind == STACK:
         return all(run.has(line.metric) for line in figure.lines)
-    values = [value for value in figure.lines[0].series(run)[1] if not math.isnan(value)]
+    values = [value for value in figure.lines[0].logged(run)[1] if not math.isnan(value)]
     # Without an accelerator verl logs 0 GB: nothing was measured.
     return any(values) if figure.unit == "GB" else bool(values)
 

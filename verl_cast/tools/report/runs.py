@@ -145,7 +145,8 @@ _LOOKED_FOR = (
 
 
 def _of_directory(root: Path) -> list[tuple[Run, tuple[str, ...]]]:
-    json_files, console_files, dumps = _walk(root)
+    json_files, console_files, dump_directories = _walk(root)
+    dumps, unreadable = _readable(dump_directories)
     found = _read(filter(metrics_file.is_json_metrics, json_files))
     with_json = {run.metrics_path.parent for run in found}
     logs = _read(path for path in console_files if path.parent not in with_json)
@@ -155,7 +156,7 @@ def _of_directory(root: Path) -> list[tuple[Run, tuple[str, ...]]]:
         raise UserError(
             f"{root} holds no metrics{empty}: {_LOOKED_FOR}. The search covers *"
             f"{', *'.join((*metrics_file.JSON_SUFFIXES, *metrics_file.CONSOLE_SUFFIXES))} files and trajectory dumps, "
-            f"{MAX_DEPTH} directories deep."
+            f"{MAX_DEPTH} directories deep.{' '.join(['', *sum(unreadable.values(), [])])}"
         )
 
     directories = [run.metrics_path.parent for run in found]
@@ -179,7 +180,36 @@ def _of_directory(root: Path) -> list[tuple[Run, tuple[str, ...]]]:
             )
         # If two dumps hold the same step, the one found first counts.
         run.dump_files = dict(sorted({**trajectories.files(dump), **run.dump_files}.items()))
+        run.remarks += _not_of_a_dump(dump)
+    for directory, problems in unreadable.items():
+        (_nearest(found, directory) if found else runs[0][0]).remarks.extend(problems)
     return runs
+
+
+def _readable(directories: list[Path]) -> tuple[list[Path], dict[Path, list[str]]]:
+    """The directories with at least one readable file of a dump; for the others, what is wrong with their files.
+
+    Without this, one junk file named like a dump would be a run. In a readable dump, dump_view.py names such files.
+    """
+    dumps, unreadable = [], {}
+    for directory in directories:
+        problems = []
+        for path in trajectories.files(directory).values():
+            try:
+                trajectories.read(path)
+            except trajectories.DumpError as error:
+                problems.append(str(error))
+            else:
+                dumps.append(directory)
+                break
+        else:
+            unreadable[directory] = problems
+    return dumps, unreadable
+
+
+def _not_of_a_dump(directory: Path) -> list[str]:
+    others = sorted(set(directory.glob("*.parquet")) - set(trajectories.files(directory).values()))
+    return [f"{path} is not named like a file of a dump (step_N.parquet) and is skipped." for path in others]
 
 
 def _read(paths: Iterable[Path]) -> list[Run]:

@@ -21,7 +21,9 @@ class KeyNumber:
 
 KEY_NUMBERS = (
     KeyNumber("Mean reward", Line("critic/score/mean")),
-    KeyNumber("Gap–correctness correlation", Line("{method}/gap/correctness_corr_in_group"), signed),
+    KeyNumber(
+        "Gap–correctness correlation", Line("{method}/gap/correctness_corr_in_group", in_mixed_groups=True), signed
+    ),
     KeyNumber("Mixed groups", Line("{method}/group/mixed_share"), percent),
     KeyNumber("Flipped, correct responses", Line("{method}/flip/correct_share"), percent),
     KeyNumber("Flipped, wrong responses", Line("{method}/flip/wrong_share"), percent),
