@@ -27,7 +27,7 @@ from ranks import WarmProcess
 from safetensors.torch import load_file
 from test_engine import LORA, TENSOR_PARALLEL
 
-from verl_cast.tools import cli
+from verl_cast.tools import cli, vllm_process
 from verl_cast.tools.cli import UserError
 from verl_cast.tools.evaluate import benchmarks, command, models, results, table
 from verl_cast.tools.evaluate.record import Record
@@ -203,6 +203,59 @@ def test_the_defaults_are_the_evaluation_of_the_papers_run():
     assert not args.thinking and args.dtype == "bfloat16" and args.seed == 42
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--temperature", "-1"], "--temperature -1.0: must be at least 0."),
+        (["--temperature", "nan"], "--temperature nan: must be"),
+        (["--temperature", "0"], "--temperature 0 with --samples 16: greedy samples are all alike; use --samples 1"),
+        (["--top-p", "0"], "--top-p 0.0: must be above 0"),
+        (["--top-k", "0"], "--top-k 0: must be at least 1, or -1"),
+        (["--presence-penalty", "3"], "--presence-penalty 3.0: must be between -2 and 2."),
+        (["--gpu-memory-utilization", "90"], "--gpu-memory-utilization 90.0: must be above 0"),
+    ],
+)
+def test_impossible_sampling_is_refused_before_anything_is_read(tmp_path, capsys, options, words):
+    arguments = ["evaluate", "/no/model", "--data", "/no/data.parquet", "--out", str(tmp_path / "o")]
+    assert cli.main([*arguments, *options]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"verl-cast evaluate: {words}") and error.count("\n") == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_kv_cache_on_a_cpu_fits_the_free_memory():
+    free = psutil.virtual_memory().available
+    [(name, size)] = vllm_process.kv_cache_on_a_cpu({"gpu_memory_utilization": 0.9}, {}).items()
+    assert name == "kv_cache_memory_bytes" and 2**30 <= size < max(2**30 + 1, free / 2)
+    assert vllm_process.kv_cache_on_a_cpu({"kv_cache_memory_bytes": 5}, {}) == {}
+    assert vllm_process.kv_cache_on_a_cpu({}, {"VLLM_CPU_KVCACHE_SPACE": "1"}) == {}
+
+
+def test_vllms_own_message_arrives_whole(tmp_path, tiny_directory):
+    """The real process. vLLM's message says first that something is wrong, and what only in its further lines."""
+    engine = {"model": str(tiny_directory / "model"), "dtype": "float32", "max_model_len": 10**6, "seed": 0}
+    with pytest.raises(UserError) as refused:
+        list(vllm_process.sample(engine, {"n": 1, "max_tokens": 4}, [[1]], [0], tmp_path / "vllm.log"))
+    assert "max_model_len (1000000) is greater than the derived max_model_len" in str(refused.value), refused.value
+    assert str(refused.value).endswith(f"(its log: {tmp_path / 'vllm.log'})") and "\n" not in str(refused.value)
+
+
+def test_a_message_of_several_lines_is_relayed_whole_and_nothing_else():
+    head = "(Worker pid=1) ERROR 11-23 00:53:12 [x.py:1055] "
+    log = (
+        "INFO 11-23 00:53:00 [core.py:1] fine\n"
+        f"{head}    raise RuntimeError('Error(s) in loading')\n"
+        f"{head}RuntimeError: Error(s) in loading state_dict for Net:\n"
+        f"{head}\tMissing key: a.\n"
+        f"{head}{'x' * 400}.\n"
+        "(EngineCore pid=2) RuntimeError: Worker failed with error\n"
+    )
+    whole = f"RuntimeError: Error(s) in loading state_dict for Net: Missing key: a. {'x' * 400}."
+    assert vllm_process.root_cause(log) == whole
+    for after in ("Traceback (most recent call last):", "", "ValueError: other", "INFO 11-23 00:53:00 [core.py:1] x"):
+        assert vllm_process.root_cause(f"ValueError: a\n  b\n{after}\nmore\n") == "ValueError: a b"
+
+
 def test_a_reward_function_by_verls_loader(tmp_path):
     score, sha256 = command.reward_function("pkg://verl_cast.verifier", {"tail_fraction": 0, "extraction": "last_box"})
     arguments = {"data_source": "x", "ground_truth": "5", "extra_info": {}}
@@ -349,7 +402,7 @@ def test_a_checkpoint_of_two_ranks_is_the_model_bit_for_bit(tmp_path, saved, eng
     assert (loadable.model / "model.safetensors").stat().st_mtime_ns == made, "merged again"
 
 
-@job("evaluation_of_lora", after=["tiny"])
+@job("evaluation_of_lora", memory_gb=8, after=["tiny"])
 def evaluation_of_lora(directory, runs):
     """A checkpoint of two ranks, saved by verl's own manager, and its evaluation."""
     data, reward = runs("tiny") / "train.parquet", runs("tiny") / "reward.py"
@@ -358,7 +411,9 @@ def evaluation_of_lora(directory, runs):
     with WarmProcess() as warm:
         warm.run("save_checkpoint", 2, [directory, "fsdp2", actor, *LORA], logs=directory)
     arguments = (actor.parent, "--data", data, "--reward-function", reward, "--out", directory / "out")
-    return subprocess.run(**evaluate(*arguments, "--problems", 8, "--samples", 1, "--temperature", 0)), directory
+    command_ = evaluate(*arguments, "--problems", 8, "--samples", 1, "--temperature", 0)
+    del command_["env"]["VLLM_CPU_KVCACHE_SPACE"]  # as in the README: the KV cache must fit what is free by itself
+    return subprocess.run(**command_), directory
 
 
 @pytest.mark.runs("evaluation_of_lora")

