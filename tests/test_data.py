@@ -256,6 +256,37 @@ def test_a_damaged_source_is_named(tmp_path, capsys):
     assert str(tmp_path / "source.parquet") in capsys.readouterr().err
 
 
+ROW = b'{"problem": "a", "answer": "1"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", b"", "a.jsonl is empty;"),
+        ("a.jsonl", b"\n\n", "a.jsonl is empty;"),
+        ("a.json", b"", "a.json is empty;"),
+        ("a.csv", b"", "a.csv is empty;"),
+        ("a.jsonl", ROW * 2 + ROW[:-9], "a.jsonl, line 3: cut off: it ends in the middle of a row (Unterminated"),
+        ("a.jsonl", ROW + ROW[:20] + b"\n" + ROW, "a.jsonl, line 2: not JSON (Unterminated"),
+        ("a.jsonl", ROW + b"[1]\n", "a.jsonl, line 2: '[1]' is not a JSON object"),
+        ("a.json", b"[\n" + ROW.strip() + b",\n" + ROW[:-9], "a.json, line 3: not JSON (Unterminated"),
+        ("a.json", ROW + ROW[:-9], "a.json, line 2: cut off"),
+        ("a.csv", b'problem,answer\na,1\n"b', "EOF inside string starting at row 2"),
+        ("a.jsonl", ROW + ROW.replace(b"a", b"\xff", 1), "aime25: text after row 0 is not UTF-8; convert"),
+    ],
+)
+@pytest.mark.parametrize("inside", ["", "directory"])
+def test_an_empty_or_cut_file_is_one_sentence_with_its_line(tmp_path, capsys, name, content, words, inside):
+    source = tmp_path / "sources" / inside
+    source.mkdir(parents=True)
+    (source / name).write_bytes(content)
+    source = source if inside else source / name
+    assert prepare(tmp_path / "out", "--only=aime25", f"--source=aime25={source}") == 1
+    said = capsys.readouterr().err.rpartition("verl-cast data: ")[2]
+    assert said.count("\n") == 1 and words in said and (name in said or "not UTF-8" in said or "EOF" in said)
+    assert not (tmp_path / "out" / "aime25.parquet").exists()
+
+
 def test_verl_reads_it(tmp_path, tiny_directory, compose):
     import tiny
     from verl.utils.dataset.rl_dataset import RLHFDataset

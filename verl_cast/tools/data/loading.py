@@ -4,6 +4,7 @@ Without network, rows come from the cache of `datasets`. Left out: `save_to_disk
 """
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from verl_cast.tools.cli import UserError, first_line
 from verl_cast.tools.data.sources import Source
 
 BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
-# Raised for unreadable files and an unreachable hub. ConnectionError and DatasetNotFoundError are OSErrors.
-PROBLEMS = (OSError, ValueError, datasets.exceptions.DatasetsError, pyarrow.ArrowException)
+# Raised for unreadable files and an unreachable hub. ConnectionError and DatasetNotFoundError are OSErrors. `datasets`
+# raises StopIteration for an empty JSON file.
+PROBLEMS = (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError, pyarrow.ArrowException)
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,7 @@ def local_origin(path: Path, source: Source) -> Origin:
         UserError: it does not exist, or its format is unknown.
     """
     if path.is_dir():
-        # Hidden files are the downloader's metadata; they contain dates.
-        files = [file for file in path.rglob("*") if file.is_file() and "/." not in f"/{file.relative_to(path)}"]
-        return Origin(str(path), source.split, sha256=_hash(sorted(files)))
+        return Origin(str(path), source.split, sha256=_hash(_files(path)))
     if not path.is_file():
         raise UserError(f"--source {source.name}={path}: no such file or directory.")
     if path.suffix not in BUILDERS:
@@ -70,7 +70,9 @@ def load(origin: Origin, source: Source) -> tuple[datasets.Dataset, str | None]:
         return _split(datasets.load_dataset(origin.source), origin), None
     except PROBLEMS as error:
         if origin.sha256 is not None:
-            raise UserError(f"--source {source.name}={origin.source} cannot be read: {first_line(error)}") from error
+            # The message of `datasets` itself is only that an error occurred.
+            reason = _damage(Path(origin.source)) or first_line(error.__cause__ or error)
+            raise UserError(f"--source {source.name}={origin.source} cannot be read: {reason}") from error
         raise UserError(
             f"{origin.source} cannot be loaded from the Hugging Face hub: {first_line(error)} Download it with "
             f"network access (`hf download --repo-type dataset {origin.source}`) and pass --source {source.name}=PATH, "
@@ -84,6 +86,46 @@ def _split(found: datasets.DatasetDict, origin: Origin) -> datasets.Dataset:
     if len(found) == 1:
         return next(iter(found.values()))
     raise UserError(f"{origin.source} has no split {origin.split}; it has {', '.join(found)}. Name one file of it.")
+
+
+def _files(directory: Path) -> list[Path]:
+    """All files below, except hidden ones: those are the downloader's metadata, which contain dates."""
+    return sorted(f for f in directory.rglob("*") if f.is_file() and "/." not in f"/{f.relative_to(directory)}")
+
+
+def _damage(path: Path) -> str | None:
+    """A sentence about the first empty or broken JSON file at this path, with its line; None if all are whole."""
+    for file in _files(path) if path.is_dir() else [path]:
+        if file.suffix in BUILDERS and not file.read_bytes().strip():
+            return f"{file} is empty; download or copy it again."
+        fault = _fault(file.read_bytes(), file.suffix) if file.suffix in (".json", ".jsonl") else None
+        if fault:
+            return f"{file}, {fault}; download or copy the file again, or correct the line."
+    return None
+
+
+def _fault(content: bytes, suffix: str) -> str | None:
+    if suffix == ".json":  # one document, or JSON Lines
+        try:
+            json.loads(content)
+            return None
+        except json.JSONDecodeError as error:
+            if error.msg != "Extra data":
+                return f"line {error.lineno}: not JSON ({error.msg})"
+        except UnicodeDecodeError:
+            pass  # the lines tell where
+    *_, last = lines = content.rstrip().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line) if line.strip() else {}
+        except json.JSONDecodeError as error:
+            cut = "cut off: it ends in the middle of a row" if line is last else "not JSON"
+            return f"line {number}: {cut} ({error.msg})"
+        except UnicodeDecodeError:
+            return f"line {number}: not UTF-8"
+        if not isinstance(row, dict):
+            return f"line {number}: {line.decode()[:40]!r} is not a JSON object"
+    return None
 
 
 def _hash(files: list[Path]) -> str:

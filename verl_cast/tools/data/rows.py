@@ -101,11 +101,14 @@ def _iterate(dataset: Dataset, source: Source, *columns: str) -> Iterator[tuple]
     batches = dataset.select_columns(list(columns)).iter(batch_size=1000)
     with tqdm(total=len(dataset), desc=source.name, unit=" rows", disable=None, mininterval=1) as progress:
         i = 0
-        for batch in batches:
-            for values in zip(*(batch[column] for column in columns), strict=True):
-                yield i, *values
-                i += 1
-            progress.update(i - progress.n)
+        try:
+            for batch in batches:
+                for values in zip(*(batch[column] for column in columns), strict=True):
+                    yield i, *values
+                    i += 1
+                progress.update(i - progress.n)
+        except UnicodeDecodeError as error:  # pyarrow decodes strings only when they are read
+            raise UserError(f"{source.name}: text after row {i} is not UTF-8; convert the file to UTF-8.") from error
 
 
 def _problem(i: int, content: Any, source: Source, column: str) -> str:
