@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from verl_cast.config.cast import (
     CastConfigError,
+    Complaints,
     MethodConfig,
     TeacherConfig,
     number,
@@ -33,7 +34,14 @@ class PrivilegedTeacherConfig(TeacherConfig):
     reference_key: str = "reward_model.ground_truth"  # verl's own place for an answer
 
     def _check_context(self) -> None:
-        require_choice(f"{self.KEY}.context", self.context, self.CONTEXTS)
+        complaints = Complaints()
+        with complaints:
+            require_choice(f"{self.KEY}.context", self.context, self.CONTEXTS)
+        with complaints:
+            self._check_reference_key()
+        complaints.raise_if_any()
+
+    def _check_reference_key(self) -> None:
         parts = self.reference_key.split(".") if isinstance(self.reference_key, str) else [""]
         if not all(parts):
             raise CastConfigError(
@@ -76,9 +84,18 @@ class BaselineConfig(MethodConfig):
     one_pass: bool = True
 
     def __post_init__(self):
-        object.__setattr__(self, "correct_threshold", number(f"{self.key()}.correct_threshold", self.correct_threshold))
-        require_truth_value(f"{self.key()}.one_pass", self.one_pass)
-        self._check_groups()
+        complaints, threshold = Complaints(), f"{self.key()}.correct_threshold"
+        with complaints:
+            object.__setattr__(self, "correct_threshold", number(threshold, self.correct_threshold))
+        with complaints:
+            require_truth_value(f"{self.key()}.one_pass", self.one_pass)
+        with complaints:
+            self._check_groups()
+        self._check_own(complaints)
+        complaints.raise_if_any()
+
+    def _check_own(self, complaints: Complaints) -> None:
+        """The keys that not every baseline has."""
 
     def _check_number(self, name: str, minimum: float, maximum: float | None = None) -> None:
         key, value = f"{self.key()}.{name}", number(f"{self.key()}.{name}", getattr(self, name), minimum=minimum)
@@ -108,9 +125,9 @@ class GrpoOpsdConfig(BaselineConfig):
     gap_weight: float = 1.0  # λ; its value in the papers' comparisons is not known here
     teacher: GrpoOpsdTeacherConfig = field(default_factory=GrpoOpsdTeacherConfig)
 
-    def __post_init__(self):
-        super().__post_init__()
-        self._check_number("gap_weight", minimum=0.0)
+    def _check_own(self, complaints: Complaints) -> None:
+        with complaints:
+            self._check_number("gap_weight", minimum=0.0)
 
 
 @dataclass(frozen=True)
@@ -125,11 +142,12 @@ class RlsdConfig(BaselineConfig):
     weight_clip: float = 0.2  # ε
     teacher: RlsdTeacherConfig = field(default_factory=RlsdTeacherConfig)
 
-    def __post_init__(self):
-        super().__post_init__()
-        self._check_number("gap_weight", minimum=0.0, maximum=1.0)
-        self._check_number("weight_clip", minimum=0.0, maximum=1.0)
-        require_whole_number(f"{self.key()}.gap_weight_decay_steps", self.gap_weight_decay_steps, minimum=0)
+    def _check_own(self, complaints: Complaints) -> None:
+        for name in ("gap_weight", "weight_clip"):
+            with complaints:
+                self._check_number(name, minimum=0.0, maximum=1.0)
+        with complaints:
+            require_whole_number(f"{self.key()}.gap_weight_decay_steps", self.gap_weight_decay_steps, minimum=0)
 
 
 @dataclass(frozen=True)
@@ -143,10 +161,10 @@ class RlrtConfig(BaselineConfig):
     weight_clip: float = 1.0  # ε
     teacher: RlrtTeacherConfig = field(default_factory=RlrtTeacherConfig)
 
-    def __post_init__(self):
-        super().__post_init__()
-        self._check_number("gap_weight", minimum=0.0, maximum=1.0)
-        self._check_number("weight_clip", minimum=0.0, maximum=1.0)
+    def _check_own(self, complaints: Complaints) -> None:
+        for name in ("gap_weight", "weight_clip"):
+            with complaints:
+                self._check_number(name, minimum=0.0, maximum=1.0)
 
 
 BASELINES = (OpsdConfig, GrpoOpsdConfig, RlsdConfig, RlrtConfig)

@@ -7,7 +7,7 @@ that exists makes sense. What depends on the rest of verl's config is checked in
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -20,13 +20,62 @@ NOISE = "noise"  # gap_deadzone: the engine's measured noise floor
 
 
 class CastConfigError(ValueError):
-    """A setting that cannot work. The message names the key, the value and the remedy."""
+    """Settings that cannot work.
+
+    Attributes:
+        complaints: a sentence per setting, with the key, the value and the remedy; the message has one a line.
+    """
 
     def __init__(self, key: str, value: Any, remedy: str):
-        super().__init__(f"{key}={value!r}: {remedy}")
+        self.complaints = (f"{key}={value!r}: {remedy}",)
+        super().__init__(self.complaints[0])
+
+    @classmethod
+    def of_several(cls, complaints: Sequence[str]) -> "CastConfigError":
+        error = cls.__new__(cls)
+        error.complaints = tuple(complaints)
+        ValueError.__init__(error, "\n".join(error.complaints))
+        return error
 
 
-def _known_keys(cls, prefix: str, values: Any) -> dict[str, Any]:
+class Complaints:
+    """Keeps errors until all settings have been looked at, so that the user gets them in one message.
+
+    with complaints:                the first CastConfigError inside ends this block, and no more
+        ...
+    complaints.raise_if_any()
+    """
+
+    def __init__(self):
+        self._errors: list[CastConfigError] = []
+
+    def __enter__(self) -> "Complaints":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> bool:
+        if not isinstance(error, CastConfigError):
+            return False
+        self._errors.append(error)
+        return True
+
+    def raise_if_any(self) -> None:
+        """
+        Raises:
+            CastConfigError: there was one; with the complaints of all.
+        """
+        if len(self._errors) == 1:
+            raise self._errors[0]
+        if self._errors:
+            lines = dict.fromkeys(line for error in self._errors for line in error.complaints)
+            raise CastConfigError.of_several(list(lines))
+
+
+def _known_keys(cls, prefix: str, values: Any, complaints: Complaints) -> dict[str, Any]:
+    """The values of keys that exist; the others become complaints.
+
+    Raises:
+        CastConfigError: this is no group of keys.
+    """
     if values is None:
         return {}
     if not isinstance(values, Mapping):
@@ -36,8 +85,9 @@ def _known_keys(cls, prefix: str, values: Any) -> dict[str, Any]:
         if key not in names:
             close = difflib.get_close_matches(str(key), names, n=1)
             hint = f"did you mean {prefix}.{close[0]}?" if close else f"the keys are {', '.join(names)}."
-            raise CastConfigError(f"{prefix}.{key}", values[key], f"unknown key; {hint}")
-    return dict(values)
+            with complaints:
+                raise CastConfigError(f"{prefix}.{key}", values[key], f"unknown key; {hint}")
+    return {key: value for key, value in values.items() if key in names}
 
 
 def require_whole_number(key: str, value: Any, minimum: int) -> None:
@@ -70,6 +120,37 @@ def _weight_bounds(key: str, value: Any) -> tuple[float, float]:
     return lower, upper
 
 
+def _decay(key: str, value: Any) -> float:
+    decay = number(key, value)
+    if not 0 < decay < 1:
+        raise CastConfigError(
+            key,
+            decay,
+            "must lie between 0 and 1; use weights=current for a teacher without memory, weights=initial for one that "
+            "never moves.",
+        )
+    return decay
+
+
+def _not_negative(key: str, value: Any) -> float:
+    return number(key, value, minimum=0.0)
+
+
+def _deadzone(key: str, value: Any) -> float | str:
+    if isinstance(value, str) and value != NOISE:
+        raise CastConfigError(key, value, f"must be a number of nats, at least 0, or {NOISE}.")
+    return value if value == NOISE else _not_negative(key, value)
+
+
+def _advantage_clip(key: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    clip = number(key, value)
+    if clip <= 0:
+        raise CastConfigError(key, clip, "must be greater than 0, or null for no clip.")
+    return clip
+
+
 def require_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         hint = " (quote it: YAML reads a bare word like off or no as a truth value)" if isinstance(value, bool) else ""
@@ -91,22 +172,21 @@ class TeacherConfig:
     pin_memory: bool | str = "auto"
 
     def __post_init__(self):
-        prefix = self.KEY
-        require_choice(f"{prefix}.weights", self.weights, TEACHER_WEIGHTS)
-        require_choice(f"{prefix}.missing_state", self.missing_state, MISSING_STATES)
-        if not isinstance(self.pin_memory, bool) and self.pin_memory != "auto":
-            raise CastConfigError(f"{prefix}.pin_memory", self.pin_memory, "must be auto, True or False.")
-        require_whole_number(f"{prefix}.refresh_interval", self.refresh_interval, minimum=1)
-        decay = number(f"{prefix}.ema_decay", self.ema_decay)
-        if not 0 < decay < 1:
-            raise CastConfigError(
-                f"{prefix}.ema_decay",
-                decay,
-                "must lie between 0 and 1; use weights=current for a teacher without memory, weights=initial for one "
-                "that never moves.",
-            )
-        object.__setattr__(self, "ema_decay", decay)
-        self._check_context()
+        prefix, complaints = self.KEY, Complaints()
+        with complaints:
+            require_choice(f"{prefix}.weights", self.weights, TEACHER_WEIGHTS)
+        with complaints:
+            require_choice(f"{prefix}.missing_state", self.missing_state, MISSING_STATES)
+        with complaints:
+            if not isinstance(self.pin_memory, bool) and self.pin_memory != "auto":
+                raise CastConfigError(f"{prefix}.pin_memory", self.pin_memory, "must be auto, True or False.")
+        with complaints:
+            require_whole_number(f"{prefix}.refresh_interval", self.refresh_interval, minimum=1)
+        with complaints:
+            object.__setattr__(self, "ema_decay", _decay(f"{prefix}.ema_decay", self.ema_decay))
+        with complaints:
+            self._check_context()
+        complaints.raise_if_any()
 
     @property
     def who_can_score(self) -> str:
@@ -133,11 +213,15 @@ class DumpConfig:
     directory: str | None = None
 
     def __post_init__(self):
-        prefix = "algorithm.cast.dump"
-        require_whole_number(f"{prefix}.interval", self.interval, minimum=0)
-        require_whole_number(f"{prefix}.groups", self.groups, minimum=1)
-        if self.directory is not None and (not isinstance(self.directory, str) or not self.directory):
-            raise CastConfigError(f"{prefix}.directory", self.directory, "must be a path, or null for the default.")
+        prefix, complaints = "algorithm.cast.dump", Complaints()
+        with complaints:
+            require_whole_number(f"{prefix}.interval", self.interval, minimum=0)
+        with complaints:
+            require_whole_number(f"{prefix}.groups", self.groups, minimum=1)
+        with complaints:
+            if self.directory is not None and (not isinstance(self.directory, str) or not self.directory):
+                raise CastConfigError(f"{prefix}.directory", self.directory, "must be a path, or null for the default.")
+        complaints.raise_if_any()
 
 
 class MethodConfig:
@@ -164,13 +248,19 @@ class MethodConfig:
         """Build from the plain container of `algorithm.<NAME>` (None or empty: all defaults).
 
         Raises:
-            CastConfigError: for an unknown key, a wrong type or a value out of range, with the key, value and remedy.
+            CastConfigError: for all unknown keys, wrong types and values out of range, with key, value and remedy.
         """
-        values = _known_keys(cls, cls.key(), values)
+        complaints = Complaints()
+        values = _known_keys(cls, cls.key(), values, complaints)
         for key, group in cls.GROUPS.items():
             if key in values:
-                values[key] = group(**_known_keys(group, f"{cls.key()}.{key}", values[key]))
-        return cls(**values)
+                given = values.pop(key)  # a bad group leaves its default, and the other keys are still looked at
+                with complaints:
+                    values[key] = group(**_known_keys(group, f"{cls.key()}.{key}", given, complaints))
+        with complaints:
+            built = cls(**values)
+        complaints.raise_if_any()
+        return built
 
     def _check_groups(self) -> None:
         for key, group in self.GROUPS.items():
@@ -203,25 +293,28 @@ class CastConfig(MethodConfig):
     dump: DumpConfig = field(default_factory=DumpConfig)
 
     def __post_init__(self):
-        prefix = self.key()
-        if isinstance(self.gap_deadzone, str) and self.gap_deadzone != NOISE:
-            raise CastConfigError(
-                f"{prefix}.gap_deadzone", self.gap_deadzone, f"must be a number of nats, at least 0, or {NOISE}."
-            )
-        numbers = ("gap_weight", "base_correct", "base_wrong")
-        for key in numbers if self.gap_deadzone == NOISE else (*numbers, "gap_deadzone"):
-            object.__setattr__(self, key, number(f"{prefix}.{key}", getattr(self, key), minimum=0.0))
-        threshold = number(f"{prefix}.correct_threshold", self.correct_threshold)
-        object.__setattr__(self, "correct_threshold", threshold)
-        for key in ("positive_clip", "negative_clip"):
-            object.__setattr__(self, key, _weight_bounds(f"{prefix}.{key}", getattr(self, key)))
-        require_choice(f"{prefix}.flip", self.flip, FLIPS)
-        require_choice(f"{prefix}.flip_groups", self.flip_groups, FLIP_GROUPS)
-        if self.advantage_clip is not None:
-            clip = number(f"{prefix}.advantage_clip", self.advantage_clip)
-            if clip <= 0:
-                raise CastConfigError(f"{prefix}.advantage_clip", clip, "must be greater than 0, or null for no clip.")
-            object.__setattr__(self, "advantage_clip", clip)
-        require_whole_number(f"{prefix}.noise_floor_interval", self.noise_floor_interval, minimum=0)
-        require_truth_value(f"{prefix}.one_pass", self.one_pass)
-        self._check_groups()
+        checks = {
+            "gap_weight": _not_negative,
+            "base_correct": _not_negative,
+            "base_wrong": _not_negative,
+            "gap_deadzone": _deadzone,
+            "correct_threshold": number,
+            "positive_clip": _weight_bounds,
+            "negative_clip": _weight_bounds,
+            "advantage_clip": _advantage_clip,
+        }
+        prefix, complaints = self.key(), Complaints()
+        for key, checked in checks.items():
+            with complaints:
+                object.__setattr__(self, key, checked(f"{prefix}.{key}", getattr(self, key)))
+        with complaints:
+            require_choice(f"{prefix}.flip", self.flip, FLIPS)
+        with complaints:
+            require_choice(f"{prefix}.flip_groups", self.flip_groups, FLIP_GROUPS)
+        with complaints:
+            require_whole_number(f"{prefix}.noise_floor_interval", self.noise_floor_interval, minimum=0)
+        with complaints:
+            require_truth_value(f"{prefix}.one_pass", self.one_pass)
+        with complaints:
+            self._check_groups()
+        complaints.raise_if_any()
