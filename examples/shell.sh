@@ -26,3 +26,32 @@ quoted() {
   done
   printf '%s\n' "${line# }"
 }
+
+# head_ip: this node's address, as other nodes reach it. HEAD_IP overrides it.
+head_ip() {
+  local address=${HEAD_IP:-$(hostname --ip-address | awk '{print $1}')}
+  case $address in
+    127.*) refuse "$address is this node's own loopback address, where no other node finds it; set HEAD_IP." ;;
+  esac
+  echo "$address"
+}
+
+# ray_token: all Ray processes of one cluster share a token. Otherwise a newer Ray's head requires the home directory's
+# token, if one exists, and workers and drivers do not send that one. RAY_AUTH_TOKEN overrides it.
+ray_token() {
+  export RAY_AUTH_MODE=token
+  RAY_AUTH_TOKEN=${RAY_AUTH_TOKEN:-$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')}
+  export RAY_AUTH_TOKEN
+}
+
+# wait_for_nodes N: until the cluster at RAY_ADDRESS has N nodes. verl counts the GPUs when it starts.
+wait_for_nodes() {
+  local alive
+  for _ in $(seq 30); do
+    alive=$(python -c 'import ray; ray.init(log_to_driver=False); print(sum(n["Alive"] for n in ray.nodes()))' || true)
+    [ "$alive" = "$1" ] && echo "Ray: $1 of $NNODES nodes at $RAY_ADDRESS" && return
+    sleep 5
+  done
+  echo "Ray: ${alive:-none} in place of $1 nodes at $RAY_ADDRESS" >&2
+  return 1
+}

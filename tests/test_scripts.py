@@ -8,6 +8,7 @@
 
 import functools
 import os
+import re
 import shlex
 import subprocess
 
@@ -199,8 +200,10 @@ def test_the_shell_is_sound():
 
 
 def test_shellcheck_finds_nothing():
-    names = [path.name for path in scripts.EXAMPLES.iterdir() if path.name.startswith(("run_", "paper", "shell"))]
-    command = ["shellcheck", "-x", "-P", "SCRIPTDIR", *names]
+    names = [
+        path.name for path in scripts.EXAMPLES.iterdir() if path.name.startswith(("run_", "ray_", "paper", "shell"))
+    ]
+    command = ["shellcheck", "-x", "-P", "SCRIPTDIR:SCRIPTDIR/..", *names]
     done = subprocess.run(command, cwd=scripts.EXAMPLES, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
@@ -285,7 +288,51 @@ def test_the_slurm_job_starts_a_cluster_and_the_script_in_it(tmp_path):
 
 def test_the_slurm_job_names_no_address_that_other_nodes_cannot_reach(tmp_path):
     done, calls = scripts.slurm(tmp_path, head_ip="127.0.1.1")
-    assert done.returncode == 1 and "set HEAD_IP" in done.stderr and calls == []
+    assert done.returncode == 2 and "set HEAD_IP" in done.stderr and calls == []
+
+
+def test_the_slurm_job_says_that_it_needs_slurm():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    command = ["bash", scripts.EXAMPLES / "run_qwen3_8b_fsdp_slurm.sbatch"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert "submit it with sbatch" in done.stderr
+    for script in re.findall(r"examples/\w+\.sh", done.stderr):
+        assert (scripts.EXAMPLES.parent / script).exists(), script
+
+
+def test_the_slurm_job_says_where_it_must_be_submitted(tmp_path):
+    done, calls = scripts.slurm(tmp_path, submitted_in=tmp_path)
+    assert done.returncode == 2 and "submit it from the root of verl_cast's checkout" in done.stderr and calls == []
+
+
+@queue_of_runs.job("ray_cluster", memory_gb=3)
+def ray_cluster(directory, runs):
+    return scripts.ray_cluster(directory)
+
+
+@pytest.mark.runs("ray_cluster")
+def test_the_cluster_without_slurm_has_all_nodes_when_the_script_starts(runs):
+    done = runs("ray_cluster")
+    assert done.returncode == 0, done.stderr
+    assert "Ray: 2 of 2 nodes at " in done.stdout
+    assert done.stdout.endswith("alive 2 GPUs 2.0\narguments a.b=c, NNODES 2\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "none is no role; use head, join or run"),
+        (["start"], "start is no role; use head, join or run"),
+        (["join"], "RAY_ADDRESS is not set; start with the command"),
+        (["run"], "RAY_ADDRESS is not set; start with the command"),
+    ],
+)
+def test_the_cluster_script_refuses_in_a_sentence(arguments, words):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = ["bash", scripts.EXAMPLES / "ray_cluster.sh", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1 and done.stdout == ""
 
 
 def test_a_second_start_keeps_the_first_ones_metrics(tmp_path):

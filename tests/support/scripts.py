@@ -2,8 +2,13 @@
 
 import os
 import shlex
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import verl_run
@@ -105,7 +110,9 @@ def run_on_cpu(
     return verl_run.execute(directory, ["bash", str(EXAMPLES / script), *scaled], environment, timeout)
 
 
-def slurm(directory: Path, head_ip: str = "10.0.0.1") -> tuple[subprocess.CompletedProcess, list[str]]:
+def slurm(
+    directory: Path, head_ip: str = "10.0.0.1", submitted_in: Path = EXAMPLES.parent
+) -> tuple[subprocess.CompletedProcess, list[str]]:
     """Runs the job script for two nodes, with stand-ins for srun, ray and python. Also returns calls of srun and ray.
 
     Ray is not started, because every other run on this machine would find its head. The script prints its command.
@@ -122,7 +129,7 @@ def slurm(directory: Path, head_ip: str = "10.0.0.1") -> tuple[subprocess.Comple
     environment = {
         **os.environ,
         "PATH": f"{programs}:{os.environ['PATH']}",
-        "SLURM_SUBMIT_DIR": str(EXAMPLES.parent),
+        "SLURM_SUBMIT_DIR": str(submitted_in),
         "SLURM_JOB_NUM_NODES": "2",
         "SLURMD_NODENAME": "node1",
         "SLURM_CPUS_PER_TASK": "64",
@@ -132,3 +139,62 @@ def slurm(directory: Path, head_ip: str = "10.0.0.1") -> tuple[subprocess.Comple
     command = ["bash", EXAMPLES / "run_qwen3_8b_fsdp_slurm.sbatch", "trainer.save_freq=50"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     return done, sorted(calls.read_text().splitlines()) if calls.exists() else []
+
+
+SEES_THE_CLUSTER = """python -c '
+import ray
+ray.init(log_to_driver=False)
+print("alive", sum(node["Alive"] for node in ray.nodes()), "GPUs", ray.cluster_resources()["GPU"])
+'
+echo "arguments $*, NNODES $NNODES"
+"""
+
+
+def ray_cluster(directory: Path) -> subprocess.CompletedProcess:
+    """`ray_cluster.sh run` in a cluster of two real Ray nodes on this machine, with a stand-in for the training script.
+
+    Ray's files are in a directory of their own, so that no other run on this machine finds this cluster.
+    """
+    import ray
+
+    (directory / "script.sh").write_text(SEES_THE_CLUSTER)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray", dir="/tmp"),  # sockets need a short path
+        "HEAD_IP": ray.util.get_node_ip_address(),
+        "PORT": str(_free_port()),
+        "NGPUS": "1",
+        "SCRIPT": os.path.relpath(directory / "script.sh", EXAMPLES),
+    }
+    settings = {"env": environment, "cwd": EXAMPLES.parent, "text": True}
+    nodes = []
+
+    def start(command: str, log: str) -> Path:
+        with (directory / log).open("w") as output:
+            # A session of its own, because a terminal's Ctrl-C reaches a whole group of processes.
+            node = subprocess.Popen(
+                ["bash", "-c", command], stdout=output, stderr=subprocess.STDOUT, start_new_session=True, **settings
+            )
+        nodes.append(node)
+        return directory / log
+
+    try:
+        head = start("bash examples/ray_cluster.sh head", "head.log")
+        while "Ray runtime started" not in head.read_text() and nodes[0].poll() is None:
+            time.sleep(0.5)
+        join, run = (line.split(":    ")[1] for line in head.read_text().splitlines()[:2])
+        start(join, "join.log")
+        return subprocess.run(["bash", "-c", f"{run} a.b=c"], capture_output=True, timeout=300, **settings)
+    finally:
+        for node in reversed(nodes):
+            os.killpg(node.pid, signal.SIGINT)
+        for node in nodes:
+            node.wait(timeout=60)
+        shutil.rmtree(environment["RAY_TMPDIR"], ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("", 0))
+        return found.getsockname()[1]
