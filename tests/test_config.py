@@ -10,7 +10,14 @@ from omegaconf import OmegaConf
 
 from verl_cast import CastConfig, CastConfigError, TeacherConfig
 from verl_cast.config.methods import cast_config
-from verl_cast.launch.check import METHOD_DEFAULTS, apply_method_defaults, check_run, summary
+from verl_cast.launch.check import (
+    LOSS_KEY,
+    LOSSES_WITHOUT_TOKEN_SIGNS,
+    METHOD_DEFAULTS,
+    apply_method_defaults,
+    check_run,
+    summary,
+)
 
 CAST = ("algorithm.adv_estimator=cast", "actor_rollout_ref.rollout.n=8")
 MEGATRON = ("model_engine=megatron",)
@@ -192,6 +199,13 @@ def test_a_slow_average_of_the_policy_may_share_its_prompt(compose):
             "actor_rollout_ref.actor.policy_loss.loss_mode",
             "loss_mode=cast",
         ),
+        (
+            ["actor_rollout_ref.actor.policy_loss.loss_mode=gsop"],
+            "actor_rollout_ref.actor.policy_loss.loss_mode",
+            "no such loss; did you mean gspo? Use loss_mode=cast, or one of vanilla, ",
+        ),
+        (["actor_rollout_ref.rollout.n=many"], "actor_rollout_ref.rollout.n", "2 or more"),
+        (["actor_rollout_ref.rollout.temperature=0"], "actor_rollout_ref.rollout.temperature", "set it to 1.0"),
         (["actor_rollout_ref.actor.strategy=veomni"], "actor_rollout_ref.actor.strategy", "fsdp, fsdp2, megatron"),
         ([f"{FSDP}.qat.enable=True"], f"{FSDP}.qat.enable", "set it to False"),
         (
@@ -259,6 +273,100 @@ def test_runs_that_could_not_be_cast_are_refused(compose, overrides, key, says):
     with pytest.raises(CastConfigError) as error:
         check_run(compose(*CAST, *overrides))
     assert str(error.value).startswith(f"{key}=") and says in str(error.value)
+
+
+def test_every_loss_of_verls_registry_passes_that_keeps_token_signs(compose):
+    from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
+
+    for name in {*POLICY_LOSS_REGISTRY} - {*LOSSES_WITHOUT_TOKEN_SIGNS}:
+        check_run(compose(*CAST, f"{LOSS_KEY}={name}"))
+    # The user's library is imported in workers only, and may register more.
+    check_run(compose(*CAST, f"{LOSS_KEY}=mine", "actor_rollout_ref.model.external_lib=my.losses"))
+    check_run(compose("algorithm.adv_estimator=grpo", f"{LOSS_KEY}=mine"))
+
+
+@pytest.mark.parametrize(
+    "override, key, near",
+    [
+        ("+algorithm.cats.flip=none", "algorithm.cats.flip='none'", "algorithm.cast"),
+        ("+algorithm.CAST.flpi=none", "algorithm.CAST.flpi='none'", "algorithm.cast"),
+        ("+algorithm.casts.teacher.context=same", "algorithm.casts.teacher.context='same'", "algorithm.cast"),
+        ("+algorithm.opsd_grpo.gap_weight=2", "algorithm.opsd_grpo.gap_weight=2", "algorithm.opsd"),
+        ("+algorithm.rldz.weight_clip=2", "algorithm.rldz.weight_clip=2", "algorithm.rlsd"),
+    ],
+)
+def test_a_misspelt_group_is_refused_with_the_likely_name(compose, override, key, near):
+    """verl takes a group of any name, nothing reads it, and the defaults would train."""
+    with pytest.raises(CastConfigError) as error:
+        check_run(compose(*CAST, override))
+    assert str(error.value).startswith(f"{key}: ") and f"did you mean {near}?" in str(error.value)
+    check_run(compose("algorithm.adv_estimator=grpo", override))  # no run of ours
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["+algorithm.mine.flip=none"],  # the name is far from ours
+        ["+algorithm.cost.budget=3"],  # the keys are
+        ["+algorithm.cost=3", "+algorithm.case=null"],  # no groups
+        ["+algorithm.gdpo_reward_keys=[a]", "+algorithm.pf_ppo.flip=1"],  # verl's own
+    ],
+)
+def test_groups_of_verl_and_of_the_user_are_left_alone(compose, overrides):
+    check_run(compose(*CAST, *overrides))
+
+
+def test_all_that_is_wrong_is_said_at_once(compose):
+    """Of the method's settings, its groups, the template, other groups and the rest of verl, one a line."""
+    with pytest.raises(CastConfigError) as error:
+        check_run(
+            compose(
+                *CAST,
+                "+algorithm.cast={flip: sideways, gap_weight: abc, colour: 1, dump: {interval: -1, groups: 0}}",
+                "+algorithm.cast.teacher={weights: older, ema_decay: 2, context: /nowhere/t.jinja, speed: 1}",
+                "+algorithm.cats.flip=none",
+                "+algorithm.rlsd.weight_clip=0.5",
+                "actor_rollout_ref.rollout.n=1",
+                "critic.enable=True",
+            )
+        )
+    lines = str(error.value).splitlines()
+    assert lines == list(error.value.complaints)
+    assert {line.split("=", 1)[0] for line in lines} == {
+        "algorithm.cast.flip",
+        "algorithm.cast.gap_weight",
+        "algorithm.cast.colour",
+        "algorithm.cast.dump.interval",
+        "algorithm.cast.dump.groups",
+        "algorithm.cast.teacher.weights",
+        "algorithm.cast.teacher.ema_decay",
+        "algorithm.cast.teacher.context",
+        "algorithm.cast.teacher.speed",
+        "algorithm.cats.flip",
+        "algorithm.rlsd.weight_clip",
+        "actor_rollout_ref.rollout.n",
+        "critic.enable",
+    }
+    with pytest.raises(CastConfigError) as error:
+        check_run(
+            compose(
+                "algorithm.adv_estimator=rlsd",
+                "actor_rollout_ref.rollout.n=1",
+                "+algorithm.rlsd={gap_weight: 2, weight_clip: -1, one_pass: 3, teacher: {context: plain}}",
+            )
+        )
+    assert len(error.value.complaints) == 5
+
+
+@pytest.mark.parametrize("shown", ["{{ problem }}", "{{ messages[-1].content }}", "{{ student_prompt }}", None])
+def test_a_template_without_the_question_is_refused(compose, tmp_path, shown):
+    template = tmp_path / "teacher.jinja"
+    template.write_text("{{ apply_chat_template([{'role': 'user', 'content': 'Think.'}]) }} " + (shown or "problem"))
+    config = compose(*CAST, f"+algorithm.cast.teacher.context={template}")
+    if shown is not None:
+        return check_run(config)
+    with pytest.raises(CastConfigError, match="teacher.context='.*teacher.jinja'.*uses neither.*write {{ problem }}"):
+        check_run(config)
 
 
 @pytest.mark.parametrize("estimator", ["grpo", "gae"])

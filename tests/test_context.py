@@ -107,6 +107,34 @@ def test_templates_that_cannot_work_or_ask_for_the_answer_are_refused(tmp_path, 
         load_template(write(tmp_path, text))
 
 
+def test_a_template_in_another_encoding_names_file_line_and_remedy(tmp_path):
+    path = tmp_path / "context.jinja"
+    path.write_bytes("First.\nRésumé of {{ problem }}".encode("latin-1"))
+    with pytest.raises(CastConfigError) as error:
+        load_template(str(path))
+    assert (
+        str(error.value)
+        == f"algorithm.cast.teacher.context={str(path)!r}: line 2 is not UTF-8; save the template as UTF-8."
+    )
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("One.\n{{ problem }}\n{{ messages[7].content }}", "line 3 of the template fails on a prompt of 2 message(s)"),
+        # The chat template is a template, too. Its line would mislead.
+        ("{{ problem }}\n\n\n{{ apply_chat_template([1]) }}", "line 4 of the template fails"),
+        ("{{ problem / 2 }}", "TypeError: unsupported operand"),
+    ],
+)
+def test_a_template_that_fails_names_file_line_and_remedy(tok, tmp_path, text, says):
+    path = write(tmp_path, text)
+    with pytest.raises(ValueError) as error:
+        context(tok, path).prompt_ids(MESSAGES, [1])
+    assert str(error.value).startswith(f"CAST: algorithm.cast.teacher.context={path}: ") and says in str(error.value)
+    assert "mend the line" in str(error.value)
+
+
 def test_images_are_refused_unless_the_context_is_same(tok):
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
     with pytest.raises(ValueError, match="context=same"):

@@ -7,14 +7,11 @@ neither torch nor verl.
 
 from collections.abc import Callable
 
-import jinja2
-import jinja2.meta
 from omegaconf import DictConfig, OmegaConf
 
 from verl_cast.config.cast import NOISE, CastConfig
 from verl_cast.config.methods import cast_config
 from verl_cast.platform import is_cpu
-from verl_cast.teacher.context import load_template
 
 _PREFIX = "algorithm.cast"
 _ROLLOUT = "actor_rollout_ref.rollout"
@@ -191,19 +188,6 @@ def interval_is_never_reached(config: DictConfig, method: CastConfig) -> str | N
     return None
 
 
-def template_lacks_the_problem(config: DictConfig, method: CastConfig) -> str | None:
-    source = load_template(method.teacher.context)
-    if source is None:
-        return None
-    used = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(source))
-    if used & {"messages", "problem", "student_prompt"}:
-        return None
-    return (
-        f"{_PREFIX}.teacher.context={method.teacher.context}: the template uses neither messages, problem nor "
-        "student_prompt, so the teacher never reads the question. Write {{ problem }} where it belongs."
-    )
-
-
 def context_is_unfit(config: DictConfig, method: CastConfig) -> str | None:
     """What `verl-cast diagnose` measured of this model and context, if it did."""
     from verl_cast.launch import fitness
@@ -229,15 +213,13 @@ def groups_are_small(config: DictConfig, method: CastConfig) -> str | None:
 
 
 def samples_are_equal(config: DictConfig, method: CastConfig) -> str | None:
-    for key, is_greedy, usual in (("temperature", lambda v: v == 0, "1.0"), ("top_k", lambda v: v == 1, "-1")):
-        value = OmegaConf.select(config, f"{_ROLLOUT}.{key}")
-        if is_greedy(value):
-            return (
-                f"{_ROLLOUT}.{key}={value}: all responses of a group are the same, so no group is ever mixed"
-                + (", and log-probs at temperature 0 do not exist" if key == "temperature" else "")
-                + f". Set it to {usual} or another value that samples."
-            )
-    return None
+    key, value = f"{_ROLLOUT}.top_k", OmegaConf.select(config, f"{_ROLLOUT}.top_k")
+    if value != 1:
+        return None
+    return (
+        f"{key}={value}: all responses of a group are the same, so no group is ever mixed. Set it to -1 or another "
+        "value that samples."
+    )
 
 
 def overlong_penalty_turns_correct_into_wrong(config: DictConfig, method: CastConfig) -> str | None:
@@ -296,7 +278,6 @@ ADVICE: tuple[Callable[[DictConfig, CastConfig], str | None], ...] = (
     context_lacks_the_tools,
     noise_is_measured_often,
     interval_is_never_reached,
-    template_lacks_the_problem,
     groups_are_small,
     samples_are_equal,
     overlong_penalty_turns_correct_into_wrong,

@@ -1,23 +1,35 @@
 """Checks of a whole run's config before anything is spent: what CAST or a baseline needs from verl's other settings.
 
-`check_run` runs in the driver, before Ray starts, and again in the trainer. `apply_method_defaults` runs in the driver
-only: it sets what the method fixes outside `algorithm.cast` and the user has not set.
+One error names everything that is wrong, because each try costs the user a start of verl. `check_run` runs in the
+driver, before Ray starts, and again in the trainer. `apply_method_defaults` runs in the driver only: it sets what the
+method fixes outside `algorithm.cast` and the user has not set.
 """
 
 import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 import verl_cast
-from verl_cast.config.cast import NOISE, CastConfig, CastConfigError, MethodConfig
+from verl_cast.config.cast import (
+    NOISE,
+    TEMPLATE_SUFFIXES,
+    CastConfig,
+    CastConfigError,
+    Complaints,
+    MethodConfig,
+)
 from verl_cast.config.methods import ESTIMATOR_KEY, METHODS, is_cast_run, method_class, method_config
 from verl_cast.platform import is_cpu
-from verl_cast.teacher.context import load_template
+from verl_cast.teacher.context import check_shows_the_question, load_template
 
 LOSS_KEY = "actor_rollout_ref.actor.policy_loss.loss_mode"
 # verl's losses that replace token advantages by one number per response, or take no old log-probs at all.
 LOSSES_WITHOUT_TOKEN_SIGNS = ("geo_mean", "bypass_mode")
+STRATEGY_KEY = "actor_rollout_ref.actor.strategy"
+SYNC_KEY = "trainer.v1.separate_async.parameter_sync_step"
 SUPPORTED_STRATEGIES = ("fsdp", "fsdp2", "megatron")
 # Engine settings under which the swap of parameters is not safe: (key below the actor, value that works, why).
 ENGINE_SETTINGS = (
@@ -75,24 +87,42 @@ def check_run(config: DictConfig) -> None:
     """Refuse a run that cannot train the method that it names.
 
     Raises:
-        CastConfigError: names the key, the value and the remedy.
+        CastConfigError: names every key that cannot work, its value and the remedy, one a line.
     """
-    _check_nothing_else_is_asked_for(config)
-    if method_class(config) is None:
-        return
-    method = method_config(config)
+    complaints = Complaints()
+    with complaints:
+        _check_nothing_else_is_asked_for(config)
+    method = method_class(config)
+    if method is not None:
+        with complaints:
+            _check_no_group_is_misspelt(config)
+        with complaints:
+            _check_own_settings(config, method_config(config))
+        if method is CastConfig:
+            with complaints:
+                _check_template(config)
+        _check_rest_of_verl(config, method, complaints)
+    complaints.raise_if_any()
+
+
+def _check_own_settings(config: DictConfig, method: MethodConfig) -> None:
+    """What depends on the method's settings, which are valid by themselves."""
+    complaints = Complaints()
     if isinstance(method, CastConfig):
-        _check_cast(config, method)
+        for check in (_check_same_context, _check_filter, _check_noise):
+            with complaints:
+                check(config, method)
     else:
         from verl_cast.teacher.privileged.references import check_references
 
-        check_references(config, method)
-    _check_self_teacher(config, method)
+        with complaints:
+            check_references(config, method)
+    with complaints:
+        _check_live_weights(config, method)
+    complaints.raise_if_any()
 
 
-def _check_cast(config: DictConfig, method: CastConfig) -> None:
-    """What CAST alone requires."""
-    load_template(method.teacher.context)
+def _check_same_context(config: DictConfig, method: CastConfig) -> None:
     teacher = method.teacher
     always_policy = teacher.weights == "current" or (teacher.weights == "snapshot" and teacher.refresh_interval == 1)
     if teacher.context == "same" and always_policy:
@@ -102,6 +132,9 @@ def _check_cast(config: DictConfig, method: CastConfig) -> None:
             "with weights that are the policy's at every step the gap is 0 on every token, and the teacher teaches "
             "nothing; use weights=snapshot with refresh_interval above 1, weights=ema, or another context.",
         )
+
+
+def _check_filter(config: DictConfig, method: CastConfig) -> None:
     if OmegaConf.select(config, "algorithm.filter_groups.enable") and (method.base_correct or method.base_wrong):
         raise CastConfigError(
             "algorithm.filter_groups.enable",
@@ -109,36 +142,68 @@ def _check_cast(config: DictConfig, method: CastConfig) -> None:
             "it removes the all-correct and all-wrong groups, which CAST trains on; set it to False. To train on mixed "
             "groups only, use ++algorithm.cast.base_correct=0 ++algorithm.cast.base_wrong=0.",
         )
-    strategy = OmegaConf.select(config, "actor_rollout_ref.actor.strategy")
+
+
+def _check_noise(config: DictConfig, method: CastConfig) -> None:
     stages = OmegaConf.select(config, "actor_rollout_ref.actor.megatron.virtual_pipeline_model_parallel_size")
-    if strategy == "megatron" and stages not in (None, 1):
-        for key, asks in (
-            ("noise_floor_interval", method.noise_floor_interval > 0),
-            ("gap_deadzone", method.gap_deadzone == NOISE),
-        ):
-            if asks:
-                raise CastConfigError(
-                    f"algorithm.cast.{key}",
-                    getattr(method, key),
-                    "the noise floor is measured in micro-batches of one row, which a virtual pipeline cannot always "
-                    "take; set it to 0, or to a number of nats.",
-                )
+    if OmegaConf.select(config, STRATEGY_KEY) != "megatron" or stages in (None, 1):
+        return
+    for key, asks in (
+        ("noise_floor_interval", method.noise_floor_interval > 0),
+        ("gap_deadzone", method.gap_deadzone == NOISE),
+    ):
+        if asks:
+            raise CastConfigError(
+                f"algorithm.cast.{key}",
+                getattr(method, key),
+                "the noise floor is measured in micro-batches of one row, which a virtual pipeline cannot always "
+                "take; set it to 0, or to a number of nats.",
+            )
 
 
-def _check_self_teacher(config: DictConfig, method: MethodConfig) -> None:
-    """What every method with a self-teacher requires."""
+def _check_live_weights(config: DictConfig, method: MethodConfig) -> None:
+    if _updates_between_syncs(config) > 1 and method.teacher.weights == "current":
+        raise CastConfigError(
+            f"{method.teacher.KEY}.weights",
+            "current",
+            f"with {SYNC_KEY} above 1 the live weights are no longer those of the step's old log-probs, and the gap "
+            "would be wrong; use another kind of weights, or set the step to 1.",
+        )
+
+
+def _updates_between_syncs(config: DictConfig) -> int:
+    mode = OmegaConf.select(config, "trainer.v1.trainer_mode")
+    return OmegaConf.select(config, SYNC_KEY) if mode == "separate_async" else 1
+
+
+def _check_template(config: DictConfig) -> None:
+    """The template is looked at even where other settings of CAST are invalid."""
+    context = OmegaConf.select(config, "algorithm.cast.teacher.context")
+    if isinstance(context, str) and context.endswith(TEMPLATE_SUFFIXES):
+        check_shows_the_question(context, load_template(context))
+
+
+def _check_rest_of_verl(config: DictConfig, method: type[MethodConfig], complaints: Complaints) -> None:
+    """What every method with a self-teacher requires of verl's own settings."""
     title = method.TITLE
 
-    def refuse_if(key: str, condition, remedy: str) -> None:
+    def refuse_if(key: str, condition: Callable[[Any], Any], remedy: str) -> None:
         value = OmegaConf.select(config, key)
         if condition(value):
-            raise CastConfigError(key, value, remedy)
+            with complaints:
+                raise CastConfigError(key, value, remedy)
 
     refuse_if("trainer.use_v1", lambda v: not v, f"{title} needs verl's V1 trainer; set trainer.use_v1=True.")
     refuse_if(
         "actor_rollout_ref.rollout.n",
-        lambda v: v < 2 and method.COMPARES_A_GROUP,
+        lambda v: method.COMPARES_A_GROUP and (not isinstance(v, int) or v < 2),
         f"{title} compares the responses of a group; set actor_rollout_ref.rollout.n to 2 or more (the paper uses 8).",
+    )
+    refuse_if(
+        "actor_rollout_ref.rollout.temperature",
+        lambda v: not isinstance(v, int | float) or v <= 0,
+        "all responses of a group would be the same, and log-probs exist only at temperatures above 0; set it to 1.0 "
+        "or another value that samples.",
     )
     refuse_if("critic.enable", bool, f"{title} has no critic; leave critic.enable unset.")
     refuse_if(
@@ -151,36 +216,23 @@ def _check_self_teacher(config: DictConfig, method: MethodConfig) -> None:
         bool,
         "the gap needs old log-probs of the training engine, not the rollout engine's; set it to False.",
     )
+    with complaints:
+        _check_loss(config, method)
     refuse_if(
-        LOSS_KEY,
-        lambda v: v in LOSSES_WITHOUT_TOKEN_SIGNS,
-        f"this loss drops the signs of token advantages, and {title} trains with them; use loss_mode="
-        f"{'cast' if method.NAME == 'cast' else 'vanilla'}.",
-    )
-    refuse_if(
-        "actor_rollout_ref.actor.strategy",
+        STRATEGY_KEY,
         lambda v: v not in SUPPORTED_STRATEGIES,
         f"the self-teacher supports {', '.join(SUPPORTED_STRATEGIES)}.",
     )
-    strategy = OmegaConf.select(config, "actor_rollout_ref.actor.strategy")
-    mode = OmegaConf.select(config, "trainer.v1.trainer_mode")
     for key, works, reason in ENGINE_SETTINGS:  # a key of another engine is not in the config, and None
         remedy = f"{reason}; set it to {'null' if works is None else works}."
         refuse_if(f"actor_rollout_ref.actor.{key}", lambda v, works=works: v not in (None, works), remedy)
-    sync_step = "trainer.v1.separate_async.parameter_sync_step"
-    if mode == "separate_async" and OmegaConf.select(config, sync_step) > 1 and method.teacher.weights == "current":
-        raise CastConfigError(
-            f"{method.teacher.KEY}.weights",
-            "current",
-            f"with {sync_step} above 1 the live weights are no longer those of the step's old log-probs, and the gap "
-            "would be wrong; use another kind of weights, or set the step to 1.",
-        )
-    if mode == "separate_async" and strategy == "fsdp2" and OmegaConf.select(config, sync_step) > 1:
+    strategy = OmegaConf.select(config, STRATEGY_KEY)
+    if strategy == "fsdp2" and _updates_between_syncs(config) > 1:
         for key in ("param_offload", "offload_policy"):
             refuse_if(
                 f"actor_rollout_ref.actor.fsdp_config.{key}",
                 bool,
-                f"with {sync_step} above 1 verl's copy of the old policy is an alias of offloaded parameters, "
+                f"with {SYNC_KEY} above 1 verl's copy of the old policy is an alias of offloaded parameters, "
                 "which loses updates; set it to False, or the step to 1.",
             )
     ranks = OmegaConf.select(config, "trainer.nnodes") * OmegaConf.select(config, "trainer.n_gpus_per_node")
@@ -193,9 +245,69 @@ def _check_self_teacher(config: DictConfig, method: MethodConfig) -> None:
         )
     refuse_if("distillation.enabled", bool, f"{title} is its own teacher; leave verl's distillation off.")
     if is_cpu():
-        from verl_cast.platform import cpu_config
+        with complaints:
+            _check_cpu(config)
 
+
+def _check_loss(config: DictConfig, method: type[MethodConfig]) -> None:
+    """verl looks the loss up in a worker, after models have been loaded."""
+    value, usual = OmegaConf.select(config, LOSS_KEY), "cast" if method is CastConfig else "vanilla"
+    if value in LOSSES_WITHOUT_TOKEN_SIGNS:
+        raise CastConfigError(
+            LOSS_KEY,
+            value,
+            f"this loss drops the signs of token advantages, and {method.TITLE} trains with them; use "
+            f"loss_mode={usual}.",
+        )
+    if OmegaConf.select(config, "actor_rollout_ref.model.external_lib"):
+        return  # a worker imports it, and it may register losses
+    from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
+
+    if value != "cast" and value not in POLICY_LOSS_REGISTRY:
+        good = [name for name in POLICY_LOSS_REGISTRY if name not in LOSSES_WITHOUT_TOKEN_SIGNS]
+        near = difflib.get_close_matches(str(value), good, n=1)
+        raise CastConfigError(
+            LOSS_KEY,
+            value,
+            f"verl has no such loss{f'; did you mean {near[0]}?' if near else '.'} Use loss_mode={usual}, or one of "
+            f"{', '.join(good)}.",
+        )
+
+
+def _check_cpu(config: DictConfig) -> None:
+    from verl_cast.platform import cpu_config
+
+    try:
         cpu_config.check_config(config)
+    except ValueError as problem:
+        _, *settings = str(problem).splitlines()
+        raise CastConfigError.of_several([f"VERL_PLATFORM=cpu: {line.strip()}" for line in settings]) from problem
+
+
+def _check_no_group_is_misspelt(config: DictConfig) -> None:
+    """Refuse `algorithm.cats.flip`: verl reads a group of any name, and the run would train with all defaults.
+
+    A group of the user's own may have a similar name, so one of its keys must look like a key of ours, too.
+    """
+    from verl.trainer.config import AlgoConfig
+
+    known = {*METHODS, *(field.name for field in dataclasses.fields(AlgoConfig))}
+    complaints = Complaints()
+    for name, values in OmegaConf.to_container(config.algorithm).items():
+        near = difflib.get_close_matches(str(name).lower(), METHODS, n=1, cutoff=0.7)
+        if name in known or not near or not isinstance(values, Mapping):
+            continue
+        ours = [field.name for field in dataclasses.fields(METHODS[near[0]])]
+        in_capitals = str(name).lower() in METHODS
+        if in_capitals or any(difflib.get_close_matches(str(key), ours, n=1, cutoff=0.8) for key in values):
+            key, value = _first_asked_for(values, {}, f"algorithm.{name}")
+            remedy = (
+                f"nothing reads a group algorithm.{name}; did you mean algorithm.{near[0]}? Write that, or leave out "
+                "this key."
+            )
+            with complaints:
+                raise CastConfigError(key, value, remedy)
+    complaints.raise_if_any()
 
 
 def _check_nothing_else_is_asked_for(config: DictConfig) -> None:
@@ -205,23 +317,23 @@ def _check_nothing_else_is_asked_for(config: DictConfig) -> None:
     asks for nothing.
     """
     estimator = OmegaConf.select(config, ESTIMATOR_KEY)
-    loss_mode = OmegaConf.select(config, LOSS_KEY)
-    if loss_mode == "cast" and not is_cast_run(config):
-        raise CastConfigError(
-            LOSS_KEY,
-            loss_mode,
-            f"set {ESTIMATOR_KEY}=cast, or leave out this key: {ESTIMATOR_KEY} is {estimator}.",
-        )
+    complaints = Complaints()
+
+    def complain(name: str, key: str, value: Any) -> None:
+        with complaints:
+            remedy = f"set {ESTIMATOR_KEY}={name}, or leave out this key: {ESTIMATOR_KEY} is {estimator}."
+            raise CastConfigError(key, value, remedy)
+
+    if OmegaConf.select(config, LOSS_KEY) == "cast" and not is_cast_run(config):
+        complain("cast", LOSS_KEY, "cast")
     for name, method in METHODS.items():
         values = OmegaConf.select(config, method.key())
         if name == estimator or values is None:
             continue
         values, defaults = OmegaConf.to_container(OmegaConf.create(values)), packaged_defaults(method)
         if values != defaults:
-            key, value = _first_asked_for(values, defaults, method.key())
-            raise CastConfigError(
-                key, value, f"set {ESTIMATOR_KEY}={name}, or leave out this key: {ESTIMATOR_KEY} is {estimator}."
-            )
+            complain(name, *_first_asked_for(values, defaults, method.key()))
+    complaints.raise_if_any()
 
 
 def _first_asked_for(values: Any, defaults: Any, prefix: str) -> tuple[str, Any]:

@@ -12,6 +12,7 @@
 Left out: images (only `same` has them), and prompts that an agent loop rewrites between its outputs.
 """
 
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from verl_cast.config import CastConfigError
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 RESPONSE_HEADER = "[Student response]"
 TEMPLATE_VARIABLES = ("messages", "problem", "student_prompt", "apply_chat_template")
+_HOLD_THE_QUESTION = {"messages", "problem", "student_prompt"}
 _KEY = "algorithm.cast.teacher.context"
 
 # DAPO-Math-17k wraps these words around every problem. The evaluated run strips them for the plain context.
@@ -56,7 +58,8 @@ def load_template(context: str) -> str | None:
     """The source of the context's template, checked; None where the context is not a template file.
 
     Raises:
-        CastConfigError: the file cannot be read, is no valid Jinja, or asks for a variable that does not exist.
+        CastConfigError: the file cannot be read, is not UTF-8 or no valid Jinja, or asks for a variable that does not
+            exist.
     """
     if context in ("plain", "same"):
         return None
@@ -64,7 +67,11 @@ def load_template(context: str) -> str | None:
         source = Path(context).expanduser().read_text(encoding="utf-8")
         variables = jinja2.meta.find_undeclared_variables(_environment().parse(source))
     except OSError as error:
-        raise CastConfigError(_KEY, context, f"the template cannot be read: {error.strerror}.") from error
+        remedy = f"the template cannot be read: {error.strerror}; name a file that this process can read."
+        raise CastConfigError(_KEY, context, remedy) from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise CastConfigError(_KEY, context, f"line {line} is not UTF-8; save the template as UTF-8.") from error
     except jinja2.TemplateSyntaxError as error:
         raise CastConfigError(_KEY, context, f"line {error.lineno} is not valid Jinja: {error.message}.") from error
     unknown = sorted(variables - set(TEMPLATE_VARIABLES) - set(_environment().globals))
@@ -78,10 +85,34 @@ def load_template(context: str) -> str | None:
     return source
 
 
+def check_shows_the_question(context: str, source: str) -> None:
+    """
+    Args:
+        context: the template's name, for the message.
+        source: from `load_template`.
+
+    Raises:
+        CastConfigError: the template uses nothing that holds the question, so the teacher would never read it.
+    """
+    if not jinja2.meta.find_undeclared_variables(_environment().parse(source)) & _HOLD_THE_QUESTION:
+        raise CastConfigError(
+            _KEY,
+            context,
+            "the template uses neither messages, problem nor student_prompt, so the teacher never reads the question; "
+            "write {{ problem }} where it belongs.",
+        )
+
+
 def chat_template_kwargs(config: DictConfig) -> dict[str, Any]:
     """What verl passes to the chat template in this run (`data.apply_chat_template_kwargs`)."""
     kwargs = config.data.get("apply_chat_template_kwargs", None) or {}
     return OmegaConf.to_container(OmegaConf.create(kwargs), resolve=True)
+
+
+def _line_of(error: Exception) -> int | str:
+    """The template's line that raised. Jinja gives the frames of templates lines of their source."""
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == "<template>"]
+    return lines[0] if lines else "?"  # the first: the chat template that it may call is a template, too
 
 
 def _environment() -> jinja2.Environment:
@@ -129,7 +160,11 @@ class TeacherContext:
         return ids
 
     def render(self, messages: Sequence[Mapping[str, Any]], student_prompt_ids: Sequence[int]) -> tuple[str, bool]:
-        """The text of the teacher's prompt, and whether it already carries the tokenizer's special tokens."""
+        """The text of the teacher's prompt, and whether it already carries the tokenizer's special tokens.
+
+        Raises:
+            ValueError: the template fails on this prompt, or the prompt has no user message or more than text.
+        """
         messages = [dict(message) for message in messages]
         if self._template is None:
             return f"{problem_text(messages)}\n\n{INSTRUCTION}\n\n{RESPONSE_HEADER}\n", False
@@ -143,11 +178,19 @@ class TeacherContext:
             )
 
         student_prompt = self._tokenizer.decode(list(student_prompt_ids), skip_special_tokens=False)
-        text = self._template.render(
-            messages=messages,
-            problem=problem_text(messages),
-            student_prompt=student_prompt,
-            apply_chat_template=apply_chat_template,
-        )
+        problem = problem_text(messages)
+        try:
+            text = self._template.render(
+                messages=messages,
+                problem=problem,
+                student_prompt=student_prompt,
+                apply_chat_template=apply_chat_template,
+            )
+        except Exception as error:  # a template may raise anything
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ValueError(
+                f"CAST: {_KEY}={self.name}: line {_line_of(error)} of the template fails on a prompt of "
+                f"{len(messages)} message(s): {reason}; mend the line, or guard it with an if."
+            ) from error
         # A template that starts with the student's prompt has its special tokens as text, like one in chat format.
         return text, used_chat_template or text.startswith(student_prompt)
