@@ -1,5 +1,6 @@
 """`verl-cast report`: its readers, its notes, and its page in a real headless browser without network."""
 
+import csv
 import json
 import math
 import os
@@ -150,6 +151,7 @@ def metrics_of_a_run(steps=24, cast=True, seed=0, agreement=0.3):
             "actor/lr": 1e-5 * (1 - 0.5 * t),
             "training/rollout_actor_probs_pearson_corr": noisy(0.9993, 1e-4),
             "perf/throughput": noisy(140, 5),
+            "perf/total_num_tokens": 20000 - 100 * step,
             "actor/perf/max_memory_allocated_gb": 0.0,
             "actor/perf/cpu_memory_used_gb": noisy(13.2, 0.1),
             "timing_s/gen": generation,
@@ -712,10 +714,19 @@ def open_page(browser):
     """open_page(path) -> a page in a browser without network. A request, or a line on the console, fails the test."""
     contexts, wrong = [], []
 
-    def open_(path, drawn=False, fragment="", **kwargs):
+    def open_(path, drawn=False, fragment="", clock=False, **kwargs):
         contexts.append(browser.new_context(offline=True, viewport={"width": 1280, "height": 900}, **kwargs))
         page = contexts[-1].new_page()
-        page.on("request", lambda request: request.url.split("#")[0] == path.as_uri() or wrong.append(request.url))
+        if clock:
+            page.clock.install()
+        page.on(
+            "request",
+            lambda request: (
+                request.url.split("#")[0] == path.as_uri()
+                or request.url.startswith("blob:")
+                or wrong.append(request.url)
+            ),
+        )
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(path.as_uri() + fragment)
@@ -753,14 +764,274 @@ def test_figures_are_drawn_with_every_point_and_no_request(pair, open_page):
         if key != "stages"
     }
     assert len(ranges) == 1
-    buttons = page.eval_on_selector_all(".modebar-btn", "nodes => nodes.map(n => n.dataset.title)")
-    assert set(buttons) == {"Download plot as a PNG", "Zoom", "Pan", "Reset axes"}  # no button uploads data
-
     fourth = page.locator("[data-figure=reward] .scatterlayer path.point").nth(3)
     fourth.scroll_into_view_if_needed()
     box = fourth.bounding_box()
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)  # step 4; dumps are of steps 5 and 10
     page.wait_for_function("document.getElementById('choose-step').selectedOptions[0].text === '5'")
+
+
+@pytest.mark.parametrize("touch", [False, True])
+def test_no_button_lies_on_a_figure(pair, open_page, touch):
+    """Plotly's own toolbar covers data wherever nothing hovers. The page's buttons stand above the figure."""
+    page = open_page(pair[0], drawn=True, has_touch=touch)
+    assert page.locator(".modebar-btn").count() == 0
+    covered = """node => {
+        const plot = node.querySelector(".plot").getBoundingClientRect();
+        return [...node.querySelectorAll("button")].filter(b => b.getBoundingClientRect().bottom > plot.top).length;
+    }"""
+    figure = page.locator("figure").first
+    assert figure.locator("button").all_inner_texts() == ["PNG", "CSV"] and figure.evaluate(covered) == 0
+    with page.expect_download() as download:
+        figure.get_by_text("PNG").click()
+    assert download.value.path().read_bytes().startswith(b"\x89PNG")
+
+
+def luminance(rgb):
+    parts = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), parts, strict=True))
+
+
+def contrast(a, b):
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+# [text, its colour, the colour behind it] of all text on the page. Text in a bar stands on the bar.
+TEXTS = """() => {
+    const rgb = (colour) => colour.match(/[\\d.]+/g).map(Number);
+    const behind = (node) => {
+        if (node.matches?.(".bartext")) return rgb(getComputedStyle(node.parentNode.querySelector("path")).fill);
+        for (; node; node = node.parentElement) {
+            const colour = rgb(getComputedStyle(node).backgroundColor);
+            if (colour.length === 3 || colour[3] === 1) return colour;
+        }
+    };
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
+    while (walker.nextNode()) {
+        const node = walker.currentNode.parentElement;
+        if (!walker.currentNode.data.trim() || node.matches("script, style, noscript, option, :disabled")) continue;
+        if (!node.checkVisibility({ visibilityProperty: true })) continue;
+        const style = getComputedStyle(node), svg = node.closest("svg");
+        const text = svg ? node.closest("text") : node;
+        found.push([walker.currentNode.data, rgb(svg ? getComputedStyle(text).fill : style.color), behind(text)]);
+    }
+    return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_has_a_contrast_of_at_least_4_5(pair, open_page, scheme):
+    page = open_page(pair[0], drawn=True, color_scheme=scheme)
+    page.locator(".response .tok").first.hover()  # the tooltip's text too
+    texts = page.evaluate(TEXTS)
+    assert len(texts) > 500
+    low = {(text, tuple(ink), tuple(ground)) for text, ink, ground in texts if contrast(ink[:3], ground[:3]) < 4.5}
+    assert low == set()
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (luminance([int(part) for part in re.findall(r"\d+", ground)]) < 0.1) == (scheme == "dark")
+
+
+def test_the_palette_has_contrast_also_where_the_example_shows_no_such_text():
+    from verl_cast.tools.report import palette
+
+    def rgb(colour):
+        return [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+
+    page = palette.PAGE
+    on_grounds = [(ink, ground) for ink in ("ink", "soft", "accent") for ground in ("ground", "card")]
+    on_grounds += [(level, "card") for level in ("look", "ok")] + [("warning", "warning-ground")]
+    on_grounds += [(ink, "warning-ground") for ink in ("ink", "soft")] + [("blue-ink", "blue-chip")]
+    on_grounds += [("ink", ground) for ground in ("chip", "blue-chip", "orange-chip", "hover", "chosen")]
+    for mode in (palette.LIGHT, palette.DARK):
+        for ink, ground in [*on_grounds, ("on-accent", "accent")]:
+            assert contrast(rgb(page[ink][mode]), rgb(page[ground][mode])) >= 4.5, (ink, ground, mode)
+        for name, colours in palette.TOKENS.items():
+            assert contrast(rgb(page["ink"][mode]), colours[mode]) >= 4.5, (name, mode)
+        for pair in palette.RUNS[:5]:
+            assert contrast(rgb(pair[mode]), rgb(page["card"][mode])) >= 2.8, (pair, mode)
+
+
+def test_dark_mode_follows_the_system_until_the_reader_chooses(pair, open_page):
+    def shown(page):
+        page.wait_for_selector("html[data-figures=drawn]")
+        lines = page.eval_on_selector("[data-figure=reward]", "n => n.data.map(t => t.line.color)")
+        token = page.locator(".response .tok[style*=background]").first.evaluate("t => t.style.background")
+        return page.evaluate("getComputedStyle(document.body).backgroundColor"), *lines, token
+
+    light = shown(open_page(pair[0], color_scheme="light"))
+    page = open_page(pair[0], color_scheme="dark")
+    dark = shown(page)
+    assert all(a != b for a, b in zip(light, dark, strict=True))
+    button = page.get_by_role("button", name="dark")
+    assert button.get_attribute("aria-pressed") == "true"
+    button.click()
+    assert shown(page) == light and button.get_attribute("aria-pressed") == "false"
+    page.reload()
+    assert shown(page) == light
+    page.get_by_role("button", name="dark").click()
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_sections_fold_and_the_page_is_not_endless(pair, open_page, width):
+    page = open_page(pair[0], drawn=True)
+    page.set_viewport_size({"width": width, "height": 900})
+    page.reload()
+    page.wait_for_selector("html[data-figures=drawn]")
+    height, wide = page.evaluate("[document.documentElement.scrollHeight, document.documentElement.scrollWidth]")
+    assert height < 20_000 and wide == width
+    folds = page.locator("#figures details.fold details.fold")
+    assert folds.evaluate_all("nodes => nodes.every(n => n.open)") == (width == 1280)  # a phone opens with the first
+    page.get_by_role("button", name="Fold all").click()
+    assert page.locator(".plot").evaluate_all("nodes => nodes.filter(n => n.checkVisibility()).length") == 0
+    folds.nth(7).locator("summary").click()
+    stages = page.locator("[data-figure=stages]")
+    stages.locator(".barlayer path").first.wait_for()
+    plot, figure = (page.locator(s).bounding_box() for s in ("[data-figure=stages] .main-svg >> nth=0", "figure.wide"))
+    assert plot["width"] <= figure["width"]
+    page.locator("#fold-groups > summary").click()
+    assert page.locator("#group-table").is_hidden()
+    page.locator("nav a", has_text="Groups").click()
+    assert page.locator("#group-table").is_visible()
+
+
+def test_a_running_mean_has_every_step_behind_it(tmp_path, open_page):
+    metrics = metrics_of_a_run(100, cast=False)
+    metrics[50]["critic/score/mean"] = math.nan
+    write_jsonl(tmp_path / "run" / "metrics.jsonl", metrics)
+    assert report(tmp_path / "run") == 0
+    page = open_page(tmp_path / "run" / "report.html", drawn=True)
+    values = np.array([v["critic/score/mean"] for v in metrics.values()])
+
+    def traces(key="reward"):
+        page.wait_for_selector("html[data-figures=drawn]")
+        return page.eval_on_selector(f"[data-figure={key}]", "n => n.data.map(t => [t.y, t.opacity ?? 1])")
+
+    def mean(width):
+        windows = [values[max(0, i - width // 2) : i + width // 2 + 1] for i in range(100)]
+        return [math.nan if math.isnan(v) else np.nanmean(w) for v, w in zip(values, windows, strict=True)]
+
+    choice = page.get_by_label("running mean")
+    assert choice.locator("option").all_inner_texts() == ["none", "3 steps", "5 steps", "11 steps", "25 steps"]
+    for width in (5, 25):  # a run of more than 80 steps opens with a mean
+        assert choice.input_value() == str(width)
+        (raw, faint), (smooth, full) = traces()
+        np.testing.assert_allclose(np.array(raw, dtype=float), values, rtol=1e-5)
+        np.testing.assert_allclose(np.array(smooth, dtype=float), mean(width), rtol=1e-5)
+        assert faint < 0.5 < full
+        choice.select_option("25")
+    validation = traces("validation_0")[1][0]
+    assert len(validation) == 20, "five steps apart, averaged over steps and not over points"
+    choice.select_option("1")
+    assert len(traces()) == 1
+
+
+def test_figures_along_steps_tokens_and_hours(pair, tmp_path, open_page):
+    path, _, metrics = pair
+    page = open_page(path, drawn=True)
+    names = {"tokens": ("perf/total_num_tokens", 1), "hours": ("timing_s/step", 3600)}
+    for key, (metric, unit) in names.items():
+        page.locator(".controls label", has_text=key).click()
+        page.wait_for_selector("html[data-figures=drawn]")
+        drawn = page.eval_on_selector("[data-figure=reward]", "n => n.data.map(t => t.x)")
+        sums = [np.cumsum([v[metric] for v in metrics[name].values()]) / unit for name in ("cast", "grpo")]
+        np.testing.assert_allclose(drawn, sums, rtol=1e-5)
+        title = page.eval_on_selector("[data-figure=reward]", "n => n.layout.xaxis.title.text")
+        bars = page.eval_on_selector("[data-figure=groups]", "n => n.data[0].width")
+        assert title == key and sum(bars) == pytest.approx(sums[0][-1], rel=1e-4)
+    fourth = page.locator("[data-figure=reward] .scatterlayer path.point").nth(3)
+    fourth.scroll_into_view_if_needed()
+    box = fourth.bounding_box()
+    page.mouse.click(
+        box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    )  # along hours, a click still means a step
+    page.wait_for_function("document.getElementById('choose-step').selectedOptions[0].text === '5'")
+
+    lacking = metrics_of_a_run(6)
+    del lacking[3]["perf/total_num_tokens"]
+    write_jsonl(tmp_path / "run" / "metrics.jsonl", lacking)
+    assert report(tmp_path / "run") == 0
+    page = open_page(tmp_path / "run" / "report.html", drawn=True)
+    assert page.locator("input[name=axis]").evaluate_all("n => n.map(i => i.value)") == ["step", "hours"]
+
+
+def test_csv_of_what_is_drawn(pair, open_page):
+    path, _, metrics = pair
+    page = open_page(path, drawn=True)
+    page.get_by_label("running mean").select_option("3")
+
+    def rows(button):
+        with page.expect_download() as download:
+            button.click()
+        with open(download.value.path(), newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    found = rows(page.get_by_role("button", name="Mean reward as CSV"))
+    values = metrics["cast"]
+    cast = [row for row in found if row["run"] == "cast"]
+    assert {row["metric"] for row in found} == {"critic/score/mean"} and len(found) == 24
+    assert [int(row["step"]) for row in cast] == list(values)
+    rewards = [v["critic/score/mean"] for v in values.values()]
+    np.testing.assert_allclose([float(row["value"]) for row in cast], rewards, rtol=1e-5)
+    assert float(cast[1]["mean over 3 steps"]) == pytest.approx(np.mean(rewards[:3]), rel=1e-5)
+    np.testing.assert_allclose(
+        [float(row["tokens"]) for row in cast], np.cumsum([v["perf/total_num_tokens"] for v in values.values()])
+    )
+    everything = rows(page.get_by_role("button", name="All figures as CSV"))
+    titles = page.locator("figure h4").all_inner_texts()
+    assert list(dict.fromkeys(row["figure"] for row in everything)) == titles
+    generation = [v["timing_s/gen"] for v in values.values()]
+    stage = next(row for row in everything if row["metric"] == "timing_s/gen" and row["run"] == "cast")
+    assert float(stage["value"]) == pytest.approx(np.mean(generation), rel=1e-5) and stage["step"] == ""
+
+
+def test_the_first_tab_stop_skips_to_the_findings(pair, open_page):
+    page = open_page(pair[0])
+    link = page.locator("a.skip")
+    assert link.bounding_box()["x"] < 0
+    page.keyboard.press("Tab")
+    assert link.evaluate("n => n === document.activeElement") and link.bounding_box()["x"] >= 0
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+
+
+def test_watch_makes_the_page_again_only_after_changes_and_ends_with_ctrl_c(tmp_path, monkeypatch, capsys, open_page):
+    from verl_cast.tools.report import watch
+
+    metrics = metrics_of_a_run(3)
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.parent.mkdir()
+    html = tmp_path / "run" / "report.html"
+    seen = []
+
+    def sleep(seconds):
+        seen.append((capsys.readouterr().out, html.read_text() if html.exists() else ""))
+        if len(seen) == 1:
+            write_jsonl(path, {1: metrics[1]})
+        elif len(seen) == 3:
+            write_jsonl(path, metrics)
+        elif len(seen) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch.time, "sleep", sleep)
+    assert report(tmp_path / "run", "--watch") == 0
+    said = [out for out, _ in seen]
+    assert said[0].startswith("waiting: ") and "holds no metrics" in said[0]  # the run has just started
+    assert "1 steps" in said[1] and said[2] == "" and "3 steps" in said[3] and said[4] == ""
+    assert 'id="reload"' in seen[3][1] and 'id="reload"' not in html.read_text()
+
+    html.write_text(seen[3][1])
+    page = open_page(html, clock=True)
+    page.get_by_role("button", name="dark").click()
+    for watched, made_again in ((True, True), (False, False)):
+        page.get_by_label("reload every 30 s").set_checked(watched)
+        page.evaluate("window.before = true")
+        page.clock.run_for(31_000)
+        page.wait_for_timeout(300)
+        page.wait_for_selector("html[data-theme=dark]")
+        assert (page.evaluate("window.before") is None) == made_again
 
 
 def chosen_rows(written, step, group):

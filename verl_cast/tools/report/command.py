@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from verl_cast.tools.cli import UserError
-from verl_cast.tools.report import findings, notes, runs
+from verl_cast.tools.report import findings, notes, runs, watch
 
 # Maximum number of response tokens on the page. Each takes about 50 bytes; plotly.js takes 5 MB.
 MAX_TOKENS = 150_000
@@ -28,11 +28,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"maximum number of response tokens from trajectory dumps on the page (default: {MAX_TOKENS:,})",
     )
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="make the page again whenever the runs' files change, until Ctrl-C; the open page reloads itself",
+    )
 
 
 def main(args: argparse.Namespace) -> int:
     if args.max_tokens < 1:
         raise UserError(f"--max-tokens {args.max_tokens}: must be at least 1.")
+    if args.watch:
+        watch.watch(args.runs, lambda: _make(args, watch.RELOAD_SECONDS))
+        print("\nThe watch ends; the page's last version follows, which reloads no more.")
+    _make(args)
+    return 0
+
+
+def _make(args: argparse.Namespace, reload_seconds: int | None = None) -> None:
     try:
         found = runs.find(args.runs)
     except OSError as error:
@@ -43,16 +56,21 @@ def main(args: argparse.Namespace) -> int:
     from verl_cast.tools.report import page  # imports plotly, so only once there is something to draw
 
     try:
-        page.write(found, output, args.max_tokens)
+        page.write(found, output, args.max_tokens, reload_seconds)
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error.strerror}); name another file with -o.") from error
     for run in found:
-        dumped = f", trajectories of {len(run.dump_files)} steps" if run.dump_files else ""
-        print(f"{run.name}: {run.kind}, {run.num_steps} steps{dumped} ({run.metrics_path or 'no metrics'})")
-        for remark in run.remarks:
-            print(f"  note: {remark}")
-        for note in findings.notes(run):
-            if note.level != notes.OK:
-                print(f"  {note.level}: {note.title}. {note.seen}")
-    print(f"report: {output} ({output.stat().st_size / 2**20:.1f} MiB, opens without network)")
-    return 0
+        _print_run(run)
+    size = f"{output.stat().st_size / 2**20:.1f} MiB, opens without network"
+    watching = f"; the page reloads every {reload_seconds} s, Ctrl-C ends the watch" if reload_seconds else ""
+    print(f"report: {output} ({size}{watching})", flush=True)
+
+
+def _print_run(run: runs.Run) -> None:
+    dumped = f", trajectories of {len(run.dump_files)} steps" if run.dump_files else ""
+    print(f"{run.name}: {run.kind}, {run.num_steps} steps{dumped} ({run.metrics_path or 'no metrics'})")
+    for remark in run.remarks:
+        print(f"  note: {remark}")
+    for note in findings.notes(run):
+        if note.level != notes.OK:
+            print(f"  {note.level}: {note.title}. {note.seen}")

@@ -1,36 +1,34 @@
 """Draws the figures of figures.py with plotly; page.py writes them as JSON for plotly.js.
 
 A run has the same colour on the whole page, and all step axes have the same range. A run's second line is dashed, its
-third dotted. Above MANY_STEPS steps, a thin line shows every step and a thick line the running mean.
+third dotted. Figures hold every step, in the colours of the light mode. figures.js.jinja smooths them, changes their x
+axis and their colours, and writes them as CSV. Each trace's `meta` has what it needs for that: `run` (name), `place` of
+the run on the page, `metric`, and whether to `smooth`.
 """
 
 import html
 import math
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from verl_cast.tools.report.figures import BANDS, STACK, STAGES, Figure, has_data
+from verl_cast.tools.report import palette
+from verl_cast.tools.report.figures import BANDS, STACK, STAGES, Figure, Line, has_data
 from verl_cast.tools.report.runs import Run
 
-# Okabe and Ito's colours, safe for colour-blind readers. The first two also mark positive and negative advantages.
-RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#a97c00", "#56b4e9", "#555555")
 DASHES = ("solid", "dash", "dot")
 GROUP_COLOURS = ("#7fb3d5", "#c9cdd2", "#e8b08a")  # all correct, mixed, all wrong
 STAGE_COLOURS = (
     "#8fb4d4", "#d9d3c7", "#b9c7a8", "#d8dcb0", "#7d5ba6", "#cdb7e0",
-    "#e6e6e6", "#c8c8c8", "#5f7f9f", "#93a5b5", "#9fc7c0", "#dcc27f", "#c9a0b4",
+    "#e6e6e6", "#c8c8c8", "#4f6f8f", "#93a5b5", "#9fc7c0", "#dcc27f", "#c9a0b4",
 )  # fmt: skip
 MARKERS_UP_TO = 40
 MANY_STEPS = 80
+SMOOTHING = (3, 5, 11, 25, 51, 101)  # odd, so that a mean has its step in the middle
 BARS_UP_TO = 150
 HEIGHT = 262
-INK, GRID = "#33393f", "#eceef0"
-
-
-def colour(index: int) -> str:
-    """The colour of the page's run number `index`, from 0."""
-    return RUN_COLOURS[index % len(RUN_COLOURS)]
+INK, GRID, AXIS, ZERO, CARD = (pair[palette.LIGHT] for pair in palette.FIGURES.values())
 
 
 def draw(figure: Figure, runs: list[Run], x_range: tuple[float, float]) -> go.Figure:
@@ -40,24 +38,32 @@ def draw(figure: Figure, runs: list[Run], x_range: tuple[float, float]) -> go.Fi
         runs: all runs of the page, in its order; a run's place sets its colour.
         x_range: range of the step axis, the same in every figure.
     """
-    chosen = [(colour(i), run) for i, run in enumerate(runs) if has_data(figure, run)]
+    chosen = [(place, run) for place, run in enumerate(runs) if has_data(figure, run)]
     if figure.kind == STACK:
         drawn = _stack(figure, chosen)
     elif figure.kind == STAGES:
         return _style(_stages(figure, chosen), figure)
     else:
         drawn = go.Figure()
-        for place, (run_colour, run) in enumerate(chosen):
-            width = max(1.4, (2.8 if len(chosen) > 1 else 2) - 0.7 * place)  # curves that coincide stay visible
+        for order, (place, run) in enumerate(chosen):
+            run_colour = palette.run(place)[palette.LIGHT]
+            width = max(1.4, (2.8 if len(chosen) > 1 else 2) - 0.7 * order)  # curves that coincide stay visible
             if figure.kind == BANDS:
-                _add_bands(drawn, figure, run, run_colour)
+                _add_bands(drawn, figure, place, run)
             for i, line in enumerate(figure.lines[:2] if figure.kind == BANDS else figure.lines):
                 steps, values = line.series(run)
                 if steps:
                     name = " · ".join(part for part in (run.name if len(chosen) > 1 else "", line.label) if part)
                     dash = "dot" if figure.kind == BANDS and i else DASHES[i]
-                    line_style = {"color": run_colour, "dash": dash, "width": width}
-                    _add_line(drawn, steps, values, html.escape(name or run.name), line_style, figure.smooth)
+                    drawn.add_scatter(
+                        x=steps,
+                        y=_points(values),
+                        mode="lines+markers" if len(steps) <= MARKERS_UP_TO else "lines",
+                        line={"color": run_colour, "dash": dash, "width": width},
+                        marker={"size": 4.5, "symbol": "circle" if dash == "solid" else "circle-open"},
+                        name=html.escape(name or run.name),
+                        meta={**_meta(place, run, line), "smooth": figure.smooth},
+                    )
         drawn.update_layout(showlegend=sum(trace.showlegend is not False for trace in drawn.data) > 1)
     _style(drawn, figure)
     few = x_range[1] - x_range[0] <= 15
@@ -67,55 +73,44 @@ def draw(figure: Figure, runs: list[Run], x_range: tuple[float, float]) -> go.Fi
     return drawn
 
 
-def running_mean(values: list[float], width: int) -> list[float]:
-    """Centred mean over `width` neighbours, NaN left out."""
-    half, means = width // 2, []
-    for i in range(len(values)):
-        window = [v for v in values[max(0, i - half) : i + half + 1] if not math.isnan(v)]
-        means.append(sum(window) / len(window) if window else math.nan)
-    return means
-
-
 def _points(values: list[float]) -> list[float | None]:
     """The values with six digits, enough for a curve. NaN becomes None, a gap in the curve."""
     return [None if math.isnan(v) else float(f"{v:.6g}") for v in values]
 
 
-def _add_line(drawn: go.Figure, steps: list[int], values: list[float], name: str, line: dict, smooth: bool) -> None:
-    if smooth and len(steps) > MANY_STEPS:
-        thin = {"color": line["color"], "width": 0.8}
-        drawn.add_scatter(
-            x=steps, y=_points(values), mode="lines", line=thin, opacity=0.3, showlegend=False, hoverinfo="skip"
-        )
-        values = running_mean(values, smoothing_width(len(steps)))
-    marker = {"size": 4.5, "symbol": "circle" if line["dash"] == "solid" else "circle-open"}
-    mode = "lines+markers" if len(steps) <= MARKERS_UP_TO else "lines"
-    drawn.add_scatter(x=steps, y=_points(values), mode=mode, line=line, marker=marker, name=name)
+def _meta(place: int, run: Run, line: Line) -> dict[str, Any]:
+    metric = " / ".join(filter(None, (line.metric, line.over))).replace("{method}", str(run.method))
+    return {"place": place, "run": run.name, "metric": metric}
 
 
 def smoothing_width(num_steps: int) -> int:
-    """Number of steps in the running mean of a long run; 1 for a short run, which has none."""
+    """Number of steps in the running mean with which the page opens; 1, so none, for a short run."""
     return 1 if num_steps <= MANY_STEPS else max(5, num_steps // 25 | 1)
 
 
-def _add_bands(drawn: go.Figure, figure: Figure, run: Run, run_colour: str) -> None:
-    by_name = {line.metric.rpartition("/")[2]: line.series(run) for line in figure.lines}
-    red, green, blue = (int(run_colour[i : i + 2], 16) for i in (1, 3, 5))
-    for low, high, opacity in (("p05", "p95", 0.10), ("p25", "p75", 0.20)):
-        steps, lower = by_name[low]
-        upper_steps, upper = by_name[high]
+def smoothing_choices(num_steps: int) -> list[int]:
+    """Numbers of steps that the page offers for the running mean, up to a quarter of the run."""
+    return sorted({1, smoothing_width(num_steps), *(width for width in SMOOTHING if 4 * width <= num_steps)})
+
+
+def _add_bands(drawn: go.Figure, figure: Figure, place: int, run: Run) -> None:
+    by_name = {line.metric.rpartition("/")[2]: line for line in figure.lines}
+    for low, high, opacity in (("p05", "p95", "1a"), ("p25", "p75", "33")):
+        steps, lower = by_name[low].series(run)
+        upper_steps, upper = by_name[high].series(run)
         if steps != upper_steps:
             continue
-        edge = {"mode": "lines", "line": {"width": 0}, "showlegend": False, "hoverinfo": "skip"}
-        drawn.add_scatter(x=steps, y=_points(lower), **edge)
+        edge = {"x": steps, "mode": "lines", "line": {"width": 0}, "showlegend": False, "hoverinfo": "skip"}
+        drawn.add_scatter(y=_points(lower), meta=_meta(place, run, by_name[low]), **edge)
+        fill = palette.run(place)[palette.LIGHT] + opacity
         drawn.add_scatter(
-            x=steps, y=_points(upper), fill="tonexty", fillcolor=f"rgba({red},{green},{blue},{opacity})", **edge
+            y=_points(upper), fill="tonexty", fillcolor=fill, meta=_meta(place, run, by_name[high]), **edge
         )
 
 
-def _stack(figure: Figure, chosen: list[tuple[str, Run]]) -> go.Figure:
+def _stack(figure: Figure, chosen: list[tuple[int, Run]]) -> go.Figure:
     drawn = make_subplots(1, len(chosen), shared_yaxes=True, horizontal_spacing=0.04)
-    for column, (_, run) in enumerate(chosen, start=1):
+    for column, (place, run) in enumerate(chosen, start=1):
         for line, fill in zip(figure.lines, GROUP_COLOURS, strict=True):
             steps, values = line.series(run)
             common = {
@@ -124,6 +119,7 @@ def _stack(figure: Figure, chosen: list[tuple[str, Run]]) -> go.Figure:
                 "name": line.label,
                 "legendgroup": line.label,
                 "showlegend": column == 1,
+                "meta": _meta(place, run, line),
             }
             if len(steps) <= BARS_UP_TO:
                 trace = go.Bar(**common, marker={"color": fill, "line": {"width": 0}})
@@ -135,7 +131,7 @@ def _stack(figure: Figure, chosen: list[tuple[str, Run]]) -> go.Figure:
     return drawn.update_layout(barmode="stack", bargap=0, showlegend=True)
 
 
-def _stages(figure: Figure, chosen: list[tuple[str, Run]]) -> go.Figure:
+def _stages(figure: Figure, chosen: list[tuple[int, Run]]) -> go.Figure:
     drawn = go.Figure()
     names = [html.escape(run.name) for _, run in chosen]
     for line, fill in zip(figure.lines, STAGE_COLOURS, strict=True):
@@ -153,11 +149,18 @@ def _stages(figure: Figure, chosen: list[tuple[str, Run]]) -> go.Figure:
                 textangle=0,
                 textposition="inside",
                 insidetextanchor="middle",
+                insidetextfont={"color": _text_on(fill)},
                 hovertemplate="%{x:.3g} s",
+                meta={"runs": [run.name for _, run in chosen], "metric": line.metric},
             )
     drawn.update_layout(uniformtext={"minsize": 10, "mode": "hide"}, barmode="stack", bargap=0.35, showlegend=True)
     drawn.update_xaxes(title_text="seconds", title_standoff=2, rangemode="tozero")
     return drawn.update_yaxes(autorange="reversed", automargin=True, ticksuffix=" ")
+
+
+def _text_on(fill: str) -> str:
+    """Light text on the dark fills of STAGE_COLOURS, dark text on the others. Both modes have the same fills."""
+    return "#fafafa" if sum(int(fill[i : i + 2], 16) for i in (1, 3, 5)) < 400 else "#22282e"
 
 
 def _style(drawn: go.Figure, figure: Figure) -> go.Figure:
@@ -166,10 +169,10 @@ def _style(drawn: go.Figure, figure: Figure) -> go.Figure:
         height=HEIGHT,
         margin={"l": 56, "r": 12, "t": 8 if drawn.layout.showlegend else 12, "b": 38},
         font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12, "color": INK},
-        paper_bgcolor="rgba(0,0,0,0)",
+        paper_bgcolor=CARD,  # an exported image needs a ground
         plot_bgcolor="rgba(0,0,0,0)",
         hovermode="closest" if figure.kind == STAGES else "x unified",
-        hoverlabel={"bgcolor": "#ffffff", "bordercolor": "#c8cdd2", "font": {"size": 12}},
+        hoverlabel={"bgcolor": CARD, "bordercolor": AXIS, "font": {"size": 12, "color": INK}},
         legend={
             "orientation": "h",
             "traceorder": "normal",
@@ -184,15 +187,15 @@ def _style(drawn: go.Figure, figure: Figure) -> go.Figure:
         showgrid=False,
         zeroline=False,
         showline=True,
-        linecolor="#c8cdd2",
+        linecolor=AXIS,
         ticks="outside",
         ticklen=3,
-        tickcolor="#c8cdd2",
+        tickcolor=AXIS,
     )
     if figure.kind == STAGES:
         return drawn
     drawn.update_yaxes(
-        gridcolor=GRID, zeroline=figure.zero, zerolinecolor="#9aa3ab", zerolinewidth=1.2, nticks=6, exponentformat="e"
+        gridcolor=GRID, zeroline=figure.zero, zerolinecolor=ZERO, zerolinewidth=1.2, nticks=6, exponentformat="e"
     )
     values = [v for trace in drawn.data for v in trace.y or () if v is not None]
     if values and min(values) == max(values) != 0 and figure.unit not in ("share", "log"):

@@ -14,17 +14,23 @@ from markupsafe import Markup
 import verl_cast
 from verl_cast.files import whole_file
 from verl_cast.tools import html_page
-from verl_cast.tools.report import drawing, dump_view, figures, findings, notes, summary
+from verl_cast.tools.report import drawing, dump_view, figures, findings, notes, palette, summary, x_axes
 from verl_cast.tools.report.figure_table import SECTIONS
 from verl_cast.tools.report.runs import Run
 
 
-def write(runs: list[Run], output: Path, max_tokens: int) -> None:
+def write(runs: list[Run], output: Path, max_tokens: int, reload_seconds: int | None = None) -> None:
     """Write the page. Remarks about dumps are added to the runs.
+
+    Args:
+        max_tokens: maximum number of response tokens on the page.
+        reload_seconds: how often the page reloads itself; None: never.
 
     Raises:
         OSError: the file cannot be written.
     """
+    num_steps = max((run.num_steps for run in runs), default=0)
+    axes, smoothing = x_axes.offered(runs), drawing.smoothing_width(num_steps)
     view, abouts = dump_view.collect(runs, max_tokens)
     x_range = _step_range(runs)
     sections, data = [], {}
@@ -45,10 +51,18 @@ def write(runs: list[Run], output: Path, max_tokens: int) -> None:
         tiles=summary.tiles(runs),
         comparison=findings.comparison(runs),
         sections=sections,
-        smoothing=drawing.smoothing_width(max((run.num_steps for run in runs), default=0)),
-        figure_data=data,
+        axes=axes,
+        smoothing=smoothing,
+        smoothing_choices=drawing.smoothing_choices(num_steps),
+        figure_data={"figures": data, "axes": axes, "dark": palette.dark_figures(), "smoothing": smoothing},
+        token_colours={
+            mode: {name: pair[i] for name, pair in palette.TOKENS.items()} for i, mode in enumerate(("light", "dark"))
+        },
         view=view,
-        colour=drawing.colour,
+        colour=lambda place: f"var(--run-{place % len(palette.RUNS)})",
+        light=palette.css(palette.LIGHT),
+        dark=palette.css(palette.DARK),
+        reload_seconds=reload_seconds,
         version=verl_cast.__version__,
         made=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )

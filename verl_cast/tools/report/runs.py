@@ -69,7 +69,7 @@ class Run:
         """Number of training steps. A step with only a validation, such as step 0, is not one."""
         return len(self.training_steps)
 
-    @property
+    @functools.cached_property
     def training_steps(self) -> set[int]:
         return {s for s, values in self.steps.items() if any(not n.startswith(VALIDATION_PREFIXES) for n in values)}
 
@@ -82,6 +82,17 @@ class Run:
         name = name.replace("{method}", str(self.method))
         found = [(step, values[name]) for step, values in self.steps.items() if name in values]
         return [step for step, _ in found], [value for _, value in found]
+
+    def sums(self, name: str) -> dict[int, float] | None:
+        """{step: sum of a metric up to and with the step}; None unless every training step has a number."""
+        total, sums = 0.0, {}
+        for step, values in self.steps.items():
+            value = values.get(name, math.nan if step in self.training_steps else 0.0)
+            if math.isnan(value):
+                return None
+            total += value
+            sums[step] = total
+        return sums if total else None
 
     def values(self, name: str) -> list[float]:
         """The finite values of a metric, by step."""
@@ -126,6 +137,18 @@ def find(paths: list[Path]) -> list[Run]:
     for (run, _), name in zip(found, _unique_names([parts for _, parts in found]), strict=True):
         run.name = name
     return [run for run, _ in found]
+
+
+def files(paths: list[Path]) -> list[Path]:
+    """All files that `find` may read."""
+    found = []
+    for path in paths:
+        if path.is_dir():
+            json_files, console_files, dumps = _walk(path)
+            found += [*json_files, *console_files, *(file for dump in dumps for file in dump.glob("*.parquet"))]
+        else:
+            found.append(path)
+    return found
 
 
 def _of_file(path: Path) -> list[tuple[Run, tuple[str, ...]]]:
