@@ -278,8 +278,10 @@ def test_runs_that_could_not_be_cast_are_refused(compose, overrides, key, says):
 def test_every_loss_of_verls_registry_passes_that_keeps_token_signs(compose):
     from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 
+    config = compose(*CAST)
     for name in {*POLICY_LOSS_REGISTRY} - {*LOSSES_WITHOUT_TOKEN_SIGNS}:
-        check_run(compose(*CAST, f"{LOSS_KEY}={name}"))
+        OmegaConf.update(config, LOSS_KEY, name)
+        check_run(config)
     # The user's library is imported in workers only, and may register more.
     check_run(compose(*CAST, f"{LOSS_KEY}=mine", "actor_rollout_ref.model.external_lib=my.losses"))
     check_run(compose("algorithm.adv_estimator=grpo", f"{LOSS_KEY}=mine"))
@@ -291,7 +293,7 @@ def test_every_loss_of_verls_registry_passes_that_keeps_token_signs(compose):
         ("+algorithm.cats.flip=none", "algorithm.cats.flip='none'", "algorithm.cast"),
         ("+algorithm.CAST.flpi=none", "algorithm.CAST.flpi='none'", "algorithm.cast"),
         ("+algorithm.casts.teacher.context=same", "algorithm.casts.teacher.context='same'", "algorithm.cast"),
-        ("+algorithm.opsd_grpo.gap_weight=2", "algorithm.opsd_grpo.gap_weight=2", "algorithm.opsd"),
+        ("+algorithm.grpoopsd.gap_weight=2", "algorithm.grpoopsd.gap_weight=2", "algorithm.grpo_opsd"),
         ("+algorithm.rldz.weight_clip=2", "algorithm.rldz.weight_clip=2", "algorithm.rlsd"),
     ],
 )

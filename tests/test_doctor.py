@@ -16,6 +16,7 @@ import time
 import large_models
 import pyarrow.parquet as pq
 import pytest
+import scripts
 import tiny
 import torch
 from omegaconf import OmegaConf
@@ -27,10 +28,11 @@ import verl_cast.seams
 from verl_cast import CastConfig, TeacherConfig
 from verl_cast.launch import fitness
 from verl_cast.teacher.weights import SelfTeacher
+from verl_cast.tools import cli
 from verl_cast.tools.cli import UserError
 from verl_cast.tools.doctor import estimate, registration, run, seams, versions
 from verl_cast.tools.doctor.lines import WIDTH, error, formatted, note
-from verl_cast.tools.run_config import compose
+from verl_cast.tools.run_config import compose, without_program
 
 # These tests do not check the warnings that verl and Megatron emit on import.
 pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")]
@@ -274,6 +276,77 @@ def test_a_config_of_ones_own_is_found_where_hydra_finds_it(tmp_path):
     assert config.algorithm.cast.flip == "none" and config.actor_rollout_ref.actor.clip_ratio_high == 0.28
     with pytest.raises(UserError, match="/nowhere"):
         compose([], "mine", "/nowhere")
+
+
+COMMAND = ["python", "-m", "verl.trainer.main_ppo"]
+
+
+@pytest.mark.parametrize(
+    "words, plain",
+    [
+        (["a=1", "+b=[c, d]"], ["a=1", "+b=[c, d]"]),
+        (["--no-ray", "--config-name=mine", "a=1"], ["--no-ray", "--config-name=mine", "a=1"]),
+        (["--no-ray", *COMMAND, "a=1", "--config-name=mine"], ["--no-ray", "--config-name=mine", "a=1"]),
+        (
+            ["/opt/bin/python3.11", *COMMAND[1:], "-cn", "mine", "a=1", "--config-path", "/p"],
+            ["--config-name=mine", "--config-path=/p", "a=1"],
+        ),
+        # as $(DRY_RUN=1 bash ...) splits it: at every blank, with the quotes
+        ([*COMMAND, "'+a=[b,", "c]'", "d=e"], ["+a=[b, c]", "d=e"]),
+        # as the shell passes it: hydra's own quotes stay
+        ([*COMMAND, 'a="b,c"'], ['a="b,c"']),
+    ],
+)
+def test_a_whole_command_is_as_good_as_its_overrides(words, plain):
+    assert without_program(words) == plain
+
+
+def test_variables_before_a_command_hold_for_the_checks(monkeypatch):
+    monkeypatch.setenv("VERL_PLATFORM", "cpu")
+    assert without_program(["env", "VERL_PLATFORM=nvidia", "EMPTY=", *COMMAND, "a=1"]) == ["a=1"]
+    assert (os.environ["VERL_PLATFORM"], os.environ.pop("EMPTY")) == ("nvidia", "")
+
+
+def test_a_script_is_asked_for_its_command():
+    """The scripts of examples/, by their dry run; the shell's way gives the same."""
+    words = without_program(["--no-ray", "--", "SIZE=8b", "bash", str(scripts.EXAMPLES / scripts.FSDP), "a='b  c'"])
+    os.environ.pop("SIZE")
+    assert words[:2] == ["--no-ray", "--config-name=cast_trainer"] and words[-1] == "a='b  c'"
+    assert "actor_rollout_ref.model.path=Qwen/Qwen3-8B" in words
+    printed = scripts.dry_run(scripts.FSDP, "SIZE=8b", arguments=["a='b c'"]).stdout.split()
+    assert without_program(["--no-ray", *printed]) == [*words[:-1], "a='b c'"]
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("touch started", "does not mention DRY_RUN, so running it would start the training"),
+        ("echo no such size >&2; exit 3 # DRY_RUN", "(status 3): no such size"),
+        ("echo DRY_RUN", "does not print one command of"),
+        (None, "there is no such script"),
+    ],
+)
+def test_a_script_that_cannot_be_asked_is_named(tmp_path, text, says):
+    script = tmp_path / "run.sh"
+    if text is not None:
+        script.write_text(text)
+    with pytest.raises(UserError) as problem:
+        without_program(["--", "bash", str(script)])
+    assert says in str(problem.value)
+    assert not (tmp_path / "started").exists()
+
+
+def test_another_program_is_named():
+    with pytest.raises(UserError, match="python -m recipe.main: only commands of `python -m verl.trainer.main_ppo`"):
+        without_program(["python", "-m", "recipe.main", "a=1"])
+
+
+def test_the_command_line_says_its_version_and_names_users_errors(capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main(["--version"])
+    assert done.value.code == 0 and capsys.readouterr().out == f"verl-cast {verl_cast.__version__}\n"
+    assert cli.main(["doctor", "python", "train.py"]) == 1
+    assert capsys.readouterr().err.startswith("verl-cast doctor: python train.py: only commands of")
 
 
 def test_advice_knows_how_many_steps_the_data_give(good_run):

@@ -1,12 +1,15 @@
 """The command `verl-cast` and its subcommands (COMMANDS). Only the chosen one is imported.
 
-Each subcommand is a module with `add_arguments(parser)` and `main(args) -> int`. It raises UserError for a problem that
+Each subcommand is a module with `add_arguments(parser)` and `main(args) -> int`. A parser whose default `rewrite` is a
+function has its words changed by it before they are parsed. A subcommand raises UserError for a problem that
 the user can fix, which is printed as one sentence. Every other exception is a bug and keeps its traceback.
 """
 
 import argparse
 import importlib
 import sys
+
+import verl_cast
 
 COMMANDS = {
     "report": ("verl_cast.tools.report.command", "one self-contained HTML page about one or several runs"),
@@ -37,17 +40,22 @@ def first_line(problem: BaseException) -> str:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="verl-cast", description="Tools before, during and after a CAST run.")
+    parser.add_argument("--version", action="version", version=f"verl-cast {verl_cast.__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar=f"{{{','.join(COMMANDS)}}}")
     chosen = next((argument for argument in argv if argument in COMMANDS), None)
-    module = None
+    module, rewrite = None, None
     for name, (module_name, help_text) in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=help_text, description=help_text)
         if name == chosen:
             module = importlib.import_module(module_name)
             module.add_arguments(subparser)
-    args = parser.parse_args(argv)
+            rewrite = subparser.get_default("rewrite")
     try:
+        if rewrite is not None:
+            start = argv.index(chosen) + 1
+            argv = [*argv[:start], *rewrite(argv[start:])]
+        args = parser.parse_args(argv)
         return module.main(args)
     except UserError as error:
-        print(f"verl-cast {args.command}: {error}", file=sys.stderr)
+        print(f"verl-cast {chosen}: {error}", file=sys.stderr)
         return 1
