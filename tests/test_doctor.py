@@ -257,6 +257,54 @@ def test_a_bad_command_is_named(good_run, settings, says):
     assert len(errors) == 1 and says in errors[0], errors
 
 
+def test_all_that_is_wrong_is_said_at_once(good_run):
+    """Ours, verl's and the data's; the missing rollout hides none of them."""
+    settings = {
+        f"{ROLLOUT}.name": "???",
+        f"{ROLLOUT}.n": 1,
+        f"{ROLLOUT}.temperature": 0,
+        f"{ACTOR}.ppo_mini_batch_size": 8,
+        f"{ACTOR}.policy_loss.loss_mode": "nope",
+        CAST: {"flip": "sideways", "gap_weight": "abc"},
+        "algorithm.cats": {"flip": "none"},
+        "data.train_files": "/nowhere/t.parquet",
+    }
+    errors = texts(look(changed(good_run, **settings)), "error")
+    for says in (
+        f"{ROLLOUT}.name is not set",
+        f"{ROLLOUT}.n=1:",
+        f"{ROLLOUT}.temperature=0:",
+        "train_batch_size (4) must be >=",
+        f"{ACTOR}.policy_loss.loss_mode='nope': verl has no such loss",
+        f"{CAST}.flip='sideways'",
+        f"{CAST}.gap_weight='abc'",
+        "algorithm.cats.flip='none'",
+        "/nowhere/t.parquet does not exist",
+    ):
+        assert sum(says in text for text in errors) == 1, (says, errors)
+    assert len(errors) == 9
+
+
+@pytest.mark.parametrize("template", ["Think about it.", "{% if problem %}Think about it.{% endif %}"])
+def test_a_template_that_never_shows_the_question_is_refused(good_run, tmp_path, template):
+    path = tmp_path / "teacher.jinja"
+    path.write_text(template)
+    [text] = texts(look(changed(good_run, **{f"{CAST}.teacher.context": str(path)})), "error")
+    assert "teacher.jinja" in text and "write {{ problem }} where it belongs" in text
+
+
+def test_a_dump_directory_that_cannot_be_written_is_refused(good_run, tmp_path):
+    (tmp_path / "file").touch()
+    for directory in (tmp_path / "file", tmp_path / "file" / "dump", "/proc/dump"):
+        dump = {"interval": 1, "directory": str(directory)}
+        [text] = texts(look(changed(good_run, **{f"{CAST}.dump": dump})), "error")
+        assert text.startswith(f"{CAST}.dump.directory={directory}: ") and "name another directory" in text
+        assert texts(look(changed(good_run, **{f"{CAST}.dump": {**dump, "interval": 0}})), "error") == []
+    new = {"interval": 1, "directory": str(tmp_path / "new" / "dump")}
+    assert texts(look(changed(good_run, **{f"{CAST}.dump": new})), "error") == []
+    assert not (tmp_path / "new").exists(), "the doctor makes nothing"
+
+
 def test_a_template_that_asks_for_the_answer_is_refused(good_run, tmp_path):
     template = tmp_path / "teacher.jinja"
     template.write_text("{{ problem }} The answer is {{ ground_truth }}.")
@@ -660,6 +708,7 @@ def test_contexts_are_shown_with_their_lengths(good_run, tmp_path):
     template.write_text("{{ messages[7].content }}")
     errors = texts(look(changed(good_run, **{f"{CAST}.teacher.context": str(template)})), "error")
     assert len(errors) == 1 and "an example prompt cannot be rendered" in errors[0]
+    assert f"{CAST}.teacher.context={template}: line 1 of the template fails" in errors[0]
 
 
 def test_a_dataset_class_of_ones_own_gives_the_examples(good_run, tmp_path):

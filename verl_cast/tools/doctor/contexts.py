@@ -11,10 +11,15 @@ from typing import Any
 from omegaconf import DictConfig
 
 from verl_cast.config.cast import TeacherConfig
-from verl_cast.teacher.context import TeacherContext, chat_template_kwargs, load_template
+from verl_cast.teacher.context import TeacherContext, chat_template_kwargs, load_template, problem_text
 from verl_cast.teacher.limits import length_limits
 from verl_cast.tools.cli import first_line
 from verl_cast.tools.doctor.lines import Line, error, note, ok, shortened, warning
+
+_NO_QUESTION = (
+    "algorithm.cast.teacher.context={}: the teacher reads the same for different questions, so the template shows it "
+    "none; write {{{{ problem }}}} where it belongs."
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ def check(config: DictConfig, teacher: TeacherConfig, model_config: Any, chats: 
             student_ids.append(list(student.build_initial_tokens(chat)))
             teacher_ids.append(context.prompt_ids(chat, student_ids[-1]))
         except Exception as problem:  # chat templates and context templates are the user's code
-            return Contexts([], [], [error("context", f"an example prompt cannot be rendered: {first_line(problem)}")])
+            return Contexts([], [], [error("context", _cannot_be_rendered(problem))])
 
     lengths = [len(ids) for ids in student_ids], [len(ids) for ids in teacher_ids]
     decode = model_config.tokenizer.decode
@@ -69,6 +74,9 @@ def check(config: DictConfig, teacher: TeacherConfig, model_config: Any, chats: 
         if context.is_same
         else _shown("teacher reads", lengths[1], decode(teacher_ids[0])),
     ]
+    is_template = teacher.context not in ("plain", "same")
+    if is_template and len(set(map(problem_text, chats))) > 1 and len(set(map(tuple, teacher_ids))) == 1:
+        return Contexts([], [], [*lines, error("context", _NO_QUESTION.format(context.name))])
     if teacher.context == "plain" and any(len(chat) > 1 for chat in chats):
         lines.append(
             warning(
@@ -95,6 +103,10 @@ def check(config: DictConfig, teacher: TeacherConfig, model_config: Any, chats: 
             )
         )
     return Contexts(*lengths, lines)
+
+
+def _cannot_be_rendered(problem: Exception) -> str:
+    return f"an example prompt cannot be rendered: {first_line(problem).removeprefix('CAST: ')}"
 
 
 def _shown(label: str, lengths: list[int], text: str) -> Line:

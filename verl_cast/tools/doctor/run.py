@@ -4,9 +4,12 @@ The checks read config, files, tokenizer and shapes, before the run starts. They
 no reward function.
 """
 
+import contextlib
 import copy
 import glob
 import inspect
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +17,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from verl_cast.config.cast import NOISE, CastConfig, TeacherConfig
-from verl_cast.config.methods import ESTIMATOR_KEY, cast_config, is_cast_run, method_class
+from verl_cast.config.cast import NOISE, CastConfig, CastConfigError, DumpConfig, TeacherConfig
+from verl_cast.config.methods import ESTIMATOR_KEY, cast_config, is_cast_run, method_class, method_config
 from verl_cast.launch import advice
 from verl_cast.launch.check import METHOD_DEFAULTS, check_run, summary
 from verl_cast.teacher.node import PINNED_SHARE, copies_that_verl_pins
@@ -37,11 +40,7 @@ def sections(config: DictConfig) -> Iterator[Section]:
             [error("estimator", f"this command would train {estimator}, not CAST: add {ESTIMATOR_KEY}=cast.")],
         )
         return
-    rollout = config.actor_rollout_ref.rollout
-    if OmegaConf.is_missing(rollout, "name"):  # verl has no default for it, and everything needs it
-        yield "Command", [error("rollout", "actor_rollout_ref.rollout.name is not set; set it to vllm, for example.")]
-        return
-    refused = _command(config)
+    refused = _rollout(config) + _command(config) + _dump_directory(config)
     yield "Command", refused or [ok("settings", "accepted by verl_cast and by verl")]
     found = data.check(config)
     if refused:  # the other checks need valid settings; data and verifier can be checked without
@@ -68,13 +67,21 @@ def _advice(config: DictConfig, steps: int | None) -> list[str]:
     return advice.warnings_of(config)
 
 
+def _rollout(config: DictConfig) -> list[Line]:
+    """verl has no default for it. Where it is missing, `config` gets one, so that all other checks can run."""
+    if not OmegaConf.is_missing(config.actor_rollout_ref.rollout, "name"):
+        return []
+    config.actor_rollout_ref.rollout.name = "vllm"
+    return [error("rollout", "actor_rollout_ref.rollout.name is not set; set it to vllm, for example.")]
+
+
 def _command(config: DictConfig) -> list[Line]:
     """Errors of verl_cast's checks and of verl's own; empty if both accept the command."""
     lines = []
     try:
         check_run(config)
-    except ValueError as problem:
-        lines.append(error("settings", str(problem)))
+    except CastConfigError as problem:
+        lines += [error("settings", complaint) for complaint in problem.complaints]
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 
@@ -85,6 +92,26 @@ def _command(config: DictConfig) -> list[Line]:
     except (AssertionError, ValueError, TypeError, HydraException, OmegaConfBaseException) as problem:
         lines.append(error("verl", f"verl refuses this command: {cause_of(problem)}"))
     return lines
+
+
+def _dump_directory(config: DictConfig) -> list[Line]:
+    """The trainer makes the directory. Here only its nearest parent that exists is tried."""
+    with contextlib.suppress(CastConfigError):  # said above
+        dump = method_config(config).dump
+        directory = _dump_to(config, dump).absolute()
+        parent = next(path for path in (directory, *directory.parents) if os.path.exists(path))
+        try:
+            if dump.interval:
+                tempfile.TemporaryFile(dir=parent).close()  # root may write anywhere by the permissions alone
+        except OSError as problem:
+            key, reason = f"algorithm.cast.dump.directory={directory}", problem.strerror
+            return [error("dump", f"{key}: {parent} cannot be written to ({reason}); name another directory.")]
+    return []
+
+
+def _dump_to(config: DictConfig, dump: DumpConfig) -> Path:
+    default = Path(config.trainer.default_local_dir) / DIRECTORY
+    return Path(dump.directory or default).expanduser()
 
 
 def _method(config: DictConfig, method: CastConfig) -> list[Line]:
@@ -218,8 +245,8 @@ def _steps(config: DictConfig, found: data.Data) -> tuple[int | None, list[Line]
 def _dump(config: DictConfig, method: CastConfig) -> list[Line]:
     if method.dump.interval == 0:
         return []
-    directory = method.dump.directory or Path(config.trainer.default_local_dir) / DIRECTORY
-    return [note("dump", f"{method.dump.groups} groups every {method.dump.interval} steps, in {directory}")]
+    where = _dump_to(config, method.dump)
+    return [note("dump", f"{method.dump.groups} groups every {method.dump.interval} steps, in {where}")]
 
 
 def _teacher(config: DictConfig, method: CastConfig, found: data.Data) -> list[Line]:
