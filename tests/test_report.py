@@ -833,7 +833,7 @@ def test_all_text_has_a_contrast_of_at_least_4_5(pair, open_page, scheme):
 
 
 def test_the_palette_has_contrast_also_where_the_example_shows_no_such_text():
-    from verl_cast.tools.report import palette
+    from verl_cast.tools.report import drawing, palette
 
     def rgb(colour):
         return [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
@@ -843,6 +843,8 @@ def test_the_palette_has_contrast_also_where_the_example_shows_no_such_text():
     on_grounds += [(level, "card") for level in ("look", "ok")] + [("warning", "warning-ground")]
     on_grounds += [(ink, "warning-ground") for ink in ("ink", "soft")] + [("blue-ink", "blue-chip")]
     on_grounds += [("ink", ground) for ground in ("chip", "blue-chip", "orange-chip", "hover", "chosen")]
+    for fill in drawing.STAGE_COLOURS:
+        assert contrast(rgb(drawing._text_on(fill)), rgb(fill)) >= 4.5, fill
     for mode in (palette.LIGHT, palette.DARK):
         for ink, ground in [*on_grounds, ("on-accent", "accent")]:
             assert contrast(rgb(page[ink][mode]), rgb(page[ground][mode])) >= 4.5, (ink, ground, mode)
@@ -872,6 +874,19 @@ def test_dark_mode_follows_the_system_until_the_reader_chooses(pair, open_page):
     page.get_by_role("button", name="dark").click()
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+def test_paper_shows_everything_in_the_light_mode(pair, open_page):
+    page = open_page(pair[0], drawn=True, color_scheme="dark")
+    page.get_by_role("button", name="Fold all").click()
+    page.wait_for_timeout(100)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    lines = page.eval_on_selector("[data-figure=seconds]", "n => n.data.map(t => t.line.color)")
+    shown = page.locator(".plot").evaluate_all("nodes => nodes.map(n => n.checkVisibility() && n.layout !== undefined)")
+    assert lines == ["#0072b2", "#d55e00"] and all(shown)
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert not page.locator(".plot").first.is_visible()
+    assert page.locator("html").get_attribute("data-theme") == "dark"
 
 
 @pytest.mark.parametrize("width", [1280, 390])

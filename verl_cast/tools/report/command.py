@@ -1,4 +1,4 @@
-"""`verl-cast report RUN_DIR ... [-o report.html]`: arguments and terminal output."""
+"""`verl-cast report RUN_DIR ... [-o report.html] [--watch]`: arguments and terminal output."""
 
 import argparse
 from pathlib import Path
