@@ -16,10 +16,11 @@ SEED=${SEED:-1}              # of the data order
 VALIDATE_EVERY=${VALIDATE_EVERY:--1} # steps between validations; -1: never (prefer `verl-cast evaluate`)
 # On or off: 1 or true, 0 or false.
 WANDB=${WANDB:-0}            # also log to Weights & Biases
+TENSORBOARD=${TENSORBOARD:-0} # also write TensorBoard's event files, into the experiment's tensorboard_log
 DRY_RUN=${DRY_RUN:-0}        # print verl's command as one line for the shell, and start nothing
 
 source "$(dirname "${BASH_SOURCE[0]}")/shell.sh"
-for name in LORA WANDB DRY_RUN; do toggle "$name"; done
+for name in LORA WANDB TENSORBOARD DRY_RUN; do toggle "$name"; done
 
 # 1. The method. The packaged config cast_trainer has a settings group per method, with all defaults. ABLATION changes
 #    CAST's group. The teachers of opsd, grpo_opsd and rlsd read the reference answer. DAPO-Math-17K has final answers
@@ -131,6 +132,7 @@ LORA_ALPHA=128
 # 9. Trainer. A checkpoint every 25 steps; the last two are kept.
 LOGGER=console,file
 if [ "$WANDB" = 1 ]; then LOGGER+=,wandb; fi
+if [ "$TENSORBOARD" = 1 ]; then LOGGER+=,tensorboard; fi
 TRAINER=(
   trainer.nnodes="$NNODES"
   trainer.n_gpus_per_node="$NGPUS"
@@ -144,8 +146,9 @@ TRAINER=(
   trainer.project_name=cast
   trainer.experiment_name="$EXPERIMENT"
   trainer.default_local_dir="$RUN_DIR/checkpoints"
-  # The trainer is a Ray process and may run on another node, so the job carries the path.
+  # The trainer is a Ray process and may run on another node, so the job carries the paths.
   +ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH="$RUN_DIR/metrics.jsonl"
+  +ray_kwargs.ray_init.runtime_env.env_vars.TENSORBOARD_DIR="$RUN_DIR/tensorboard_log"
 )
 
 # train SETTINGS... -- ARGUMENTS...: start verl, or print its command. The arguments of the command line come last.

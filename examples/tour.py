@@ -126,7 +126,7 @@ def picture(directory: Path, result: TokenAdvantage) -> Path:
 
 def main(directory: Path) -> None:
     config, result = CastConfig(), computed(RESPONSES)
-    print(f"""CAST in one group of responses. Probabilities are made up; the formulas are verl_cast's, with its defaults.
+    print(f"""CAST in one group of responses. The probabilities are made up, the formulas are verl_cast's.
 
 1. Rewards. The policy answered "{PROBLEM}" four times. The verifier gave {", ".join(str(r) for r, _ in RESPONSES)}.
 

@@ -26,6 +26,7 @@ IDENTITY = (
     "trainer.experiment_name",
     "trainer.default_local_dir",
     "ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH",
+    "ray_kwargs.ray_init.runtime_env.env_vars.TENSORBOARD_DIR",
 )
 
 
@@ -158,7 +159,9 @@ def test_a_wrong_toggle_is_refused_in_a_sentence(toggles, words):
         assert words in done.stderr and script in done.stderr and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(("toggle", "words"), [("WANDB", "wandb"), ("LORA", "lora_rank=64")])
+@pytest.mark.parametrize(
+    ("toggle", "words"), [("WANDB", ",wandb"), ("TENSORBOARD", ",tensorboard"), ("LORA", "lora_rank=64")]
+)
 def test_a_toggle_is_1_or_true_0_or_false(toggle, words):
     outputs = {value: scripts.dry_run(FSDP, f"{toggle}={value}").stdout for value in ("1", "true", "0", "false")}
     assert outputs["1"] == outputs["true"] and words in outputs["1"]
@@ -242,7 +245,7 @@ def test_the_main_table_ends_at_a_wrong_toggle(toggle, words):
 
 # Both scripts and the methods. GRPO runs in test_end_to_end.py. OPSD is left out: its teacher is GRPO+OPSD's.
 REAL_RUNS = {
-    "script_cast": (FSDP, "METHOD=cast", "LORA=1"),
+    "script_cast": (FSDP, "METHOD=cast", "LORA=1", "TENSORBOARD=1"),
     "script_grpo_opsd": (FSDP, "METHOD=grpo_opsd", "LORA=0"),
     "script_rlrt": (MEGATRON, "METHOD=rlrt"),
     "script_rlsd": (MEGATRON, "METHOD=rlsd"),
@@ -271,6 +274,18 @@ def test_the_script_really_runs_a_step(runs, name):
     method = name.removeprefix("script_")
     if method != "cast":  # test_end_to_end.py checks CAST's runs
         baseline_run_laws.check(run, method, temperature=0.7)
+
+
+@pytest.mark.runs("script_cast")
+def test_tensorboard_shows_what_verls_file_logger_wrote(runs):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = runs("script_cast")
+    events = EventAccumulator(str(run.directory / "tensorboard_log")).Reload()
+    (metrics,) = run.metrics
+    names = [name for name in metrics if name.startswith("cast/")]
+    assert len(names) > 30
+    assert {name: events.Scalars(name)[0].value for name in names} == pytest.approx({n: metrics[n] for n in names})
 
 
 def test_the_slurm_job_starts_a_cluster_and_the_script_in_it(tmp_path):
