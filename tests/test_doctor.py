@@ -7,6 +7,7 @@ because importing verl in a new process takes seconds.
 import copy
 import json
 import math
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import time
 
 import large_models
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scripts
@@ -30,7 +32,7 @@ from verl_cast.launch import fitness
 from verl_cast.teacher.weights import SelfTeacher
 from verl_cast.tools import cli
 from verl_cast.tools.cli import UserError
-from verl_cast.tools.doctor import estimate, registration, run, seams, versions
+from verl_cast.tools.doctor import estimate, registration, rewards, run, seams, versions
 from verl_cast.tools.doctor.lines import WIDTH, error, formatted, note
 from verl_cast.tools.run_config import compose, without_program
 
@@ -444,20 +446,87 @@ def test_rows_without_what_the_reward_manager_reads_are_named(good_run, tmp_path
     assert len(errors) == 1 and "train.jsonl cannot be read" in errors[0]
 
 
-def test_a_reward_function_is_loaded_and_never_called(good_run, tmp_path):
-    path = tmp_path / "reward.py"
-    settings = {"reward.custom_reward_function.path": str(path)}
-    path.write_text("def compute_score(data_source, solution_str, ground_truth, extra_info=None): raise SystemExit(9)")
-    assert texts(look(changed(good_run, **settings)), "error") == []
-    path = tmp_path / "reward2.py"
-    settings = {"reward.custom_reward_function.path": str(path)}
-    path.write_text("def compute_score(answer, truth): return 1.0")
-    [text] = texts(look(changed(good_run, **settings)), "error")
-    assert "verl calls compute_score(data_source, solution_str, ground_truth, extra_info)" in text
-    path = tmp_path / "reward3.py"
-    path.write_text("import a_package_that_is_not_there")
-    [text] = texts(look(changed(good_run, **{"reward.custom_reward_function.path": str(path)})), "error")
-    assert "a_package_that_is_not_there" in text
+def graded(config, tmp_path, body, sources=("tiny",)):
+    """The run with a reward function of this body, and a row of every source."""
+    row = {"prompt": [{"role": "user", "content": "?"}], "reward_model": {"ground_truth": "72"}}
+    rows = [{**row, "data_source": source} for source in sources] + 3 * [{**row, "data_source": sources[0]}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"data.train_files": str(tmp_path / "train.jsonl")}
+    if body is None:
+        settings["reward.custom_reward_function.path"] = None
+    else:
+        path = tmp_path / f"reward_{len(list(tmp_path.iterdir()))}.py"  # verl keeps a module by its path
+        path.write_text(body)
+        settings["reward.custom_reward_function.path"] = str(path)
+    return changed(config, **settings, **{"data.val_files": settings["data.train_files"]})
+
+
+SCORE = "def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kwargs): "
+BAD_REWARDS = {
+    "other arguments": (
+        "def compute_score(answer, truth): return 1.0",
+        "verl calls compute_score(data_source, solution_str, ground_truth, extra_info)",
+    ),
+    "does not load": ("import a_package_that_is_not_there", "a_package_that_is_not_there"),
+    "ends the process at loading": ("import os; os._exit(3)", "loading the reward function ends its process"),
+    "raises": (f"{SCORE}return {{}}[data_source]", "fails for data_source tiny: KeyError: 'tiny'"),
+    "leaves": (f"{SCORE}raise SystemExit(9)", "fails for data_source tiny: SystemExit: 9"),
+    "crashes": (f"import os\n{SCORE}os._exit(3)", "called for data_source tiny, ends its process"),
+    "no number": (f"{SCORE}return 'correct'", "fails for data_source tiny: ValueError: could not convert"),
+    "not finite": (f"{SCORE}return float('nan')", "is nan, not a finite number"),
+    "no score": (f"{SCORE}return {{'acc': 1.0}}", "fails for data_source tiny: KeyError: 'score'"),
+    "verl's own, which does not know it": (None, "verl has no reward function for data_source tiny"),
+}
+
+
+@pytest.mark.parametrize("body, says", BAD_REWARDS.values(), ids=BAD_REWARDS)
+def test_a_reward_that_cannot_work_is_an_error_with_a_remedy(good_run, tmp_path, body, says):
+    [text] = texts(look(graded(good_run, tmp_path, body)), "error")
+    assert says in text, text
+    assert "verl calls" in text or "does not load" in text or "reward.custom_reward_function.path" in text
+
+
+@pytest.mark.parametrize("body", ["import time; time.sleep(99)", f"import time\n{SCORE}time.sleep(99)"])
+def test_a_reward_that_hangs_does_not_hang_the_doctor(good_run, tmp_path, monkeypatch, body):
+    monkeypatch.setattr(rewards, "SECONDS", 1)
+    config = graded(good_run, tmp_path, body)
+    started = time.monotonic()
+    [text] = texts(look(config), "error")
+    assert "takes longer than 1 s" in text and time.monotonic() - started < 30
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(
+    "source, right",
+    [
+        ("openai/gsm8k", "#### 72"),
+        ("math_dapo", "\\\\boxed{72}"),
+        ("lighteval/MATH", "\\\\boxed{72}"),
+    ],
+)
+def test_verls_own_rewards_find_their_answers(good_run, tmp_path, source, right):
+    sections = look(graded(good_run, tmp_path, None, [source]))
+    assert texts(sections, "error") == texts(sections, "warning") == []
+    assert any(f"data_source {source}: reward 1 for '{right}'" in text for text in texts(sections, "ok"))
+
+
+def test_one_row_of_every_data_source_is_scored(good_run, tmp_path):
+    """Also of sources behind the rows that are read otherwise, and of the validation files."""
+    body = f"{SCORE}return float(solution_str == ground_truth and data_source != 'b')"
+    config = graded(good_run, tmp_path, body, ["a"] * 70 + ["b", "c"])
+    table = pa.Table.from_pylist([{"data_source": s, "reward_model": {"ground_truth": ["7"]}} for s in "dddde"])
+    pq.write_table(table, tmp_path / "val.parquet")
+    sections = look(changed(config, **{"data.val_files": str(tmp_path / "val.parquet")}))
+    right = [text for text in texts(sections, "ok") if text.startswith("data_source")]
+    assert [text.split(":")[0][-1] for text in right] == ["a", "c"] and "reward 1 for '72'" in right[0]
+    warnings = texts(sections, "warning")
+    assert [text.split(":")[0][-1] for text in warnings] == ["b", "d", "e"]
+    assert all("its own answer has reward 0 at most" in text for text in warnings)
+
+
+def test_a_reward_that_calls_everything_correct_is_said(good_run, tmp_path):
+    [text] = texts(look(graded(good_run, tmp_path, f"{SCORE}return 1.0")), "warning")
+    assert "'I do not know.' has reward 1 and counts as correct" in text
 
 
 def test_the_old_key_of_the_reward_function_is_named(good_run):

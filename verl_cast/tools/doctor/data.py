@@ -1,10 +1,9 @@
-"""The run's data and verifier: are the files there, do their rows hold what verl needs, does the reward function load?
+"""The run's data: are the files there, and do their rows hold what verl needs?
 
-Only the first rows are read. The reward function is loaded, never called. Left out: remote files, and the needs of a
-user's own dataset class or reward manager.
+The first rows are read, and one row of every data source for the reward (rewards.py). Left out: remote files, and the
+needs of a user's own dataset class or reward manager.
 """
 
-import inspect
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,32 +12,40 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from omegaconf import DictConfig
 
 from verl_cast.tools.cli import first_line
-from verl_cast.tools.doctor.lines import Line, cause_of, error, note, ok, warning
+from verl_cast.tools.doctor.lines import Line, error, note, ok, warning
 
 ROWS = 64
+REWARD_COLUMNS = ("data_source", "reward_model", "extra_info")
 
 
 @dataclass
 class Data:
-    """The part of the training data that was read, and the lines about data and verifier."""
+    """The part of the data that was read, and the lines about it."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)  # the first rows of the first file
     total: int | None = 0  # rows of all training files; None: not known
+    of_source: dict[str, dict[str, Any]] = field(default_factory=dict)  # a row of every data source, of all files
     lines: list[Line] = field(default_factory=list)
 
 
 def check(config: DictConfig) -> Data:
-    """Check the training and validation files, and the reward function."""
+    """Check the training and validation files."""
     found = Data()
     for key in ("train_files", "val_files"):
         names = config.data[key]
         for name in [names] if isinstance(names, str) else list(names or []):
             line, rows, count = _file(f"data.{key}", name)
             found.lines.append(line)
+            if rows and config.data.custom_cls.path is None:  # another class may give other rows
+                try:
+                    _of_every_source(Path(name).expanduser(), found.of_source)
+                except (OSError, ValueError, pa.ArrowException) as problem:  # behind the rows that were read
+                    found.lines.append(error("data", f"data.{key}: {name} cannot be read: {first_line(problem)}"))
             if key == "train_files":
                 found.rows = found.rows or rows
                 found.total = None if count is None or found.total is None else found.total + count
@@ -46,7 +53,7 @@ def check(config: DictConfig) -> Data:
         found.lines.append(error("data", "data.train_files names no file."))
     if found.rows and config.data.custom_cls.path is None:
         found.lines += _columns(config, found.rows)
-    found.lines += _reward(config, found.rows)
+    found.lines += _old_key(config)
     return found
 
 
@@ -105,31 +112,41 @@ def is_chat(messages: Any) -> bool:
     return isinstance(messages, list) and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages)
 
 
-def _reward(config: DictConfig, rows: Sequence[dict[str, Any]]) -> list[Line]:
-    key, custom = "reward.custom_reward_function", config.reward.custom_reward_function
-    lines = []
-    if config.custom_reward_function.path is not None and custom.path is None:
-        lines.append(
-            warning(
-                "verifier", f"custom_reward_function.path is verl's old key, which its V1 trainer ignores; use {key}."
-            )
-        )
-    if custom.path is None:
-        sources = ", ".join(sorted({str(row.get("data_source")) for row in rows})) or "not known"
-        return lines + [note("verifier", f"verl's own for data_source {sources}; its rewards must be binary")]
-    from verl.utils.import_utils import load_extern_object
+def _old_key(config: DictConfig) -> list[Line]:
+    if config.custom_reward_function.path is None or config.reward.custom_reward_function.path is not None:
+        return []
+    key = "reward.custom_reward_function"
+    return [
+        warning("verifier", f"custom_reward_function.path is verl's old key, which its V1 trainer ignores; use {key}.")
+    ]
 
-    try:
-        function = load_extern_object(custom.path, custom.name)
-    except Exception as problem:  # the user's file may raise anything
-        return lines + [
-            error("verifier", f"{key}: {custom.name} of {custom.path} does not load: {first_line(cause_of(problem))}")
-        ]
-    arguments = dict.fromkeys(("data_source", "solution_str", "ground_truth", "extra_info"))
-    try:
-        inspect.signature(function).bind(**{**arguments, **(custom.get("reward_kwargs") or {})})
-    except TypeError as problem:
-        return lines + [
-            error("verifier", f"{key}: verl calls {custom.name}({', '.join(arguments)}), but {first_line(problem)}")
-        ]
-    return lines + [ok("verifier", f"{custom.name} of {custom.path} loads (not called); it must give binary rewards")]
+
+def _of_every_source(path: Path, found: dict[str, dict[str, Any]]) -> None:
+    """Add the first row of every data source that is new, without rows whose reward verl could not compute."""
+    if path.suffix != ".parquet":
+        for line in _nonempty(path):
+            _add(json.loads(line), found)
+        return
+    file = pq.ParquetFile(path)
+    columns = [name for name in REWARD_COLUMNS if name in file.schema_arrow.names]
+    if "data_source" not in columns:
+        return
+    # All names are read, but few rows: references may be large (test cases of code).
+    names = file.read(columns=["data_source"]).column(0)
+    first = sorted(pc.index(names, name).as_py() for name in pc.unique(names) if name.is_valid)
+    if not first:
+        return
+    start = 0
+    for batch in file.iter_batches(batch_size=1024, columns=columns):
+        here = [row - start for row in first if start <= row < start + len(batch)]
+        for row in batch.take(pa.array(here, pa.int64())).to_pylist():
+            _add(row, found)
+        start += len(batch)
+        if start > first[-1]:
+            return
+
+
+def _add(row: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
+    reward_model = row.get("reward_model")
+    if row.get("data_source") is not None and isinstance(reward_model, dict) and "ground_truth" in reward_model:
+        found.setdefault(str(row["data_source"]), row)

@@ -1,7 +1,7 @@
 """The sections on a verl command: would it train CAST, with which settings, data and contexts, and at what cost?
 
-The checks read config, files, tokenizer and shapes, before the run starts. They start no Ray, load no weights and call
-no reward function.
+The checks read config, files, tokenizer and shapes, before the run starts. They start no Ray and load no weights. They
+call the reward function for a few made-up responses, in a process of its own (rewards.py).
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from verl_cast.launch import advice
 from verl_cast.launch.check import METHOD_DEFAULTS, check_run, summary
 from verl_cast.teacher.node import PINNED_SHARE, copies_that_verl_pins
 from verl_cast.tools.cli import first_line
-from verl_cast.tools.doctor import contexts, data, estimate
+from verl_cast.tools.doctor import contexts, data, estimate, rewards
 from verl_cast.tools.doctor.lines import BASELINE, Line, Section, cause_of, error, note, ok, warning
 from verl_cast.training.passes import why_two_passes
 from verl_cast.trajectories import DIRECTORY
@@ -43,6 +43,7 @@ def sections(config: DictConfig) -> Iterator[Section]:
     refused = _rollout(config) + _command(config) + _dump_directory(config)
     yield "Command", refused or [ok("settings", "accepted by verl_cast and by verl")]
     found = data.check(config)
+    found.lines += rewards.check(config, list(found.of_source.values()), is_accepted=not refused)
     if refused:  # the other checks need valid settings; data and verifier can be checked without
         yield "Data and verifier", found.lines
         yield "Everything else", [note("", "skipped: these checks need a command that verl_cast and verl accept")]
