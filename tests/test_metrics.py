@@ -58,6 +58,7 @@ def test_numbers_of_a_hand_made_batch():
     assert m["cast/gap/positive_share"] == pytest.approx(6 / 11)
     assert m["cast/gap/zero_share"] == 0
     # correct: rows 1, 3, 4 flip their second token; wrong: rows 2, 5, 6 flip their first
+    assert m["cast/group/mixed_count"] == 1
     assert m["cast/flip/share"] == pytest.approx(6 / 11)
     assert m["cast/flip/correct_share"] == pytest.approx(3 / 6)
     assert m["cast/flip/wrong_share"] == pytest.approx(3 / 5)

@@ -86,6 +86,7 @@ def _group_metrics(base: TrajectoryAdvantage, counted: torch.Tensor) -> dict[str
     metrics = {}
     for name, kind in (("mixed", MIXED), ("all_correct", ALL_CORRECT), ("all_wrong", ALL_WRONG)):
         metrics[f"group/{name}_share"] = _share((group_kind == kind).cpu().numpy())
+    metrics["group/mixed_count"] = float((group_kind == MIXED).sum()) if num_groups else None
     metrics["correct_share"] = _share(base.correct[counted].cpu().numpy())
     metrics["base/abs_mean"] = _mean(base.value[counted].abs().cpu().numpy())
     return metrics
