@@ -4,6 +4,7 @@ The defaults are the paper's. Bad input is refused with one sentence that names 
 """
 
 import dataclasses
+import pickle
 
 import pytest
 from omegaconf import OmegaConf
@@ -333,7 +334,7 @@ def test_all_that_is_wrong_is_said_at_once(compose):
             )
         )
     lines = str(error.value).splitlines()
-    assert lines == list(error.value.complaints)
+    assert lines == list(error.value.complaints) == list(pickle.loads(pickle.dumps(error.value)).complaints)
     assert {line.split("=", 1)[0] for line in lines} == {
         "algorithm.cast.flip",
         "algorithm.cast.gap_weight",

@@ -98,29 +98,33 @@ def test_a_run_begins_with_what_it_is_and_what_to_think_about():
     assert "[verl_cast] warning: actor_rollout_ref.rollout.n=2: even a problem that" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "override, sentence",
-    [
-        ("+algorithm.cast.flip=sideways", "algorithm.cast.flip='sideways': must be one of both, correct, wrong, none."),
-        ("actor_rollout_ref.rollout.n=1", "actor_rollout_ref.rollout.n=1: CAST compares the responses of a group"),
-    ],
-)
-def test_verls_own_command_refuses_a_bad_run_before_ray_starts(override, sentence):
+def test_verls_own_command_refuses_a_bad_run_before_ray_starts_and_says_all_that_is_wrong():
     done = subprocess.run(
         [
             sys.executable,
             "-m",
             "verl.trainer.main_ppo",
             "algorithm.adv_estimator=cast",
-            "actor_rollout_ref.rollout.n=8",
-            override,
+            "+algorithm.cast.flip=sideways",
+            "+algorithm.cast.gap_weight=abc",
+            "+algorithm.cats.flip=none",
+            "actor_rollout_ref.rollout.n=1",
+            "actor_rollout_ref.actor.policy_loss.loss_mode=nope",
         ],
         env={**os.environ, "HYDRA_FULL_ERROR": "0"},
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert done.returncode != 0 and sentence in done.stderr
+    assert done.returncode != 0
+    for sentence in (
+        "algorithm.cast.flip='sideways': must be one of both, correct, wrong, none.",
+        "algorithm.cast.gap_weight='abc': must be a finite number.",
+        "algorithm.cats.flip='none': nothing reads a group algorithm.cats; did you mean algorithm.cast?",
+        "actor_rollout_ref.rollout.n=1: CAST compares the responses of a group",
+        "actor_rollout_ref.actor.policy_loss.loss_mode='nope': verl has no such loss",
+    ):
+        assert sentence in done.stderr
     assert "ray init kwargs" not in done.stdout
 
 

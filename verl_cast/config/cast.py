@@ -37,6 +37,9 @@ class CastConfigError(ValueError):
         ValueError.__init__(error, "\n".join(error.complaints))
         return error
 
+    def __reduce__(self):  # Ray pickles what a trainer raises
+        return CastConfigError.of_several, (self.complaints,)
+
 
 class Complaints:
     """Keeps errors until all settings have been looked at, so that the user gets them in one message.

@@ -1,7 +1,7 @@
-"""`verl-cast doctor [verl overrides...]`: checks in seconds whether an installation and a verl command can train CAST.
+"""`verl-cast doctor [COMMAND]`: checks in seconds whether an installation and a command of verl can train CAST.
 
-It starts no training. The output of verl and other libraries stays off the screen, unless one of them crashes. The exit
-status is 1 when there is an error, else 0.
+It starts no training. COMMAND is verl's, or its overrides alone (run_config.py). The output of verl and other
+libraries stays off the screen, unless one of them crashes. The exit status is 1 when there is an error, else 0.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
     verdict = f"Not ready: {_count(num_errors, 'error')}" if num_errors else f"Ready: {subject}"
     print(f"{report.heading(verdict, colours)}, {_count(num_warnings, 'warning')}.")
     if not args.overrides:
-        print("To check a run too, pass the overrides of your verl command: verl-cast doctor key=value ...")
+        print("To check a run too, pass verl's command or its overrides: verl-cast doctor key=value ...")
     return 1 if num_errors else 0
 
 
