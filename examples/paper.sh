@@ -13,7 +13,8 @@ NGPUS=${NGPUS:-8}            # per node
 NNODES=${NNODES:-1}
 STEPS=${STEPS:-300}
 SEED=${SEED:-1}              # of the data order
-VALIDATE_EVERY=${VALIDATE_EVERY:--1} # steps between validations; -1: never (prefer `verl-cast evaluate`)
+VALIDATE_EVERY=${VALIDATE_EVERY:-50} # steps between validations on AIME24, one response each; -1: never
+DUMP_EVERY=${DUMP_EVERY:-50} # steps between trajectory dumps of a CAST run, for the report; 0: never
 # On or off: 1 or true, 0 or false.
 WANDB=${WANDB:-0}            # also log to Weights & Biases
 TENSORBOARD=${TENSORBOARD:-0} # also write TensorBoard's event files, into the experiment's tensorboard_log
@@ -46,6 +47,10 @@ esac
 [ "$ABLATION" = none ] || [ "$METHOD" = cast ] ||
   refuse "ABLATION=$ABLATION is an ablation of CAST; use METHOD=cast, or ABLATION=none with METHOD=$METHOD."
 ALGORITHM=(algorithm.adv_estimator="$METHOD" "${CHANGES[@]/#/algorithm.cast.}")
+# The dump changes nothing in training. The other methods have none.
+if [ "$METHOD" = cast ]; then
+  ALGORITHM+=(algorithm.cast.dump.interval="$DUMP_EVERY" algorithm.cast.dump.groups=2)
+fi
 
 # A run resumes from the newest checkpoint of its EXPERIMENT. Set EXPERIMENT yourself for other seeds or settings.
 PARAMETERS=full

@@ -19,6 +19,7 @@ import scripts
 from omegaconf import DictConfig, OmegaConf
 from scripts import ABLATIONS, FSDP, MEGATRON, METHODS, TRAININGS
 
+from verl_cast import trajectories
 from verl_cast.tools import run_config
 
 # Keys that identify a run: its name and its paths.
@@ -28,6 +29,7 @@ IDENTITY = (
     "ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH",
     "ray_kwargs.ray_init.runtime_env.env_vars.TENSORBOARD_DIR",
 )
+DUMP = ("algorithm.cast.dump.interval", "algorithm.cast.dump.groups")
 
 
 @functools.cache
@@ -72,6 +74,8 @@ def test_methods_differ_in_the_method_alone(script, size):
         assert changes.pop("algorithm.adv_estimator") == method
         # CAST's loss is GRPO's without the dual clip; the plugin sets it.
         assert changes.pop("actor_rollout_ref.actor.policy_loss.loss_mode") == "vanilla"
+        # CAST's dump looks on; the other methods have none, so here are the defaults.
+        assert {changes.pop(key) for key in DUMP} == {0, 4}
         assert changes == {}, method
 
 
@@ -168,6 +172,13 @@ def test_a_toggle_is_1_or_true_0_or_false(toggle, words):
     assert outputs["0"] == outputs["false"] and words not in outputs["0"]
 
 
+def test_validation_and_a_small_dump_are_on_and_can_be_left_out():
+    config = composed(FSDP)
+    assert (config.trainer.test_freq, *map(functools.partial(OmegaConf.select, config), DUMP)) == (50, 50, 2)
+    config = composed(FSDP, "VALIDATE_EVERY=-1", "DUMP_EVERY=0")
+    assert (config.trainer.test_freq, config.algorithm.cast.dump.interval) == (-1, 0)
+
+
 @pytest.mark.parametrize("value", ["1", "true"])
 def test_a_dry_run_starts_nothing(tmp_path, value):
     done = scripts.dry_run(FSDP, f"DRY_RUN={value}", f"OUT_DIR={tmp_path / 'runs'}", "PATH=/usr/bin:/bin")  # no python
@@ -245,7 +256,7 @@ def test_the_main_table_ends_at_a_wrong_toggle(toggle, words):
 
 # Both scripts and the methods. GRPO runs in test_end_to_end.py. OPSD is left out: its teacher is GRPO+OPSD's.
 REAL_RUNS = {
-    "script_cast": (FSDP, "METHOD=cast", "LORA=1", "TENSORBOARD=1"),
+    "script_cast": (FSDP, "METHOD=cast", "LORA=1", "TENSORBOARD=1", "VALIDATE_EVERY=50", "DUMP_EVERY=1"),
     "script_grpo_opsd": (FSDP, "METHOD=grpo_opsd", "LORA=0"),
     "script_rlrt": (MEGATRON, "METHOD=rlrt"),
     "script_rlsd": (MEGATRON, "METHOD=rlsd"),
@@ -274,6 +285,15 @@ def test_the_script_really_runs_a_step(runs, name):
     method = name.removeprefix("script_")
     if method != "cast":  # test_end_to_end.py checks CAST's runs
         baseline_run_laws.check(run, method, temperature=0.7)
+
+
+@pytest.mark.runs("script_cast")
+def test_the_script_validates_at_the_end_and_dumps(runs):
+    run = runs("script_cast")
+    (metrics,) = run.metrics
+    assert any(name.startswith("val-core/") for name in metrics)
+    rows, _ = trajectories.read(trajectories.files(run.directory / "checkpoints" / trajectories.DIRECTORY)[1])
+    assert len({row["group"] for row in rows}) == 2
 
 
 @pytest.mark.runs("script_cast")

@@ -105,6 +105,7 @@ def run_on_cpu(
         "STEPS": "1",
         "TP": "1",
         "ROLLOUT_TP": "1",
+        "VALIDATE_EVERY": "-1",
         **dict(toggle.split("=", 1) for toggle in toggles),
     }
     return verl_run.execute(directory, ["bash", str(EXAMPLES / script), *scaled], environment, timeout)
