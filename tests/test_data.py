@@ -4,9 +4,13 @@ The sources here are small local files in their original formats. The real `data
 """
 
 import csv
+import hashlib
 import json
+import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow
 import pyarrow.parquet
@@ -204,8 +208,6 @@ def test_a_second_call_keeps_what_is_up_to_date_and_the_bytes_are_the_same(tmp_p
 
 
 def test_the_manifest_says_what_was_read(tmp_path):
-    import hashlib
-
     source = write(tmp_path / "d.parquet", DAPO)
     assert prepare(tmp_path, "--only=dapo", f"--source=dapo={source}") == 0
     entry = json.loads((tmp_path / "manifest.json").read_text())["files"]["dapo_math_17k.parquet"]
@@ -319,3 +321,79 @@ def test_the_command_runs_by_itself(tmp_path):
     run = subprocess.run([*command, "--out", tmp_path], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "aime25.parquet").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------- models
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A stand-in for the hub's server, with one model. The client is the real huggingface_hub."""
+
+    COMMIT = "0123456789" * 4
+    FILES = {"config.json": b"{}", "model.safetensors": b"weights", "tokenizer.json": b"{}", "picture.png": b"no"}
+
+    def do_GET(self):
+        owner, name = "some", "model"
+        if self.path.startswith(f"/api/models/{owner}/{name}/tree/"):
+            files = [{"type": "file", "path": f, "size": len(c), "oid": "0" * 40} for f, c in self.FILES.items()]
+            content = json.dumps(files).encode()
+        elif self.path.startswith(f"/api/models/{owner}/{name}/"):
+            siblings = [{"rfilename": file} for file in self.FILES]
+            content = json.dumps({"id": f"{owner}/{name}", "sha": self.COMMIT, "siblings": siblings}).encode()
+        elif self.path.startswith(f"/{owner}/{name}/resolve/"):
+            content = self.FILES[self.path.rpartition("/")[2]]
+        else:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("X-Repo-Commit", self.COMMIT)
+        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub():
+    """Address of a server that speaks as the hub does."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def fetch(directory, *arguments, **environment):
+    environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HOME": str(directory / "home"), **environment}
+    command = [sys.executable, "-m", "verl_cast", "data", *arguments]
+    return subprocess.run(command, env=environment, cwd=directory, capture_output=True, text=True, timeout=120)
+
+
+def test_a_model_is_fetched_ahead(tmp_path, hub):
+    done = fetch(tmp_path, "--model", "some/model", HF_ENDPOINT=hub, HF_HUB_OFFLINE="0")
+    assert done.returncode == 0, done.stderr
+    made = tmp_path / "models" / "model"
+    assert f"MODEL_PATH={made}" in done.stdout
+    files = {path.name: path.read_bytes() for path in made.iterdir() if path.is_file()}
+    assert files == {name: content for name, content in Hub.FILES.items() if name != "picture.png"}
+
+
+def test_a_model_that_cannot_be_fetched_is_one_sentence(tmp_path, hub, capsys):
+    offline = fetch(tmp_path, "--model", "some/model", "--out", "m", HF_HUB_OFFLINE="1")
+    missing = fetch(tmp_path, "--model", "some/other", "--out", "m", HF_ENDPOINT=hub, HF_HUB_OFFLINE="0")
+    for done, words in (
+        (offline, "--model some/model cannot be fetched from the Hugging Face hub: "),
+        (missing, "--model some/other cannot be fetched from the Hugging Face hub: "),
+    ):
+        assert done.returncode == 1 and done.stdout == "" and words in done.stderr, done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
+    assert "Run this where there is network access and copy m to the nodes" in offline.stderr
+    assert prepare(tmp_path, "--model", "some/model", "--only", "dapo") == 1
+    assert "--model fetches a model alone; call it without --only" in capsys.readouterr().err

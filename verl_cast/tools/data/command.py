@@ -18,7 +18,7 @@ import pyarrow.parquet
 import verl_cast
 from verl_cast.files import whole_file
 from verl_cast.tools.cli import UserError
-from verl_cast.tools.data import loading, rows
+from verl_cast.tools.data import loading, model, rows
 from verl_cast.tools.data.sources import SOURCES, Source
 
 MANIFEST = "manifest.json"
@@ -26,7 +26,10 @@ MANIFEST = "manifest.json"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = ", ".join(SOURCES)
-    parser.add_argument("--out", type=Path, default=Path("data"), metavar="DIR", help="default ./data")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default ./data; of a model ./models/NAME")
+    parser.add_argument(
+        "--model", metavar="ID", help="fetch this model from the hub into DIR, for nodes without network, and no data"
+    )
     parser.add_argument("--only", metavar="NAME,...", help=f"make only these data sets, of {names}")
     parser.add_argument(
         "--source",
@@ -51,14 +54,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    return _fetch_model(args) if args.model is not None else _make_data(args)
+
+
+def _fetch_model(args: argparse.Namespace) -> int:
+    if args.only or args.source or args.revision:
+        raise UserError("--model fetches a model alone; call it without --only, --source and --revision.")
+    directory = args.out or Path("models") / args.model.rpartition("/")[2]
+    _make_directory(directory)
+    model.fetch(args.model, directory)
+    print(f"{args.model}: {directory} (for the scripts in examples/: MODEL_PATH={directory.resolve()})")
+    return 0
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {directory} cannot be created ({error.strerror}).") from error
+
+
+def _make_data(args: argparse.Namespace) -> int:
+    args.out = args.out or Path("data")
     chosen = _chosen(args.only)
     places, revisions = _pairs("--source", args.source), _pairs("--revision", args.revision)
     if args.train_limit is not None and args.train_limit < 1:
         raise UserError(f"--train-limit {args.train_limit}: must be at least 1.")
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {args.out} cannot be created ({error.strerror}).") from error
+    _make_directory(args.out)
     manifest = _read_manifest(args.out)
     for source in chosen:
         options = {

@@ -15,7 +15,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from verl_cast.tools.vllm_process import root_cause
 
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = ("*.safetensors", "*.bin")
+MODEL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.py", *WEIGHTS]  # what is downloaded of a model
 _NOT_THE_MODEL = ("optim_", "extra_state_", "cast_self_teacher_")
 
 
@@ -82,7 +82,7 @@ def find(name: str, base: str | None = None) -> Source:
     if (path / "fsdp_config.json").exists():
         return Source("fsdp", path, base)
     for place in (path, nested):
-        if (place / "config.json").exists() and _has_weights(place):
+        if (place / "config.json").exists() and has_weights(place):
             return Source("hugging_face", place, base)
     if (path / "model" / "dist_ckpt").is_dir():
         return Source("megatron", path, base)
@@ -107,7 +107,7 @@ def load(source: Source, directory: Path, trust_remote_code: bool = False) -> Lo
     adapter = model / "lora_adapter"  # verl's merger puts it there, also when the user runs it
     if not adapter.is_dir():
         return Loadable(model, model)
-    return Loadable(model if _has_weights(model) else _base(source), model, adapter)
+    return Loadable(model if has_weights(model) else _base(source), model, adapter)
 
 
 def _merged(source: Source, directory: Path, trust_remote_code: bool) -> Path:
@@ -153,13 +153,8 @@ def _base(source: Source) -> Path:
     return base.path
 
 
-def _has_weights(directory: Path) -> bool:
-    return any(_weights(directory))
-
-
-def _weights(directory: Path) -> Iterator[Path]:
-    for pattern in WEIGHTS:
-        yield from directory.glob(pattern)
+def has_weights(directory: Path) -> bool:
+    return any(file for pattern in WEIGHTS for file in directory.glob(pattern))
 
 
 def _from_hub(name: str) -> Path:
@@ -167,6 +162,6 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.txt", "*.model", "*.py", *WEIGHTS]))
+        return Path(snapshot_download(name, allow_patterns=MODEL_FILES))
     except (OSError, ValueError) as error:  # no such repository, no network, or no name of a repository
         raise UserError(f"{name}: no such directory, and the hub gives no such model: {first_line(error)}") from error
