@@ -12,6 +12,9 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from queue_of_runs import job
+from test_end_to_end import assert_same_batches, assert_same_parameters
+from verl_run import run_verl
 
 ROOT = Path(__file__).resolve().parents[1]
 PATCHES = sorted((ROOT / "patches" / "verl").glob("*.patch"))
@@ -198,6 +201,90 @@ def test_apply_says_what_is_wrong(sdist, tmp_path):
     done = run_apply(tmp_path / "verl", VERL_SDIST=sdist, PATCHES=patches)
     assert done.returncode == 1 and "0001-broken.patch does not apply to verl 0.9.1" in done.stderr
     assert not (tmp_path / "verl").exists()
+
+
+# GRPO through every hook: an estimator and a loss that name batch fields, a trainer and a worker by name, and logits.
+USER_HOOKS = """
+from verl.single_controller.base.decorator import Dispatch, register
+from verl.trainer.ppo import core_algos
+from verl.trainer.ppo.v1 import get_trainer_cls
+from verl.workers.engine_workers import ActorRolloutRefWorker
+
+
+def grpo_again(token_level_rewards, response_mask, index, config, old_log_probs, raw_prompt):
+    assert old_log_probs.shape == response_mask.shape and raw_prompt.shape == index.shape
+    print("USER estimator")
+    return core_algos.compute_grpo_outcome_advantage(token_level_rewards, response_mask, index)
+
+
+def vanilla_again(log_prob, entropy, **kwargs):
+    assert entropy.shape == log_prob.shape
+    print("USER loss")
+    return core_algos.get_policy_loss_fn("vanilla")(log_prob=log_prob, **kwargs)
+
+
+core_algos.register_adv_est("grpo_again", batch_fields=["old_log_probs", "raw_prompt"])(grpo_again)
+core_algos.register_policy_loss("vanilla_again", batch_fields=["entropy"])(vanilla_again)
+
+
+class UserTrainer(get_trainer_cls("sync")):
+    def _setup(self):
+        super()._setup()
+        print(f"USER trainer, worker {self.actor_rollout_wg.own_name()}")
+
+
+class LossWithLogits:
+    def __init__(self, loss):
+        self.loss = loss
+
+    def process_logits(self, logits, data, data_format=None):
+        return {"top": logits.detach().max(dim=-1).values}
+
+    def __call__(self, model_output, data, dp_group=None):
+        assert model_output["top"].shape[0] == model_output["log_probs"].shape[0]
+        print("USER logits")
+        return self.loss(model_output=model_output, data=data, dp_group=dp_group)
+
+
+class UserWorker(ActorRolloutRefWorker):
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self):
+        super().init_model()
+        self.actor.set_loss_fn(LossWithLogits(self.loss_fn))
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def own_name(self):
+        return type(self).__name__
+"""
+THROUGH_HOOKS = (
+    "algorithm.adv_estimator=grpo_again",
+    "actor_rollout_ref.actor.policy_loss.loss_mode=vanilla_again",
+    "trainer.v1.trainer_class=user_hooks.UserTrainer",
+    "trainer.v1.actor_worker_class=user_hooks.UserWorker",
+)
+
+
+@job("patched_verl", after=("tiny",))
+def patched_verl(directory, runs):
+    done = run_apply(directory / "verl-patched")
+    assert done.returncode == 0, done.stderr
+    (directory / "user_hooks.py").write_text(USER_HOOKS)
+    path = os.pathsep.join(map(str, (directory / "verl-patched", directory, ROOT / "tests" / "support")))
+    environment = {"PYTHONPATH": path}
+    return run_verl(directory, runs("tiny"), *THROUGH_HOOKS, timeout=900, plugin=False, env=environment)
+
+
+@pytest.mark.runs("patched_verl", "grpo_without_plugin")
+def test_grpo_through_the_hooks_of_patched_verl_is_stock_verls_grpo(runs):
+    """Three real steps (FSDP2, vLLM) give the same batches and weights, bit for bit."""
+    run, stock_run = runs("patched_verl"), runs("grpo_without_plugin")
+    assert run.returncode == 0, run.output[-5000:]
+    for used in ("estimator", "loss", "logits", "trainer, worker ['UserWorker']"):
+        assert f"USER {used}" in run.output
+    for step in (1, 2, 3):
+        assert_same_batches(run, stock_run, step)
+    assert_same_parameters(run, stock_run, 3)
+    assert [set(m) for m in run.metrics] == [set(m) for m in stock_run.metrics]
 
 
 def test_readme_names_every_patch():
