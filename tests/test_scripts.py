@@ -20,7 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 from scripts import ABLATIONS, FSDP, MEGATRON, METHODS, TRAININGS
 
 from verl_cast import trajectories
+from verl_cast.config.methods import cast_config
+from verl_cast.launch.check import check_run
 from verl_cast.tools import run_config
+from verl_cast.training.passes import why_two_passes
 
 # Keys that identify a run: its name and its paths.
 IDENTITY = (
@@ -29,6 +32,7 @@ IDENTITY = (
     "ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH",
     "ray_kwargs.ray_init.runtime_env.env_vars.TENSORBOARD_DIR",
 )
+README = (scripts.EXAMPLES / "README.md").read_text()
 DUMP = ("algorithm.cast.dump.interval", "algorithm.cast.dump.groups")
 
 
@@ -142,6 +146,18 @@ def test_the_evaluated_runs_values():
     # Megatron has the evaluated run's linear schedule.
     optim = composed(MEGATRON, "SIZE=4b").actor_rollout_ref.actor.optim
     assert (optim.lr, optim.lr_decay_style, optim.min_lr) == (1e-6, "linear", 1e-7)
+
+
+def test_the_readmes_table_of_costs_is_the_doctors_estimate():
+    assert scripts.costs() in README
+
+
+def test_the_readmes_recipe_for_large_batches_has_one_update_a_step():
+    ((script, arguments),) = re.findall(r"^bash examples/(\S+) (data\.train_batch_size=.*)$", README, re.MULTILINE)
+    arguments = shlex.split(arguments, comments=True)
+    config = run_config.compose(scripts.overrides(script, arguments=arguments), "cast_trainer")
+    check_run(config)
+    assert config.data.train_batch_size > 2 and why_two_passes(config, cast_config(config)) is None
 
 
 @pytest.mark.parametrize(

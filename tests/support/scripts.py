@@ -1,5 +1,6 @@
 """Runs examples/run_*.sh for tests: as a dry run, or scaled down to the tiny model and a CPU."""
 
+import copy
 import os
 import shlex
 import shutil
@@ -75,6 +76,34 @@ def overrides(script: str, *toggles: str, arguments: list[str] | None = None) ->
     python, *command = shlex.split(done.stdout)
     assert [python, *command[:3]] == ["python", "-m", "verl.trainer.main_ppo", "--config-name=cast_trainer"]
     return command[3:]
+
+
+def costs() -> str:
+    """README's table of what CAST's teacher takes in these scripts: the doctor's estimate, without loading a weight."""
+    import large_models
+
+    small = copy.deepcopy(large_models.QWEN3_4B)
+    small.update({"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16})
+    models = {"1.7b": small, "4b": large_models.QWEN3_4B, "8b": large_models.QWEN3_8B}
+    rows = []
+    for script, size in TRAININGS:
+        size = size.removeprefix("SIZE=")
+        cells = [_cost(script, models[size], f"SIZE={size}", f"LORA={lora}") for lora in (1, 0)]
+        rows.append(f"| `{script}`, {size} | {' | '.join(cells)} |\n")
+    return "".join(rows)
+
+
+def _cost(script: str, model, *toggles: str) -> str:
+    from verl_cast.config.methods import cast_config
+    from verl_cast.tools import run_config
+    from verl_cast.tools.doctor import estimate
+
+    config = run_config.compose(overrides(script, *toggles), "cast_trainer")
+    memory = estimate.memory(config, cast_config(config).teacher, model)
+    if memory is None:
+        return "not known"
+    node = memory.host_bytes * config.trainer.n_gpus_per_node
+    return f"{memory.trained / 1e9:.3f} billion; {node / 1e9:.1f} GB; {memory.checkpoint_bytes / 1e9:.1f} GB"
 
 
 def run_on_cpu(
