@@ -68,6 +68,7 @@ def test_defaults_are_those_of_the_evaluated_run():
         ({"gap_weight": True}, "algorithm.cast.gap_weight", "finite number"),
         ({"gap_weight": -0.1}, "algorithm.cast.gap_weight", "at least 0"),
         ({"gap_weight": float("nan")}, "algorithm.cast.gap_weight", "finite number"),
+        ({"noise_floor_interval": None, "gap_deadzone": "noise"}, "algorithm.cast.noise_floor_interval", "use 0"),
         ({"flip_groups": "mixed"}, "algorithm.cast.flip_groups", "one of all, zero_variance"),
         ({"gap_deadzone": -1}, "algorithm.cast.gap_deadzone", "at least 0"),
         ({"gap_deadzone": "loud"}, "algorithm.cast.gap_deadzone", "or noise"),

@@ -19,7 +19,7 @@ _TEACHER = (
 )
 TRAINER_METRICS = {"cast/one_pass", "cast/gap/deadzone", *(f"cast/teacher/{name}" for name in _TEACHER)}
 STAGES = ("cast_teacher", "cast_after_update", "cast_noise", "cast_dump")
-NOISE_METRICS = {"cast/noise/abs_mean", "cast/noise/p99", "cast/noise/gap_share"}
+NOISE_METRICS = {f"cast/noise/{name}" for name in ("abs_mean", "p99", "gap_share", "flip_share")}
 
 
 def metrics_of(rewards, index, gap, mask, config=None, entropy=None):
@@ -172,14 +172,16 @@ def noise(again, old, gap, mask, **settings):
 def test_the_noise_floor():
     old = torch.zeros(2, 3)
     again = torch.tensor([[0.001, -0.002, 0.0], [0.003, 7.0, 7.0]])
-    gap = torch.tensor([[0.0005, -0.5, 0.0], [-0.0029, 0.0, 0.0]])
+    gap = torch.tensor([[0.0005, -0.5, 0.0], [-0.0029, 0.0, 0.0]])  # wrong rows: the first one's 0.0005 alone flips
     mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
     m = noise(again, old, gap, mask)
     assert set(m) == NOISE_METRICS
     assert m["cast/noise/abs_mean"] == pytest.approx(0.0015)
     assert m["cast/noise/p99"] == pytest.approx(np.quantile([0.001, 0.002, 0, 0.003], 0.99))
     assert m["cast/noise/gap_share"] == pytest.approx(2 / 4)  # an exact zero is not doubtful
-    assert noise(again, old, gap, mask, gap_deadzone="noise")["cast/noise/gap_share"] == 0, "no gap is in doubt"
+    assert m["cast/noise/flip_share"] == 1
+    silenced = noise(again, old, gap, mask, gap_deadzone="noise")
+    assert silenced["cast/noise/gap_share"] == 0 and "cast/noise/flip_share" not in silenced, "none is in doubt"
     assert measured_noise(torch.zeros(2, 3), old, again) is None
 
 

@@ -29,7 +29,7 @@ ON_POLICY = (
     f"{ACTOR}.ppo_mini_batch_size=2",
     "actor_rollout_ref.rollout.n=3",
 )
-AGE_1 = {"is_policy": False, "age": 1, "noise_floor": None}
+AGE_1 = {"is_policy": False, "age": 1, "noise_floor": 1e-6}
 
 
 @pytest.mark.parametrize(
@@ -110,14 +110,22 @@ def test_a_step_takes_one_pass_only_where_the_batch_is_one_update(compose):
     assert not plan(config, [1, 0, 0] * 4).one_pass, "two mini-batches: an agent loop gave more rows"
     assert not plan(config, [1, 0, 0] * 2, noise_floor_interval=2).one_pass, "of the weights before the update"
     assert plan(config, [1, 0, 0] * 2, noise_floor_interval=3).one_pass
-    first = plan(config, [1, 0, 0] * 2, gap_deadzone="noise")
+    first = plan(config, [1, 0, 0] * 2, teacher=AGE_1 | {"noise_floor": None}, gap_deadzone="noise")
     assert first.measures_noise and not first.one_pass, "no noise floor is known"
+    unasked = plan(config, [1, 0, 0] * 2, teacher=AGE_1 | {"noise_floor": None})
+    assert unasked.measures_noise, "the first step measures it, whatever the dead zone"
+    never = plan(config, [1, 0, 0] * 2, teacher=AGE_1 | {"noise_floor": None}, noise_floor_interval=None)
+    assert never.one_pass and not never.measures_noise
+    no_gap = {"gap_weight": 0.0, "flip": "none", "teacher": AGE_1 | {"noise_floor": None}}
+    assert not plan(config, [1, 0, 0] * 2, **no_gap).measures_noise, "no gap matters"
+    virtual = compose(*ON_POLICY, "model_engine=megatron", f"{ACTOR}.megatron.virtual_pipeline_model_parallel_size=2")
+    assert not plan(virtual, [1, 0, 0] * 2, teacher=AGE_1 | {"noise_floor": None}).measures_noise
     with pytest.raises(ValueError, match="the noise floor has not been measured"):
         first.rule.gap_deadzone  # noqa: B018
     held = plan(config, [1, 0, 0] * 2, teacher=AGE_1 | {"noise_floor": 0.25}, gap_deadzone="noise")
     assert held.one_pass and held.rule.gap_deadzone == 0.25
     assert not plan(compose(*ON_POLICY, "trainer.critic_warmup=5"), [1, 0, 0] * 2).one_pass, "no update"
-    is_policy = {"is_policy": True, "age": 0, "noise_floor": None}
+    is_policy = {"is_policy": True, "age": 0, "noise_floor": 1e-6}
     same = compose(*ON_POLICY, "+algorithm.cast.teacher.context=same")
     fresh = plan(same, [1, 0, 0] * 2, teacher=is_policy)
     assert fresh.gap_is_zero and fresh.one_pass and not fresh.teacher_runs, "no pass but the update's"

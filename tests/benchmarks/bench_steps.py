@@ -66,6 +66,7 @@ class Workload:
         settings = [
             "algorithm.adv_estimator=cast",
             "+algorithm.cast.teacher.refresh_interval=1000000",
+            "+algorithm.cast.noise_floor_interval=null",
             f"+algorithm.cast.teacher.context={self.context}",
             f"data.train_files={data}",
             f"data.val_files={data}",

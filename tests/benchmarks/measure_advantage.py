@@ -30,7 +30,7 @@ from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 
 from verl_cast import CastConfig
 from verl_cast.advantage.compute import TokenAdvantage, compute_advantage, rule_of, trajectory_advantage
-from verl_cast.advantage.metrics import advantage_metrics, noise_metrics
+from verl_cast.advantage.metrics import advantage_metrics, measured_noise, noise_metrics
 
 ROUNDS, GROUP = 11, 8
 
@@ -57,7 +57,7 @@ def work(rows: int, length: int) -> dict[str, Callable[[], Any]]:
         "trajectories' part": lambda: trajectory_advantage(rule_of(config), rewards, mask, index),
         "advantages": advantages,
         "advantages, metrics": lambda: advantage_metrics(advantages(), entropy=teacher),
-        "noise metrics": lambda: noise_metrics(result, old, teacher),
+        "noise metrics": lambda: noise_metrics(measured_noise(result.mask, old, teacher), result),
     }
 
 

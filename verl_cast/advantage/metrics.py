@@ -70,12 +70,19 @@ def measured_noise(
 
 @torch.no_grad()
 def noise_metrics(noise: Noise, result: TokenAdvantage) -> dict[str, float]:
-    """The noise, and how many of the result's gaps it could have made. A gap inside the dead zone is in no doubt."""
-    metrics = {"noise/abs_mean": noise.abs_mean, "noise/p99": noise.floor}
-    if result.mask.any():
-        gap = result.gap.abs()[result.mask].float().cpu().numpy()
-        metrics["noise/gap_share"] = _share((gap > 0) & (gap <= noise.floor))
-    return metrics
+    """The noise, and how many of the result's gaps and flips it could have made.
+
+    A gap inside the dead zone is in no doubt.
+    """
+    gap, flipped = result.gap.abs()[result.mask].float().cpu().numpy(), result.flipped[result.mask].cpu().numpy()
+    in_doubt = (gap > 0) & (gap <= noise.floor)
+    metrics = {
+        "noise/abs_mean": noise.abs_mean,
+        "noise/p99": noise.floor,
+        "noise/gap_share": _share(in_doubt),
+        "noise/flip_share": _share(in_doubt[flipped]),
+    }
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 def _group_metrics(base: TrajectoryAdvantage, counted: torch.Tensor) -> dict[str, float | None]:

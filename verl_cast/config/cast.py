@@ -238,7 +238,7 @@ class MethodConfig:
     one_pass: bool
     # Off, unless the method has these keys.
     dump: ClassVar[DumpConfig] = DumpConfig()
-    noise_floor_interval: ClassVar[int] = 0
+    noise_floor_interval: ClassVar[int | None] = None
     gap_deadzone: ClassVar[float | str] = 0.0
 
     @classmethod
@@ -290,7 +290,7 @@ class CastConfig(MethodConfig):
     base_wrong: float = 1.0  # b_wrong
     correct_threshold: float = 0.5
     gap_deadzone: float | str = 0.0  # nats, or NOISE
-    noise_floor_interval: int = 0
+    noise_floor_interval: int | None = 0  # None: never measured
     one_pass: bool = True
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     dump: DumpConfig = field(default_factory=DumpConfig)
@@ -314,8 +314,13 @@ class CastConfig(MethodConfig):
             require_choice(f"{prefix}.flip", self.flip, FLIPS)
         with complaints:
             require_choice(f"{prefix}.flip_groups", self.flip_groups, FLIP_GROUPS)
-        with complaints:
-            require_whole_number(f"{prefix}.noise_floor_interval", self.noise_floor_interval, minimum=0)
+        if self.noise_floor_interval is not None:
+            with complaints:
+                require_whole_number(f"{prefix}.noise_floor_interval", self.noise_floor_interval, minimum=0)
+        elif self.gap_deadzone == NOISE:
+            with complaints:
+                remedy = f"gap_deadzone={NOISE} needs a measurement; use 0 (in the first step alone), or 50 or so."
+                raise CastConfigError(f"{prefix}.noise_floor_interval", None, remedy)
         with complaints:
             require_truth_value(f"{prefix}.one_pass", self.one_pass)
         with complaints:

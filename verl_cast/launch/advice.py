@@ -181,9 +181,9 @@ def interval_is_never_reached(config: DictConfig, method: CastConfig) -> str | N
     steps = OmegaConf.select(config, "trainer.total_training_steps")
     for key, interval, what in (
         ("dump.interval", method.dump.interval, "no trajectory is ever written"),
-        ("noise_floor_interval", method.noise_floor_interval, "the noise is never measured"),
+        ("noise_floor_interval", method.noise_floor_interval, "the noise is measured in the first step alone"),
     ):
-        if steps is not None and interval > steps:
+        if steps is not None and interval is not None and interval > steps:
             return f"{_PREFIX}.{key}={interval} in a run of {steps} training steps: {what}. Lower it, or leave it out."
     return None
 
@@ -257,7 +257,7 @@ def rounding_decides_signs(config: DictConfig, method: CastConfig) -> str | None
 
 
 def noise_is_measured_once(config: DictConfig, method: CastConfig) -> str | None:
-    if method.gap_deadzone != NOISE or method.noise_floor_interval > 0:
+    if method.gap_deadzone != NOISE or method.noise_floor_interval:
         return None
     return (
         f"{_PREFIX}.gap_deadzone={NOISE} with noise_floor_interval=0: the noise floor of the first step holds for the "

@@ -144,12 +144,21 @@ def _check_filter(config: DictConfig, method: CastConfig) -> None:
         )
 
 
-def _check_noise(config: DictConfig, method: CastConfig) -> None:
+def noise_floor_interval(config: DictConfig, method: MethodConfig) -> int | None:
+    """Training steps between measurements of the noise floor. 0: in the first step alone; None: never."""
+    return None if _has_virtual_pipeline(config) else method.noise_floor_interval
+
+
+def _has_virtual_pipeline(config: DictConfig) -> bool:
     stages = OmegaConf.select(config, "actor_rollout_ref.actor.megatron.virtual_pipeline_model_parallel_size")
-    if OmegaConf.select(config, STRATEGY_KEY) != "megatron" or stages in (None, 1):
+    return OmegaConf.select(config, STRATEGY_KEY) == "megatron" and stages not in (None, 1)
+
+
+def _check_noise(config: DictConfig, method: CastConfig) -> None:
+    if not _has_virtual_pipeline(config):
         return
     for key, asks in (
-        ("noise_floor_interval", method.noise_floor_interval > 0),
+        ("noise_floor_interval", (method.noise_floor_interval or 0) > 0),
         ("gap_deadzone", method.gap_deadzone == NOISE),
     ):
         if asks:

@@ -215,7 +215,9 @@ class SelfTeacherTrainerMixin:
         else:
             self._log(metrics, {"gap_weight": rule.gap_weight})
         if noise is not None:
-            self._log(metrics, noise_metrics(noise, result))
+            in_doubt = noise_metrics(noise, result)
+            self._log(metrics, in_doubt)
+            print(f"[verl_cast] step {self.global_steps}: {noise_in_words(in_doubt)}", flush=True)
         if self._dump.due(self.global_steps):
             with self._stage("cast_dump", inside), self._dump.errors_logged(self.global_steps):
                 self._dump_trajectories(batch, inputs, result)
@@ -314,6 +316,14 @@ class SelfTeacherTrainerMixin:
     def _move_seconds(self, source: str, target: str, seconds: float) -> None:
         self.timing_raw[source] = self.timing_raw.get(source, 0.0) - seconds
         self.timing_raw[target] = self.timing_raw.get(target, 0.0) + seconds
+
+
+def noise_in_words(metrics: dict[str, float]) -> str:
+    """The noise floor, and what it could have decided; `metrics` of `noise_metrics`."""
+    share = metrics.get("noise/flip_share")
+    flips = "no token flips" if share is None else f"{share:.0%} of the flips lie within it"
+    advice = " (algorithm.cast.gap_deadzone=noise keeps such tokens from flipping)" if share else ""
+    return f"the engine's noise floor is {metrics['noise/p99']:.2g} nats; {flips}{advice}"
 
 
 def host_memory_in_words(config: DictConfig, ranks: list[dict[str, Any]]) -> str:
