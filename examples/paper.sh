@@ -36,13 +36,14 @@ case $ABLATION in
   no_flip)         CHANGES=(flip=none) ;;
   flip_correct)    CHANGES=(flip=correct) ;;
   flip_wrong)      CHANGES=(flip=wrong) ;;
+  zero_variance)   CHANGES=(flip_groups=zero_variance) ;; # no flips in mixed groups
   symmetric_clip)  CHANGES=("positive_clip=[0.8,1.2]" "negative_clip=[0.8,1.2]") ;;
   half_base)       CHANGES=(base_correct=0.5 base_wrong=0.5) ;;
   initial_teacher) CHANGES=(teacher.weights=initial) ;;
   same_prompt)     CHANGES=(teacher.context=same) ;;
   ema_teacher)     CHANGES=(teacher.weights=ema) ;;
-  *) refuse "ABLATION=$ABLATION is unknown; use none, mixed_only, no_flip, flip_correct, flip_wrong, symmetric_clip," \
-            "half_base, initial_teacher, same_prompt or ema_teacher." ;;
+  *) refuse "ABLATION=$ABLATION is unknown; use none, mixed_only, no_flip, flip_correct, flip_wrong, zero_variance," \
+            "symmetric_clip, half_base, initial_teacher, same_prompt or ema_teacher." ;;
 esac
 [ "$ABLATION" = none ] || [ "$METHOD" = cast ] ||
   refuse "ABLATION=$ABLATION is an ablation of CAST; use METHOD=cast, or ABLATION=none with METHOD=$METHOD."

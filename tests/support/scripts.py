@@ -29,6 +29,7 @@ ABLATIONS = {
     "no_flip": {f"{CAST}.flip": "none"},
     "flip_correct": {f"{CAST}.flip": "correct"},
     "flip_wrong": {f"{CAST}.flip": "wrong"},
+    "zero_variance": {f"{CAST}.flip_groups": "zero_variance"},
     "symmetric_clip": {f"{CAST}.positive_clip": [0.8, 1.2], f"{CAST}.negative_clip": [0.8, 1.2]},
     "half_base": {f"{CAST}.base_correct": 0.5, f"{CAST}.base_wrong": 0.5},
     "initial_teacher": {f"{CAST}.teacher.weights": "initial"},
