@@ -26,15 +26,36 @@ def test_every_seam_by_name_and_signature(module_name):
     check_seams(module_name)
 
 
-@pytest.mark.parametrize("change", ["gone", "renamed"])
+CHANGES = {
+    "gone": None,
+    "renamed": lambda loss_matrix, loss_mask: None,
+    "one more that is needed": lambda loss_mat, loss_mask, mode: None,
+    "optional, but before the others": lambda mode="mean", loss_mat=None, loss_mask=None: None,
+    "shorter": lambda loss_mat: None,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_seam_is_named(monkeypatch, change):
     module = types.ModuleType("verl.fake")
-    if change == "renamed":
-        module.agg_loss = lambda loss_matrix, loss_mask: None
+    if CHANGES[change] is not None:
+        module.agg_loss = CHANGES[change]
     monkeypatch.setitem(seams.SEAMS, "verl.fake", {"agg_loss": ("loss_mat", "loss_mask")})
     monkeypatch.setattr(seams.importlib, "import_module", lambda name: module)
     with pytest.raises(SeamChanged, match=r"verl\.fake\.agg_loss"):
         check_seams("verl.fake")
+
+
+@pytest.mark.parametrize(
+    "added", [lambda loss_mat, loss_mask, mode="mean": None, lambda loss_mat, loss_mask, **kw: None]
+)
+def test_an_optional_parameter_may_be_added(monkeypatch, added):
+    """As patches/verl/0001 adds one to verl's registries."""
+    module = types.ModuleType("verl.fake")
+    module.agg_loss = added
+    monkeypatch.setitem(seams.SEAMS, "verl.fake", {"agg_loss": ("loss_mat", "loss_mask")})
+    monkeypatch.setattr(seams.importlib, "import_module", lambda name: module)
+    check_seams("verl.fake")
 
 
 def test_grpo_epsilon_is_verls():

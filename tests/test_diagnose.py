@@ -176,16 +176,17 @@ def test_the_lever_table_is_the_method_token_by_token(method):
     rollouts = made_up(**method)
     lam, clip = rollouts.method.gap_weight, rollouts.method.advantage_clip
     table = direction.lever_table(rollouts, rollouts.teachers["plain"])
-    assert len(table) == 4 * 5
+    assert len(table) == 5 * 5
     b = {"b_correct": rollouts.method.base_correct, "b_wrong": rollouts.method.base_wrong}
     bases = [reference.base(rewards, **b) for rewards in ([1, 0, 0, 1], [1] * 4, [0] * 4)]
     for row in table:
         kept, advantages = {True: [], False: []}, {True: [], False: []}
         for i, t in enumerate(rollouts.trajectories):
-            B = bases[i // 4][i % 4]
+            B, mixed = bases[i // 4][i % 4], i < 4
+            flip = "none" if mixed and row["flip_groups"] == "zero_variance" else row["flip"]
             gap = rollouts.teachers["plain"][i].astype(float) - rollouts.old[i]
             for g in gap[t.mask] if B else ():
-                a = reference.token(B, g, lam, flip=row["flip"], advantage_clip=clip, deadzone=row["gap_deadzone"])
+                a = reference.token(B, g, lam, flip=flip, advantage_clip=clip, deadzone=row["gap_deadzone"])
                 advantages[t.reward == 1].append(a)
                 kept[t.reward == 1].append(a > 0 if t.reward == 1 else a < 0)
         for side, name in ((True, "right"), (False, "wrong")):
@@ -197,7 +198,11 @@ def test_the_lever_table_is_the_method_token_by_token(method):
 def test_what_the_levers_do():
     rollouts = made_up()
     table = direction.lever_table(rollouts, rollouts.teachers["plain"])
-    by_flip = {flip: [r for r in table if r["flip"] == flip] for flip in ("both", "correct", "wrong", "none")}
+    everywhere = [row for row in table if row["flip_groups"] == "all"]
+    by_flip = {flip: [r for r in everywhere if r["flip"] == flip] for flip in ("both", "correct", "wrong", "none")}
+    for alone, row in zip([r for r in table if r["flip_groups"] != "all"], by_flip["both"], strict=True):
+        assert alone["flip"] == "both" and alone["gap_deadzone"] == row["gap_deadzone"]
+        assert row["verifier_sign"] <= alone["verifier_sign"] <= 1
     assert all(row["verifier_sign"] == 1 for row in by_flip["none"])
     assert all(row["verifier_sign_wrong"] == 1 for row in by_flip["correct"])
     assert all(row["verifier_sign_right"] == 1 for row in by_flip["wrong"])
@@ -218,7 +223,8 @@ def test_what_the_levers_do():
 
 def test_the_recommended_dead_zone_is_the_smallest_that_serves_both_sides():
     def row(flip, zone, right, wrong):
-        return {"flip": flip, "gap_deadzone": zone, "verifier_sign_right": right, "verifier_sign_wrong": wrong}
+        signs = {"verifier_sign_right": right, "verifier_sign_wrong": wrong}
+        return {"flip": flip, "flip_groups": "all", "gap_deadzone": zone, **signs}
 
     table = [row("none", 0.0, 1.0, 1.0), row("both", 0.0, 0.3, 0.95), row("both", 0.5, 0.95, 0.5)]
     assert direction.recommended_deadzone(table) is None

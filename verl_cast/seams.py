@@ -97,8 +97,8 @@ class SeamChanged(RuntimeError):
     """
 
 
-def parameters_of(module: ModuleType, qualified_name: str) -> tuple[str, ...]:
-    """Parameter names of a function or method of `module`.
+def parameters_of(module: ModuleType, qualified_name: str, expected: tuple[str, ...]) -> tuple[str, ...]:
+    """Parameter names of a function or method of `module`. Optional ones after the expected ones change no call of ours.
 
     Raises:
         SeamChanged: it does not exist.
@@ -108,7 +108,11 @@ def parameters_of(module: ModuleType, qualified_name: str) -> tuple[str, ...]:
         if part not in vars(target):
             raise SeamChanged(f"verl_cast relies on {module.__name__}.{qualified_name}, which does not exist here.")
         target = vars(target)[part]
-    return tuple(inspect.signature(target).parameters)
+    parameters = list(inspect.signature(target).parameters.values())
+    added = parameters[len(expected) :]
+    if all(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in added):
+        parameters = parameters[: len(expected)]
+    return tuple(parameter.name for parameter in parameters)
 
 
 def check_seams(*module_names: str) -> None:
@@ -120,7 +124,7 @@ def check_seams(*module_names: str) -> None:
     for module_name in module_names:
         module = importlib.import_module(module_name)
         for qualified_name, expected in SEAMS[module_name].items():
-            found = parameters_of(module, qualified_name)
+            found = parameters_of(module, qualified_name, expected)
             if found != expected:
                 raise SeamChanged(
                     f"verl_cast relies on {module_name}.{qualified_name}({', '.join(expected)}), which takes "

@@ -4,7 +4,7 @@ With both flips a token's sign is the sign of its gap, and the verifier sets onl
 module therefore answers two questions:
 
 * Does the gap rise with correctness?
-* How many tokens keep the verifier's sign (correct > 0, wrong < 0) under each `flip` and `gap_deadzone`?
+* How many tokens keep the verifier's sign (correct > 0, wrong < 0) under each `flip`, `flip_groups` and `gap_deadzone`?
 
 Advantages come from the method's own code in `verl_cast.advantage`.
 """
@@ -19,6 +19,8 @@ from verl_cast.config.cast import FLIPS
 from verl_cast.tools import stats
 from verl_cast.tools.diagnose.rollouts import Rollouts
 
+# (flip, flip_groups) of the table's rows.
+FLIP_SETTINGS = (*((flip, "all") for flip in FLIPS), ("both", "zero_variance"))
 DEADZONE_QUANTILES = (0.5, 0.75, 0.9, 0.99)  # of |g|; a dead zone of 0 is always the first
 # A recommended dead zone leaves at least this share of tokens with the verifier's sign, on each side.
 ENOUGH = 0.9
@@ -47,23 +49,23 @@ def relation(rollouts: Rollouts, teacher: list[np.ndarray], seed: int) -> dict[s
 
 
 def lever_table(rollouts: Rollouts, teacher: list[np.ndarray]) -> list[dict[str, Any]]:
-    """One row per flip and dead zone; see `_lever_row`."""
+    """One row per setting of FLIP_SETTINGS and dead zone; see `_lever_row`."""
     size = np.abs(rollouts.gaps(teacher))
     zones = [0.0] + [float(f"{np.quantile(size, q):.3g}") for q in DEADZONE_QUANTILES]
     rows = []
-    for flip in FLIPS:
+    for flip, groups in FLIP_SETTINGS:
         for zone in dict.fromkeys(zones):
-            rows.append(_lever_row(rollouts, teacher, flip, zone))
+            rows.append(_lever_row(rollouts, teacher, flip, groups, zone))
     return rows
 
 
-def _lever_row(rollouts: Rollouts, teacher: list[np.ndarray], flip: str, zone: float) -> dict[str, Any]:
+def _lever_row(rollouts: Rollouts, teacher: list[np.ndarray], flip: str, groups: str, zone: float) -> dict[str, Any]:
     """Share of tokens with the verifier's sign, and mean advantage, for correct and for wrong responses.
 
     `silenced` is the share of gaps that the dead zone sets to 0. Tokens with base advantage 0 (base_correct or
     base_wrong 0) have no sign to keep and are left out.
     """
-    method = dataclasses.replace(rollouts.method, flip=flip, gap_deadzone=zone)
+    method = dataclasses.replace(rollouts.method, flip=flip, flip_groups=groups, gap_deadzone=zone)
     result, advantages = rollouts.advantage(teacher, method)
     owner = rollouts.owner()
     base, right = result.base.value.numpy()[owner], rollouts.right[owner]
@@ -75,6 +77,7 @@ def _lever_row(rollouts: Rollouts, teacher: list[np.ndarray], flip: str, zone: f
 
     return {
         "flip": flip,
+        "flip_groups": groups,
         "gap_deadzone": zone,
         "silenced": float((np.abs(rollouts.gaps(teacher)) <= zone).mean()),
         "verifier_sign": mean(kept, sides["right"] | sides["wrong"]),
@@ -87,7 +90,9 @@ def recommended_deadzone(table: list[dict[str, Any]]) -> float | None:
     """The smallest dead zone of the table at which most tokens keep the verifier's sign, with both flips; else None."""
     for row in table:
         sides = (row["verifier_sign_right"], row["verifier_sign_wrong"])
-        if row["flip"] == "both" and all(side is None or side >= ENOUGH for side in sides):
+        if (row["flip"], row["flip_groups"]) == ("both", "all") and all(
+            side is None or side >= ENOUGH for side in sides
+        ):
             return row["gap_deadzone"]
     return None
 
@@ -99,7 +104,7 @@ def expect(rollouts: Rollouts, context: str, verdict: str | None, seed: int) -> 
         context: one of `rollouts.teachers`.
         verdict: of the measured fitness; None where it was not measured.
     """
-    teacher = rollouts.teachers[context]
+    teacher, method = rollouts.teachers[context], rollouts.method
     gap, owner = rollouts.gaps(teacher), rollouts.owner()
     right = rollouts.right[owner]
     table = lever_table(rollouts, teacher) if np.any(gap) else []
@@ -112,7 +117,7 @@ def expect(rollouts: Rollouts, context: str, verdict: str | None, seed: int) -> 
             "wrong": stats.distribution(gap[~right]),
         },
         "relation": relation(rollouts, teacher, seed),
-        "as_configured": _lever_row(rollouts, teacher, rollouts.method.flip, rollouts.method.gap_deadzone),
+        "as_configured": _lever_row(rollouts, teacher, method.flip, method.flip_groups, method.gap_deadzone),
         "levers": table,
         "recommended_deadzone": recommended_deadzone(table),
     }
@@ -157,9 +162,23 @@ def in_words(expected: dict[str, Any], flip: str) -> list[str]:
     if verdict == "worse" and flip != "none":
         lines.append(
             "Recommended: another teacher context (the table of contexts compares them). Otherwise set "
-            f"algorithm.cast.flip=none: every token then keeps the verifier's sign. {_deadzone_in_words(expected)}"
+            f"algorithm.cast.flip=none: every token then keeps the verifier's sign. {_groups_in_words(expected)}"
+            f"{_deadzone_in_words(expected)}"
         )
     return lines
+
+
+def setting_in_words(row: dict[str, Any]) -> str:
+    """The flips of a row of the table."""
+    return f"flip={row['flip']}" + (", zero_variance" if row["flip_groups"] == "zero_variance" else "")
+
+
+def _groups_in_words(expected: dict[str, Any]) -> str:
+    """What flips in zero-variance groups alone would leave; nothing where no mixed group shows it."""
+    kept = next((r["verifier_sign"] for r in expected["levers"] if r["flip_groups"] == "zero_variance"), None)
+    if kept is None:
+        return ""
+    return f"flip_groups=zero_variance keeps it in mixed groups, on {100 * kept:.0f} % of all tokens here. "
 
 
 def _deadzone_in_words(expected: dict[str, Any]) -> str:

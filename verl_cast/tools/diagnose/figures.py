@@ -5,6 +5,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from verl_cast.tools.diagnose.direction import setting_in_words
 from verl_cast.tools.diagnose.gaps import is_noise
 from verl_cast.tools.diagnose.summary import SIDE_NAMES, short
 
@@ -55,17 +56,17 @@ def accuracy(contexts: dict[str, Any]) -> go.Figure:
 
 def levers(own: dict[str, Any]) -> go.Figure:
     """Share of tokens that keep the verifier's sign, by flip and dead zone, for correct and wrong responses."""
-    flips = list(dict.fromkeys(row["flip"] for row in own["levers"]))
+    settings = list(dict.fromkeys(setting_in_words(row) for row in own["levers"]))
     zones = list(dict.fromkeys(row["gap_deadzone"] for row in own["levers"]))
     figure = make_subplots(1, 2, subplot_titles=("tokens of correct responses", "tokens of wrong responses"))
     for column, side in enumerate(("right", "wrong"), start=1):
-        cells = {(row["flip"], row["gap_deadzone"]): row[f"verifier_sign_{side}"] for row in own["levers"]}
-        values = [[cells[flip, zone] for zone in zones] for flip in flips]
+        cells = {(setting_in_words(row), row["gap_deadzone"]): row[f"verifier_sign_{side}"] for row in own["levers"]}
+        values = [[cells[setting, zone] for zone in zones] for setting in settings]
         figure.add_trace(
             go.Heatmap(
                 z=values,
                 x=[f"{zone:g}" for zone in zones],
-                y=[f"flip={flip}" for flip in flips],
+                y=settings,
                 zmin=0,
                 zmax=1,
                 colorscale=[[0, "#f6c9a0"], [0.5, "#f5f3ec"], [1, "#8fd0b9"]],
@@ -79,7 +80,7 @@ def levers(own: dict[str, Any]) -> go.Figure:
         )
         figure.update_xaxes(title="gap_deadzone, nats", type="category", row=1, col=column)
     figure.update_yaxes(autorange="reversed")
-    return _layout(figure, 290)
+    return _layout(figure, 330)
 
 
 def histograms(gaps: dict[str, Any]) -> go.Figure:

@@ -4,6 +4,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from verl_cast.tools.diagnose.direction import setting_in_words
 from verl_cast.tools.diagnose.gaps import is_noise
 
 WIDTH = 100
@@ -113,14 +114,14 @@ def _direction(result: dict[str, Any]) -> list[str]:
 def _levers(own: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     lines = _heading("Levers: tokens that keep the verifier's sign, correct / wrong responses")
     zones = list(dict.fromkeys(row["gap_deadzone"] for row in own["levers"]))
-    lines.append("  " + f"{'gap_deadzone':16s}" + "".join(f"{zone:>16g}" for zone in zones))
-    for flip in dict.fromkeys(row["flip"] for row in own["levers"]):
+    lines.append("  " + f"{'gap_deadzone':26s}" + "".join(f"{zone:>14g}" for zone in zones))
+    for setting in dict.fromkeys(setting_in_words(row) for row in own["levers"]):
         cells = [
             f"{percent(row['verifier_sign_right'])} / {percent(row['verifier_sign_wrong'])}"
             for row in own["levers"]
-            if row["flip"] == flip
+            if setting_in_words(row) == setting
         ]
-        lines.append(f"  {'flip=' + flip:16s}" + "".join(f"{cell:>16s}" for cell in cells))
+        lines.append(f"  {setting:26s}" + "".join(f"{cell:>14s}" for cell in cells))
     lines += _wrap(
         f"gap_weight (λ, here {settings['gap_weight']:g}) only scales advantages: no value of it changes a sign."
     )

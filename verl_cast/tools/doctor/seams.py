@@ -29,7 +29,7 @@ def _broken(module_name: str) -> list[Line]:
     lines = []
     for name, expected in SEAMS[module_name].items():
         try:
-            found = parameters_of(module, name)
+            found = parameters_of(module, name, expected)
         except SeamChanged as problem:
             lines.append(error(name, str(problem)))
             continue
