@@ -98,7 +98,7 @@ class SeamChanged(RuntimeError):
 
 
 def parameters_of(module: ModuleType, qualified_name: str, expected: tuple[str, ...]) -> tuple[str, ...]:
-    """Parameter names of a function or method of `module`. Optional ones after the expected ones change no call of ours.
+    """Parameter names of a function or method of `module`, without optional ones that follow the expected ones.
 
     Raises:
         SeamChanged: it does not exist.
