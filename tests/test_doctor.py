@@ -490,10 +490,10 @@ def test_a_reward_that_cannot_work_is_an_error_with_a_remedy(good_run, tmp_path,
 def test_a_reward_that_hangs_does_not_hang_the_doctor(good_run, tmp_path, monkeypatch, body):
     monkeypatch.setattr(rewards, "SECONDS", 1)
     config = graded(good_run, tmp_path, body)
-    started = time.monotonic()
+    started, others = time.monotonic(), set(multiprocessing.active_children())  # of the verifier's pool
     [text] = texts(look(config), "error")
     assert "takes longer than 1 s" in text and time.monotonic() - started < 30
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= others
 
 
 @pytest.mark.parametrize(

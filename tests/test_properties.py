@@ -522,7 +522,7 @@ def of_gaps(gap, used_gap):
 
 
 def test_metrics_are_finite_and_right(chunk):
-    """Catches a division by zero, and a metric over rows, tokens or groups that do not count."""
+    """Catches a division by zero, a metric over rows, tokens or groups that do not count, and one over none."""
     for batch, e, result in chunk:
         m = advantage_metrics(result)
         assert all(isinstance(v, float) and math.isfinite(v) for v in m.values()), f"{batch}: {m}"
@@ -532,35 +532,47 @@ def test_metrics_are_finite_and_right(chunk):
             continue
         _, group = np.unique(batch.index, return_inverse=True)
         kinds = [len(np.unique(group[batch.counts & (e.kind == name)])) for name in LABELS]
-        total, B = max(1, tokens.sum()), e.base[:, None]
+        total, B, mixed = tokens.sum(), e.base[:, None], (e.kind == "mixed")[:, None]
+
+        def ratio(part, whole):
+            return part / whole if whole else None
 
         def share(where, among, tokens=tokens):
-            return (where & among & tokens).sum() / max(1, (among & tokens).sum())
+            return ratio((where & among & tokens).sum(), (among & tokens).sum())
 
         gap, used_gap, advantage = e.raw_gap[tokens], e.gap[tokens], e.advantage[tokens]
         mass = np.abs(e.advantage) * tokens
         empty = np.isin(e.kind, LABELS[1:])
         expected = {
-            **{f"group/{name}_share": n / max(1, sum(kinds)) for name, n in zip(LABELS, kinds, strict=True)},
-            "correct_share": e.correct[counted].sum() / max(1, counted.sum()),
-            "base/abs_mean": np.abs(e.base[counted]).sum() / max(1, counted.sum()),
+            **{f"group/{name}_share": ratio(n, sum(kinds)) for name, n in zip(LABELS, kinds, strict=True)},
+            "group/mixed_count": kinds[0] if sum(kinds) else None,
+            "correct_share": ratio(e.correct[counted].sum(), counted.sum()),
+            "base/abs_mean": ratio(np.abs(e.base[counted]).sum(), counted.sum()),
             **(of_gaps(gap, used_gap) if gap.size else {}),
             **by_correctness(e, tokens),
             "flip/share": share(e.flipped, np.ones_like(tokens)),
             "flip/correct_share": share(e.flipped, B > 0),
             "flip/wrong_share": share(e.flipped, B < 0),
-            "advantage/mean": advantage.sum() / total,
-            "advantage/abs_mean": np.abs(advantage).sum() / total,
-            "advantage/zero_variance_mass": mass[empty].sum() / max(mass.sum(), 1e-12),
+            "flip/mixed_share": share(e.flipped, mixed),
+            "flip/zero_variance_share": share(e.flipped, ~mixed),
+            "advantage/mean": ratio(advantage.sum(), total),
+            "advantage/abs_mean": ratio(np.abs(advantage).sum(), total),
+            "advantage/zero_variance_mass": ratio(mass[empty].sum(), mass.sum()),
         }
         scale = np.abs(advantage).max(initial=1) + np.abs(gap).max(initial=1)
         for name, value in expected.items():
+            if value is None:
+                assert name not in m, f"{batch}: {name}"
+                continue
             share_like = "share" in name or "mass" in name
             assert m[name] == pytest.approx(value, rel=1e-4, abs=1e-5 if share_like else 1e-5 * scale), (
                 f"{batch}: {name}"
             )
         # a magnitude within rounding of the clip may be on either side of it
         clip = batch.config.advantage_clip
+        if not total:
+            assert "advantage/clipped_share" not in m, batch
+            continue
         if clip is None:
             assert m["advantage/clipped_share"] == 0, batch
             continue
