@@ -118,6 +118,7 @@ def test_a_step_takes_one_pass_only_where_the_batch_is_one_update(compose):
     assert never.one_pass and not never.measures_noise
     no_gap = {"gap_weight": 0.0, "flip": "none", "teacher": AGE_1 | {"noise_floor": None}}
     assert not plan(config, [1, 0, 0] * 2, **no_gap).measures_noise, "no gap matters"
+    assert plan(config, [1, 0, 0] * 2, **no_gap, gap_deadzone="noise").measures_noise, "the dead zone needs a number"
     virtual = compose(*ON_POLICY, "model_engine=megatron", f"{ACTOR}.megatron.virtual_pipeline_model_parallel_size=2")
     assert not plan(virtual, [1, 0, 0] * 2, teacher=AGE_1 | {"noise_floor": None}).measures_noise
     with pytest.raises(ValueError, match="the noise floor has not been measured"):

@@ -14,6 +14,7 @@ from verl_cast.advantage.base import EXCLUDED, TrajectoryAdvantage
 from verl_cast.advantage.compute import rule_of, trajectory_advantage
 from verl_cast.advantage.rule import Rule
 from verl_cast.config import MethodConfig
+from verl_cast.config.cast import NOISE
 from verl_cast.launch.check import noise_floor_interval
 from verl_cast.training.passes import step_allows_one_pass, weighs_by_old_log_probs
 
@@ -105,7 +106,8 @@ def plan_step(
 
     interval = noise_floor_interval(config, method)
     is_due = interval is not None and (noise_floor is None or (interval > 0 and global_step % interval == 0))
-    measures_noise = live_is_old and is_due and bool(scored.any())  # where no gap matters, no noise does
+    # Where no gap matters, no noise does. But a dead zone that follows the noise needs a number in every step.
+    measures_noise = live_is_old and is_due and (bool(scored.any()) or method.gap_deadzone == NOISE)
     one_pass = (
         may_be_one_pass
         and step_allows_one_pass(config, len(keys), global_step)
