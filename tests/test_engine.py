@@ -51,12 +51,7 @@ LAYOUTS = {
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("engine")
-    tiny.write(path)
-    tiny.model(num_layers=4).save_pretrained(path / "model")  # two pipeline stages of two chunks each
-    (path / "context.jinja").write_text(
-        '{% set shown = [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "1."}] %}'
-        "{{ apply_chat_template(shown + messages) }}"
-    )
+    tiny.write_for_engine_laws(path)
     return path
 
 

@@ -102,21 +102,17 @@ def made_model(directory: Path, size: str) -> None:
     tiny.tokenizer().save_pretrained(directory / "made")
 
 
-class MadeRank:
-    """One rank with the made model under FSDP2 in bf16, and a batch of long responses."""
+def made_rank(directory: Path, size: str) -> Any:
+    """A `Rank` with the made model under FSDP2 in bf16, and a batch of long responses."""
+    import torch
+    from worker_rank import Rank, batch
 
-    def __init__(self, directory: Path, size: str):
-        import torch
-        from worker_rank import Rank, batch
-
-        *_, vocabulary, length, rows = SIZES[size]
-        attention = PACKED if installed("flash_attn") and on_accelerator() else ()
-        overrides = [f"{MODEL}.path={directory / 'made'}", FSDP_BF16, *attention, f"{ACTOR}.optim.lr=1e-5"]
-        self.rank = Rank(directory, "fsdp2", overrides)
-        self.rank.data = batch(0, rows, torch.linspace(length // 2, length, rows).int().tolist(), vocabulary)
-
-    def init(self, context: str, **settings: Any) -> None:
-        self.rank.init_teacher(context=context, settings=settings)
+    *_, vocabulary, length, rows = SIZES[size]
+    attention = PACKED if installed("flash_attn") and on_accelerator() else ()
+    overrides = [f"{MODEL}.path={directory / 'made'}", FSDP_BF16, *attention, f"{ACTOR}.optim.lr=1e-5"]
+    rank = Rank(directory, "fsdp2", overrides)
+    rank.data = batch(0, rows, torch.linspace(length // 2, length, rows).int().tolist(), vocabulary)
+    return rank
 
 
 def on_accelerator() -> bool:
@@ -127,7 +123,7 @@ def on_accelerator() -> bool:
 
 def noise(directory: Path, size: str) -> dict[str, Any]:
     """The 99 % quantile, in nats, of the gap between two scorings of the same tokens by the same weights."""
-    this = MadeRank(directory, size).rank
+    this = made_rank(directory, size)
     this.init_teacher(context="plain")
     config = this.worker.actor.engine_config
     floors = {"same": (this.log_probs_again() - this.log_probs()).abs()}
@@ -201,7 +197,7 @@ def step(directory: Path, size: str) -> dict[str, Any]:
     from verl_cast.advantage.cast import CastRule
     from verl_cast.advantage.compute import token_advantage
 
-    this = MadeRank(directory, size).rank
+    this = made_rank(directory, size)
     device, rows = get_torch_device(), len(this.data)
     value = torch.tensor([0.7, -1.0, 1.0, -0.7]).repeat(-(-rows // 4))[:rows]
     base = BaseAdvantage(value, value > 0, torch.full((rows,), MIXED))
@@ -361,9 +357,7 @@ def main() -> None:
     directory = Path(tempfile.mkdtemp(prefix="run_gpu_"))
     import tiny
 
-    tiny.write(directory)
-    tiny.model(num_layers=4).save_pretrained(directory / "model")
-    write_context(directory)
+    tiny.write_for_engine_laws(directory)
     for layout in args.layouts:
         needs = LAYOUTS[layout][2]
         missing = needs if needs is not None and not installed(needs) else None
@@ -400,14 +394,6 @@ def main() -> None:
     if args.out is not None:
         args.out.write_text(json.dumps(numbers, indent=1))
     sys.exit(1 if numbers["failed"] else 0)
-
-
-def write_context(directory: Path) -> None:
-    """The template of the engine laws."""
-    (directory / "context.jinja").write_text(
-        '{% set shown = [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "1."}] %}'
-        "{{ apply_chat_template(shown + messages) }}"
-    )
 
 
 def print_table(about: dict[str, str], size: str, table: list[tuple[str, str]], seconds: float) -> None:

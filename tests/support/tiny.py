@@ -90,5 +90,15 @@ def write(directory: Path) -> None:
     (directory / "done.json").write_text(json.dumps({"rows": len(rows)}))
 
 
+def write_for_engine_laws(directory: Path) -> None:
+    """What `write` writes, with a model of two pipeline stages of two chunks each, and a template of a context."""
+    write(directory)
+    model(num_layers=4).save_pretrained(directory / "model")
+    (directory / "context.jinja").write_text(
+        '{% set shown = [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "1."}] %}'
+        "{{ apply_chat_template(shown + messages) }}"
+    )
+
+
 if __name__ == "__main__":
     write(Path(sys.argv[1]))

@@ -131,12 +131,8 @@ def memory(config: DictConfig, teacher: TeacherConfig, hf_config) -> Memory | No
         ranks = settings.tensor_model_parallel_size * settings.pipeline_model_parallel_size
         expert_tensor = settings.get("expert_tensor_parallel_size") or settings.tensor_model_parallel_size
         expert_ranks = settings.pipeline_model_parallel_size * settings.expert_model_parallel_size * expert_tensor
-        # Within a pipeline stage a rank's place among tensor ranks and among expert ranks repeats with these periods.
-        tensor_ranks, of_experts = (
-            settings.tensor_model_parallel_size,
-            settings.expert_model_parallel_size * expert_tensor,
-        )
-        shards = settings.pipeline_model_parallel_size * math.lcm(tensor_ranks, of_experts)
+        # A rank's place among the dense parts repeats with the first period, among the experts with the second.
+        shards = math.lcm(ranks, expert_ranks)
         experts = sum(math.prod(shape) for name, shape in shapes if ".experts." in name)
         dtype = _DTYPES[settings.dtype]
         local = math.ceil((trained - experts) / ranks + experts / expert_ranks)
