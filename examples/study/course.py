@@ -16,8 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from verl_cast.advantage.compute import compute_advantage
-from verl_cast.advantage.metrics import advantage_metrics
+from verl_cast.advantage.base import MIXED
+from verl_cast.advantage.compute import TokenAdvantage, compute_advantage
+from verl_cast.advantage.metrics import centred, correlation
 from verl_cast.config import CastConfig
 
 # GRPO is CAST without weight, flips, base advantages and clip, bit for bit.
@@ -43,11 +44,13 @@ SMALL = {"base_correct": 0, "base_wrong": 0.3}
 ARMS = {
     "grpo": Arm(GRPO),
     "exact": Arm({}),
+    "exact_deadzone": Arm({"gap_deadzone": 1.0}),
     "no_flip": Arm({"flip": "none"}),
     "zero_variance": Arm(ZERO_VARIANCE),
     "zero_variance_small": Arm(ZERO_VARIANCE | SMALL),
     "exact_trust": Arm({}, trust=0.1),
     "zero_variance_trust": Arm(ZERO_VARIANCE, trust=0.1),
+    "zero_variance_small_trust": Arm(ZERO_VARIANCE | SMALL, trust=0.1),
 }
 TRUST_DECAY = 0.9
 MAX_GRAD_NORM = 1.0
@@ -98,81 +101,101 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """What all courses of one study share."""
+    """What all courses of one study share. `block`: steps of which the raw file holds one mean."""
 
     steps: int
     problems: int
     n: int
     learning_rate: float
     evaluate_every: int
+    block: int
 
 
 def course(policy: Policy, cell: Cell, arm: Arm, plan: Plan, seed: int) -> dict[str, Any]:
-    """Train `policy`, and return what the course looked like. Arms of one seed see the same problems."""
-    started, config = time.monotonic(), CastConfig.from_dict(arm.settings)
-    grpo = CastConfig.from_dict(GRPO)
+    """Train `policy`, and return what the course looked like. Arms of one seed see the same problems.
+
+    Returns:
+        Per cent, means over blocks of steps: `reward`, `mixed` groups, `flips` of all tokens, and `trusted` where the
+        arm knows trust. `course`: mean reward of all steps. `held_out`: [step, accuracy] now and then.
+    """
+    started, config, grpo = time.monotonic(), CastConfig.from_dict(arm.settings), CastConfig.from_dict(GRPO)
     problems_of_seed, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=plan.learning_rate, weight_decay=0.0)
-    teacher, trust = policy, 0.0
-    names = ("reward", "mixed", "flips", "gap", "correlation", "trusted")
-    steps: dict[str, list[float | None]] = {name: [] for name in names}
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=plan.learning_rate, weight_decay=0.0, fused=True)
+    needs_teacher, teacher, trust = arm.settings is not GRPO, None, 0.0
+    steps: list[dict[str, float]] = []
     held_out = [[0, evaluate(policy, cell, seed)]]
     for step in range(plan.steps):
-        trusted = arm.trust is None or trust >= arm.trust
-        needs_teacher = arm.settings is not GRPO
         if needs_teacher and step % config.teacher.refresh_interval == 0:
             teacher = policy.snapshot()
+        trusted = arm.trust is None or trust >= arm.trust
         problems = problems_of_seed.sample(list(cell.train), plan.problems)
         with torch.no_grad():
             responses = policy.sample(problems, plan.n, cell.student, generator)
-        metrics = update(
-            policy, teacher if needs_teacher else None, optimizer, problems, responses, plan, cell,
-            config if trusted else grpo,
-        )  # fmt: skip
-        correlation = metrics.get("gap/correctness_corr_in_group")
-        if correlation is not None:
-            trust = TRUST_DECAY * trust + (1 - TRUST_DECAY) * correlation
-        for name, value in (
-            ("reward", metrics["correct_share"]),
-            ("mixed", metrics["group/mixed_share"]),
-            ("flips", metrics["flip/share"]),
-            ("gap", metrics["gap/mean"]),
-            ("correlation", correlation),
-            ("trusted", float(trusted)),
-        ):
-            steps[name].append(None if value is None else round(value, 4))
+        results = update(policy, teacher, optimizer, problems, responses, plan, cell, config if trusted else grpo)
+        measured = in_group_correlation(results)
+        if measured is not None:
+            trust = TRUST_DECAY * trust + (1 - TRUST_DECAY) * measured
+        steps.append(statistics(results) | ({} if arm.trust is None else {"trusted": float(trusted)}))
         if (step + 1) % plan.evaluate_every == 0:
             held_out.append([step + 1, evaluate(policy, cell, seed)])
-    return {"steps": steps, "held_out": held_out, "seconds": round(time.monotonic() - started, 1)}
+    return {
+        "course": round(float(np.mean([step["reward"] for step in steps])), 4),
+        "held_out": held_out,
+        **{name: in_blocks([step[name] for step in steps], plan.block) for name in steps[0]},
+        "seconds": round(time.monotonic() - started, 1),
+    }
 
 
-def update(policy, teacher, optimizer, problems, responses, plan, cell, config) -> dict[str, float]:
-    """One optimizer step over all responses, some problems at a time; the method's metrics of the batch."""
-    n, rows = plan.n, len(responses.rewards)
-    index = np.repeat(np.arange(len(problems)), n)
+def update(policy, teacher, optimizer, problems, responses, plan, cell, config) -> list[TokenAdvantage]:
+    """One optimizer step over all responses, some problems at a time; the advantages of each such part."""
+    n, rows, results = plan.n, len(responses.rewards), []
     rewards = torch.zeros(responses.tokens.shape)
     rewards[:, 0] = responses.rewards
-    old, scored = [], []
     optimizer.zero_grad(set_to_none=True)
     for first in range(0, len(problems), policy.group_batch):
         some = problems[first : first + policy.group_batch]
         part = slice(first * n, first * n + len(some) * n)
         own = responses.rows(part.start, part.stop)
         log_probs = policy.log_probs(some, own, n, cell.student)
-        reference = log_probs.detach()
+        old = reference = log_probs.detach()
         if teacher is not None:
             with torch.no_grad():
                 reference = teacher.log_probs(some, own, n, cell.teacher)
-        result = compute_advantage(rewards[part], own.mask, index[part], log_probs.detach(), reference, config)
-        ratio = torch.exp(log_probs - log_probs.detach())
+        index = np.repeat(np.arange(len(some)), n)
+        result = compute_advantage(rewards[part], own.mask, index, old, reference, config)
+        ratio = torch.exp(log_probs - old)
         per_response = (result.advantages * ratio * own.mask).sum(dim=-1) / own.mask.sum(dim=-1)
         (-per_response.sum() / rows).backward()
-        old.append(log_probs.detach())
-        scored.append(reference)
+        results.append(result)
     torch.nn.utils.clip_grad_norm_(policy.model.parameters(), MAX_GRAD_NORM)
     optimizer.step()
-    result = compute_advantage(rewards, responses.mask, index, torch.cat(old), torch.cat(scored), config)
-    return advantage_metrics(result, None)
+    return results
+
+
+def statistics(results: Sequence[TokenAdvantage]) -> dict[str, float]:
+    """Of one step: mean reward, share of mixed groups (all groups have one size), share of flipped tokens."""
+    rows = sum(len(result.base.kind) for result in results)
+    tokens = sum(int(result.mask.sum()) for result in results)
+    return {
+        "reward": sum(int(result.base.correct.sum()) for result in results) / rows,
+        "mixed": sum(int((result.base.kind == MIXED).sum()) for result in results) / rows,
+        "flips": sum(int(result.flipped.sum()) for result in results) / tokens,
+    }
+
+
+def in_group_correlation(results: Sequence[TokenAdvantage]) -> float | None:
+    """Of mean gap and correctness, over all responses, both relative to their group; None where one does not vary."""
+    gaps, correct = [], []
+    for result in results:
+        group = result.base.group.numpy()
+        gaps.append(centred((result.raw_gap.sum(dim=-1) / result.mask.sum(dim=-1)).double().numpy(), group))
+        correct.append(centred(result.base.correct.double().numpy(), group))
+    return correlation(np.concatenate(gaps), np.concatenate(correct))
+
+
+def in_blocks(values: Sequence[float], block: int) -> list[int]:
+    """Means over blocks of steps, in whole per cent: a line of the raw file stays short."""
+    return [round(100 * float(np.mean(values[first : first + block]))) for first in range(0, len(values), block)]
 
 
 @torch.no_grad()
