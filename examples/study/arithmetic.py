@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 
 import torch
-from course import ARMS, Cell, Plan, Responses, append, course, finished
+from course import ARMS, Cell, Plan, Responses, append, course, pending
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from verl_cast.teacher.context import TeacherContext
@@ -62,9 +62,12 @@ def cells() -> dict[str, Cell]:
 
 
 class SmolLM:
-    """The policy. Each forward reads the prompts once; their keys and values serve all responses of a group."""
+    """The policy. Each forward reads the prompts once; their keys and values serve all responses of a group.
 
-    group_batch = 2
+    Equal responses of a group are computed once, too: the gradient is the same.
+    """
+
+    group_batch = PLAN.problems
 
     def __init__(self, model, tokenizer):
         self.model, self.tokenizer = model, tokenizer
@@ -91,16 +94,16 @@ class SmolLM:
         mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
         return ids, mask
 
-    def _read_prompts(self, problems, n: int, context: str):
-        """The prompts' cache and mask for n responses each, and the logits after them: (N, V)."""
+    def _read_prompts(self, problems, rows: torch.Tensor, context: str):
+        """The prompts' cache and mask, and the logits after them (N, V). `rows` (N,): the problem of each row."""
         ids, mask = self.prompts(problems, context)
         positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
         cache = DynamicCache()
         output = self.model(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
         )
-        cache.batch_repeat_interleave(n)
-        return cache, mask.repeat_interleave(n, dim=0), output.logits[:, -1].repeat_interleave(n, dim=0)
+        cache.batch_select_indices(rows)
+        return cache, mask[rows], output.logits[:, -1][rows]
 
     def _read(self, tokens: torch.Tensor, cache, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The logits after further tokens (N, t), and the longer mask."""
@@ -111,7 +114,7 @@ class SmolLM:
         return logits, mask
 
     def sample(self, problems, n, context, generator) -> Responses:
-        cache, mask, logits = self._read_prompts(problems, n, context)
+        cache, mask, logits = self._read_prompts(problems, torch.arange(len(problems)).repeat_interleave(n), context)
         end, rows = self.tokenizer.eos_token_id, len(problems) * n
         tokens, masks, running = [], [], torch.ones(rows, dtype=torch.int64)
         for _ in range(MAX_TOKENS):
@@ -134,10 +137,13 @@ class SmolLM:
         return Responses(tokens, masks, torch.tensor(rewards))
 
     def log_probs(self, problems, responses, n, context) -> torch.Tensor:
-        cache, mask, first = self._read_prompts(problems, n, context)
-        logits, _ = self._read(responses.tokens[:, :-1], cache, mask)
+        problem = torch.arange(len(problems)).repeat_interleave(n)
+        rows, inverse = torch.cat([problem[:, None], responses.tokens], dim=1).unique(dim=0, return_inverse=True)
+        problem, tokens = rows[:, 0], rows[:, 1:]
+        cache, mask, first = self._read_prompts(problems, problem, context)
+        logits, _ = self._read(tokens[:, :-1], cache, mask)
         logits = torch.cat([first[:, None], logits], dim=1) / TEMPERATURE
-        return logits.gather(-1, responses.tokens[..., None])[..., 0] - logits.logsumexp(dim=-1)
+        return (logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(dim=-1))[inverse]
 
 
 def graded(text: str, answer: int) -> float:
@@ -170,11 +176,7 @@ def main() -> None:
     if args.measure:
         return measure(args.model)
     seeds = range(args.first_seed, args.first_seed + args.seeds)
-    for seed, name, arm in itertools.product(seeds, args.cells.split(","), args.arms.split(",")):
-        if arm == "grpo":  # has no teacher: one cell a density shows it
-            name = name.rpartition("_")[0] + "_fit"
-        if (name, arm, seed) in finished(RESULTS):
-            continue
+    for name, arm, seed in pending(RESULTS, seeds, args.cells.split(","), args.arms.split(","), by_cell=True):
         torch.manual_seed(seed)
         result = course(SmolLM.load(args.model), cells()[name], ARMS[arm], PLAN, seed)
         append(RESULTS, {"cell": name, "arm": arm, "seed": seed, **result})

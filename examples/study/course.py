@@ -4,6 +4,7 @@ The advantages are verl_cast's. The rest is what verl does with one update a bat
 update's own forward, the teacher is a snapshot of the policy, the loss is a mean over tokens, then over responses.
 """
 
+import itertools
 import json
 import os
 import random
@@ -27,16 +28,17 @@ GRPO = {"gap_weight": 0, "flip": "none", "base_correct": 0, "base_wrong": 0, "ad
 
 @dataclass(frozen=True)
 class Arm:
-    """Settings under `algorithm.cast`, and when the teacher is trusted.
+    """Settings under `algorithm.cast`, and when the teacher is trusted. Without trust the step is GRPO's.
 
     Attributes:
         settings: what differs from the paper's.
-        trust: the in-group correlation of gap and correctness, averaged over steps, from which on the settings hold.
-            Below it the step is GRPO's. None: always.
+        trust: None: always trusted. correlation: the in-group correlation of gap and correctness, averaged over steps,
+            is at least TRUST_FROM. sampled: at the last refresh the policy was right more often in the teacher's
+            context than in its own, by TRUST_ERRORS standard errors, in a batch of other problems.
     """
 
     settings: dict[str, Any]
-    trust: float | None = None
+    trust: str | None = None
 
 
 ZERO_VARIANCE = {"flip_groups": "zero_variance"}
@@ -46,13 +48,14 @@ ARMS = {
     "exact": Arm({}),
     "exact_deadzone": Arm({"gap_deadzone": 1.0}),
     "no_flip": Arm({"flip": "none"}),
+    "weights_only": Arm({"flip": "none", "base_correct": 0, "base_wrong": 0}),
     "zero_variance": Arm(ZERO_VARIANCE),
     "zero_variance_small": Arm(ZERO_VARIANCE | SMALL),
-    "exact_trust": Arm({}, trust=0.1),
-    "zero_variance_trust": Arm(ZERO_VARIANCE, trust=0.1),
-    "zero_variance_small_trust": Arm(ZERO_VARIANCE | SMALL, trust=0.1),
+    "small_deadzone": Arm(ZERO_VARIANCE | SMALL | {"gap_deadzone": 1.0}),
+    "small_trust": Arm(ZERO_VARIANCE | SMALL, trust="correlation"),
+    "small_sampled": Arm(ZERO_VARIANCE | SMALL, trust="sampled"),
 }
-TRUST_DECAY = 0.9
+TRUST_DECAY, TRUST_FROM, TRUST_ERRORS = 0.9, 0.1, 2.0
 MAX_GRAD_NORM = 1.0
 
 
@@ -121,20 +124,22 @@ def course(policy: Policy, cell: Cell, arm: Arm, plan: Plan, seed: int) -> dict[
     started, config, grpo = time.monotonic(), CastConfig.from_dict(arm.settings), CastConfig.from_dict(GRPO)
     problems_of_seed, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=plan.learning_rate, weight_decay=0.0, fused=True)
-    needs_teacher, teacher, trust = arm.settings is not GRPO, None, 0.0
+    needs_teacher, teacher, correlated, better = arm.settings is not GRPO, None, 0.0, False
     steps: list[dict[str, float]] = []
     held_out = [[0, evaluate(policy, cell, seed)]]
     for step in range(plan.steps):
         if needs_teacher and step % config.teacher.refresh_interval == 0:
             teacher = policy.snapshot()
-        trusted = arm.trust is None or trust >= arm.trust
+            if arm.trust == "sampled":
+                better = teacher_is_better(policy, cell, plan, seed, step)
+        trusted = {None: True, "correlation": correlated >= TRUST_FROM, "sampled": better}[arm.trust]
         problems = problems_of_seed.sample(list(cell.train), plan.problems)
         with torch.no_grad():
             responses = policy.sample(problems, plan.n, cell.student, generator)
         results = update(policy, teacher, optimizer, problems, responses, plan, cell, config if trusted else grpo)
         measured = in_group_correlation(results)
         if measured is not None:
-            trust = TRUST_DECAY * trust + (1 - TRUST_DECAY) * measured
+            correlated = TRUST_DECAY * correlated + (1 - TRUST_DECAY) * measured
         steps.append(statistics(results) | ({} if arm.trust is None else {"trusted": float(trusted)}))
         if (step + 1) % plan.evaluate_every == 0:
             held_out.append([step + 1, evaluate(policy, cell, seed)])
@@ -170,6 +175,22 @@ def update(policy, teacher, optimizer, problems, responses, plan, cell, config) 
     torch.nn.utils.clip_grad_norm_(policy.model.parameters(), MAX_GRAD_NORM)
     optimizer.step()
     return results
+
+
+@torch.no_grad()
+def teacher_is_better(policy: Policy, cell: Cell, plan: Plan, seed: int, step: int) -> bool:
+    """Whether the policy is right more often in the teacher's context than in its own, beyond chance.
+
+    Problems and samples have random numbers of their own: the course's stay what they are.
+    """
+    rng, generator = random.Random(f"{seed} {step}"), torch.Generator().manual_seed(1_000 * seed + step)
+    problems = rng.sample(list(cell.train), plan.problems)
+    teacher, student = (
+        float(policy.sample(problems, plan.n, context, generator).rewards.mean())
+        for context in (cell.teacher, cell.student)
+    )
+    rows, both = plan.problems * plan.n, (teacher + student) / 2
+    return teacher - student > TRUST_ERRORS * (2 * both * (1 - both) / rows) ** 0.5
 
 
 def statistics(results: Sequence[TokenAdvantage]) -> dict[str, float]:
@@ -208,12 +229,22 @@ def evaluate(policy: Policy, cell: Cell, seed: int) -> float:
 # ------------------------------------------------------------------------------------------------------------ raw files
 
 
-def finished(path: Path) -> set[tuple[str, str, int]]:
-    """(cell, arm, seed) of every run in a file of results, one run a line."""
-    if not path.exists():
-        return set()
-    runs = map(json.loads, path.read_text().splitlines())
-    return {(run["cell"], run["arm"], run["seed"]) for run in runs}
+def pending(
+    path: Path, seeds: Sequence[int], cells: Sequence[str], arms: Sequence[str], by_cell: bool = False
+) -> list[tuple[str, str, int]]:
+    """(cell, arm, seed) of the runs that a file of results lacks.
+
+    A seed is complete before the next one starts; with `by_cell` a cell is. GRPO has no teacher: it runs in the fit
+    cell of a density and counts for the others.
+    """
+    outer, inner = (cells, seeds) if by_cell else (seeds, cells)
+    jobs = {}
+    for one, other, arm in itertools.product(outer, inner, arms):
+        cell, seed = (one, other) if by_cell else (other, one)
+        jobs[(f"{cell.rpartition('_')[0]}_fit" if arm == "grpo" else cell, arm, seed)] = None
+    lines = path.read_text().splitlines() if path.exists() else []
+    done = {(run["cell"], run["arm"], run["seed"]) for run in map(json.loads, lines)}
+    return [job for job in jobs if job not in done]
 
 
 def append(path: Path, run: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ import random
 from pathlib import Path
 
 import torch
-from course import ARMS, Cell, Plan, Responses, append, course, finished
+from course import ARMS, Cell, Plan, Responses, append, course, pending
 from torch import nn
 
 HERE = Path(__file__).parent
@@ -206,15 +206,8 @@ def main() -> None:
     if not MODEL.exists():
         pretrain()
     seeds = range(args.first_seed, args.first_seed + args.seeds)
-    jobs = []
-    for seed, cell, arm in itertools.product(seeds, args.cells.split(","), args.arms.split(",")):
-        # GRPO has no teacher: one cell a density shows it.
-        cell = cell.rpartition("_")[0] + "_fit" if arm == "grpo" else cell
-        if (cell, arm, seed) not in jobs:
-            jobs.append((cell, arm, seed))
-    done = finished(RESULTS)
-    jobs = [job for job in jobs if job not in done]
-    print(f"{len(jobs)} runs to do, {len(done)} done", flush=True)
+    jobs = pending(RESULTS, seeds, args.cells.split(","), args.arms.split(","))
+    print(f"{len(jobs)} runs to do", flush=True)
     with multiprocessing.Pool(args.at_a_time) as pool:
         for number, line in enumerate(pool.imap_unordered(run, jobs), start=1):
             print(f"{number}/{len(jobs)} {line}", flush=True)

@@ -1,0 +1,267 @@
+"""Tables and pictures of the study, from the raw results.
+
+    python examples/study/results.py             writes the tables into README.md, and courses.png and map.png
+    python examples/study/results.py --tables    the tables alone
+
+A number is a difference from GRPO in percentage points: the mean over seeds, with the 95 % bootstrap interval over
+seeds. Both arms of a difference saw the same problems.
+"""
+
+import argparse
+import functools
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from course import ARMS
+
+from verl_cast.tools.stats import mean_interval
+
+HERE = Path(__file__).parent
+PAGE = HERE / "README.md"
+STUDIES = ("knows", "arithmetic")
+OUTCOMES = {
+    "course": lambda run: 100 * run["course"],
+    "end": lambda run: 100 * run["held_out"][-1][1],
+}
+FITNESS = ("fit", "equal", "unfit")
+DENSITIES = ("rare", "sparse", "medium", "dense")
+
+
+class Runs:
+    """All runs of a study, by cell, arm and seed."""
+
+    def __init__(self, lines: Sequence[str]):
+        runs = [json.loads(line) for line in lines]
+        self._found = {(run["cell"], run["arm"], run["seed"]): run for run in runs}
+        self.seconds = sum(run["seconds"] for run in runs)
+
+    @classmethod
+    def read(cls, study: str) -> "Runs":
+        path = HERE / "raw" / f"{study}.jsonl"
+        return cls(path.read_text().splitlines() if path.exists() else [])
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def of(self, cell: str, arm: str) -> dict[int, dict]:
+        """Seed -> run. GRPO has no teacher: its runs stand under the fit context and hold for all."""
+        cell = f"{density_of(cell)}_fit" if arm == "grpo" else cell
+        return {seed: run for (c, a, seed), run in sorted(self._found.items()) if (c, a) == (cell, arm)}
+
+    def cells(self) -> list[str]:
+        every = [f"{density}_{fitness}" for density in DENSITIES for fitness in FITNESS]
+        return [cell for cell in every if any(self.differences(cell, arm, OUTCOMES["course"]).size for arm in ARMS)]
+
+    def arms(self) -> list[str]:
+        return [arm for arm in ARMS if arm != "grpo" and any(a == arm for _, a, _ in self._found)]
+
+    def differences(self, cell: str, arm: str, outcome: Callable[[dict], float]) -> np.ndarray:
+        """(N,) the arm's outcome less GRPO's, for every seed that has both."""
+        if arm == "grpo":
+            return np.array([])
+        ours, grpo = self.of(cell, arm), self.of(cell, "grpo")
+        return np.array([outcome(ours[seed]) - outcome(grpo[seed]) for seed in ours if seed in grpo])
+
+
+def density_of(cell: str) -> str:
+    return cell.rpartition("_")[0]
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    return mean_interval(values, seed=0)
+
+
+def entry(differences: np.ndarray) -> str:
+    """Bold where the interval leaves out 0."""
+    if not differences.size:
+        return ""
+    mean = f"{differences.mean():+.1f}"
+    if len(differences) == 1:
+        return mean
+    low, high = interval(differences)
+    return f"{f'**{mean}**' if low > 0 or high < 0 else mean} ({low:+.1f}, {high:+.1f})"
+
+
+def table(runs: Runs, outcome: str, arms: Sequence[str]) -> str:
+    """A row a cell, a column an arm; GRPO's own mean stands first."""
+    lines = ["| cell | seeds | GRPO | " + " | ".join(f"`{arm}`" for arm in arms) + " |"]
+    lines.append("|---|---|---|" + "---|" * len(arms))
+    for cell in runs.cells():
+        value = OUTCOMES[outcome]
+        grpo = np.array([value(run) for run in runs.of(cell, "grpo").values()])
+        differences = [runs.differences(cell, arm, value) for arm in arms]
+        counts = sorted({len(d) for d in differences if d.size})
+        seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+        entries = " | ".join(entry(d) for d in differences)
+        lines.append(f"| {cell} | {seeds} | {grpo.mean():.1f} | {entries} |")
+    return "\n".join(lines)
+
+
+TABLES = {
+    "knows course": lambda: table(Runs.read("knows"), "course", PAPER_AND_CANDIDATES),
+    "knows end": lambda: table(Runs.read("knows"), "end", PAPER_AND_CANDIDATES),
+    "knows trust": lambda: trust_table(Runs.read("knows")),
+    "arithmetic course": lambda: table(Runs.read("arithmetic"), "course", Runs.read("arithmetic").arms()),
+    "arithmetic end": lambda: table(Runs.read("arithmetic"), "end", Runs.read("arithmetic").arms()),
+}
+PAPER_AND_CANDIDATES = ("exact", "exact_deadzone", "no_flip", "zero_variance", "zero_variance_small")
+TRUST = {
+    "exact_trust": "exact",
+    "zero_variance_trust": "zero_variance",
+    "zero_variance_small_trust": "zero_variance_small",
+}
+
+
+def trust_table(runs: Runs) -> str:
+    """Arms with trust, course and end beside one another."""
+    heads = [f"`{arm}`, {outcome}" for arm in TRUST for outcome in OUTCOMES]
+    lines = ["| cell | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+    for cell in runs.cells():
+        entries = [entry(runs.differences(cell, arm, value)) for arm in TRUST for value in OUTCOMES.values()]
+        lines.append(f"| {cell} | " + " | ".join(entries) + " |")
+    return "\n".join(lines)
+
+
+def written(page: str) -> str:
+    """The page with today's tables between its marks."""
+    for name, make in TABLES.items():
+        begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+        if begin in page:
+            pattern = re.escape(begin) + ".*?" + re.escape(end)
+            text = begin + make() + end
+            page = re.sub(pattern, lambda _, text=text: text, page, flags=re.DOTALL)
+    return page
+
+
+# ----------------------------------------------------------------------------------------------------------- pictures
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; every line has its own dashes too.
+STYLES = {
+    "grpo": ("#000000", "-"),
+    "exact": ("#D55E00", "-"),
+    "no_flip": ("#999999", "--"),
+    "zero_variance": ("#0072B2", "-."),
+    "zero_variance_small": ("#009E73", "-"),
+}
+LABELS = {
+    "grpo": "GRPO",
+    "exact": "CAST exact (both flips)",
+    "exact_deadzone": "exact, dead zone 1 nat",
+    "no_flip": "flip=none",
+    "zero_variance": "flip_groups=zero_variance",
+    "zero_variance_small": "zero_variance, base 0 and 0.3",
+}
+CONTEXTS = {"fit": "fit", "equal": "equal", "unfit": "unfit"}
+
+
+@functools.cache
+def start() -> dict[str, dict[str, float]]:
+    return json.loads((HERE / "raw" / "knows_start.json").read_text())
+
+
+def mixed_at_the_start(density: str) -> str:
+    from knows import STUDENTS
+
+    return f"{100 * start()[STUDENTS[density]]['mixed']:.0f} %"
+
+
+def style(pyplot) -> None:
+    pyplot.rcParams.update(
+        {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.facecolor": "white"}
+    )
+
+
+def draw_courses(runs: Runs, block: int, path: Path) -> None:
+    """Reward by step: mean over seeds, and the middle 80 % of the seeds as a band."""
+    from matplotlib import pyplot
+
+    style(pyplot)
+    figure, axes = pyplot.subplots(3, 4, figsize=(11, 7), sharex=True, sharey=True, layout="constrained")
+    for row, fitness in zip(axes, FITNESS, strict=True):
+        for axis, density in zip(row, DENSITIES, strict=True):
+            for arm, (colour, dashes) in STYLES.items():
+                found = [run["reward"] for run in runs.of(f"{density}_{fitness}", arm).values()]
+                if not found:
+                    continue
+                steps = block * (np.arange(len(found[0])) + 0.5)
+                axis.plot(steps, np.mean(found, axis=0), dashes, color=colour, lw=1.6, label=LABELS[arm])
+                axis.fill_between(steps, *np.quantile(found, (0.1, 0.9), axis=0), color=colour, alpha=0.15, lw=0)
+            axis.grid(alpha=0.25, lw=0.5)
+            if fitness == "fit":
+                axis.set_title(f"{density}: {mixed_at_the_start(density)} mixed groups", fontsize=9)
+        row[0].set_ylabel(f"{fitness} context\nreward, %")
+    for axis in axes[-1]:
+        axis.set_xlabel("step")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    save(figure, path)
+
+
+def draw_map(runs: Runs, path: Path) -> None:
+    """A panel a setting: fitness of the context by share of mixed groups, coloured by the difference from GRPO."""
+    from matplotlib import pyplot
+    from matplotlib.colors import TwoSlopeNorm
+
+    style(pyplot)
+    arms = PAPER_AND_CANDIDATES
+    figure, axes = pyplot.subplots(len(OUTCOMES), len(arms), figsize=(15, 5), layout="constrained", sharey=True)
+    norm = TwoSlopeNorm(0, -60, 30)
+    for row, (outcome, value) in zip(axes, OUTCOMES.items(), strict=True):
+        for axis, arm in zip(row, arms, strict=True):
+            means = np.full((len(FITNESS), len(DENSITIES)), np.nan)
+            for (y, x), _ in np.ndenumerate(means):
+                differences = runs.differences(f"{DENSITIES[x]}_{FITNESS[y]}", arm, value)
+                if not differences.size:
+                    continue
+                means[y, x], (low, high) = differences.mean(), interval(differences)
+                dark = not -42 < means[y, x] < 22
+                text = {"ha": "center", "va": "center", "color": "white" if dark else "black"}
+                axis.text(x, y - 0.13, signed(means[y, x]), fontsize=10, fontweight="bold", **text)
+                axis.text(x, y + 0.2, f"{signed(low)} to {signed(high)}", fontsize=6.8, **text)
+            image = axis.imshow(means, cmap="PuOr", norm=norm, aspect="auto")
+            axis.set_xticks(range(len(DENSITIES)), [mixed_at_the_start(density) for density in DENSITIES])
+            axis.set_yticks(range(len(FITNESS)), [CONTEXTS[fitness] for fitness in FITNESS])
+            axis.tick_params(length=0)
+            for side in axis.spines.values():
+                side.set_visible(False)
+            if outcome == "course":
+                axis.set_title(LABELS[arm], fontsize=10)
+            else:
+                axis.set_xlabel("mixed groups at the start")
+        row[0].set_ylabel({"course": "mean over the course", "end": "held out, at the end"}[outcome] + "\n\ncontext")
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.01)
+    bar.set_label("difference from GRPO, points")
+    save(figure, path)
+
+
+def signed(value: float) -> str:
+    """A whole number with its sign; 0 has none."""
+    rounded = round(value)
+    return f"{rounded:+d}".replace("-", "−") if rounded else "0"
+
+
+def save(figure, path: Path) -> None:
+    """Without a date, so that equal pictures are equal files."""
+    figure.savefig(path, dpi=110, metadata={"Software": None}, pil_kwargs={"optimize": True})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", action="store_true", help="draw no pictures")
+    args = parser.parse_args()
+    PAGE.write_text(written(PAGE.read_text()))
+    for study in STUDIES:
+        runs = Runs.read(study)
+        print(f"{study}: {len(runs)} runs, {runs.seconds:.0f} seconds")
+    if not args.tables:
+        from knows import PLAN
+
+        draw_courses(Runs.read("knows"), PLAN.block, HERE / "courses.png")
+        draw_map(Runs.read("knows"), HERE / "map.png")
+
+
+if __name__ == "__main__":
+    main()

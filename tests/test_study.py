@@ -1,0 +1,297 @@
+"""Laws of the study's loops and of its results: examples/study."""
+
+import copy
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from verl_cast.advantage import compute_cast_advantage
+from verl_cast.config import CastConfig
+
+STUDY = Path(__file__).parent.parent / "examples" / "study"
+sys.path.insert(0, str(STUDY))
+
+import arithmetic  # noqa: E402
+import course as loop  # noqa: E402
+import knows  # noqa: E402
+import results  # noqa: E402
+
+PLAN = loop.Plan(steps=4, problems=4, n=4, learning_rate=2e-4, evaluate_every=2, block=2)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """An untrained model, small enough for courses of a second. Its answers' first digit is always right."""
+    torch.manual_seed(0)
+    return knows.Gpt()
+
+
+def cell(**changes):
+    found = knows.cells()["medium_fit"]
+    return dataclasses.replace(found, held_out=found.held_out[:20], **changes)
+
+
+class Seen(knows.Knows):
+    """Notes the problems of training; responses to half of the sums are called correct."""
+
+    def sample(self, problems, n, context, generator):
+        responses = super().sample(problems, n, context, generator)
+        if n == PLAN.n:
+            self.problems = [*getattr(self, "problems", []), *problems]
+        responses.rewards = (responses.tokens.sum(dim=-1) % 2).float()
+        return responses
+
+
+def run(model, arm, seed=3):
+    policy = Seen(copy.deepcopy(model))
+    found = loop.course(policy, cell(), loop.ARMS[arm], PLAN, seed)
+    found.pop("seconds")
+    return policy, found
+
+
+@pytest.mark.parametrize("arm", ["grpo", "zero_variance_small", "small_trust", "small_sampled"])
+def test_a_course_is_reproducible(tiny, arm):
+    (one, first), (two, second) = run(tiny, arm), run(tiny, arm)
+    assert first == second
+    assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True))
+    assert run(tiny, arm, seed=4)[1] != first
+
+
+def test_arms_of_a_seed_see_the_same_problems(tiny):
+    seen = {arm: run(tiny, arm)[0].problems for arm in ("grpo", "exact", "small_trust")}
+    assert len(seen["grpo"]) == PLAN.steps * PLAN.problems
+    assert seen["grpo"] == seen["exact"] == seen["small_trust"]
+
+
+def test_what_trust_samples_leaves_the_course_alone(tiny):
+    """A teacher that is never better: the course is GRPO's, bit for bit."""
+    never = dataclasses.replace(loop.ARMS["small_sampled"], settings=loop.ARMS["exact"].settings)
+    policy = Seen(copy.deepcopy(tiny))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "TRUST_ERRORS", 1e9)
+        loop.course(policy, cell(), never, PLAN, 3)
+    grpo, _ = run(tiny, "grpo")
+    assert all(torch.equal(a, b) for a, b in zip(policy.model.parameters(), grpo.model.parameters(), strict=True))
+
+
+def drawn(policy, problems, n=4):
+    responses = policy.sample(problems, n, "p08", torch.Generator().manual_seed(1))
+    responses.rewards = torch.tensor([1.0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0])
+    return responses
+
+
+def test_the_grpo_arm_is_plain_grpo(tiny):
+    """The gradient of the group-relative advantage times the log-probability, written out."""
+    problems = cell().train[:3]
+    ours, plain = knows.Knows(copy.deepcopy(tiny)), knows.Knows(copy.deepcopy(tiny))
+    with torch.no_grad():
+        responses = drawn(ours, problems)
+    optimizers = [torch.optim.SGD(policy.model.parameters(), lr=1.0) for policy in (ours, plain)]
+    config = CastConfig.from_dict(loop.GRPO)
+    loop.update(ours, None, optimizers[0], problems, responses, PLAN, cell(), config)
+
+    rewards = responses.rewards.view(3, 4)
+    advantages = (rewards - rewards.mean(dim=1, keepdim=True)) / (rewards.std(dim=1, keepdim=True) + 1e-6)
+    log_probs = plain.log_probs(problems, responses, 4, "p08")
+    (-(advantages.view(-1, 1) * log_probs).mean(dim=1).mean()).backward()
+    torch.nn.utils.clip_grad_norm_(plain.model.parameters(), loop.MAX_GRAD_NORM)
+    optimizers[1].step()
+    for a, b in zip(ours.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("group_batch", [1, 2, 3])
+def test_an_update_in_parts_is_one_update(tiny, group_batch):
+    """And the advantages are verl_cast's, whatever the parts."""
+    problems, parts = cell().train[:3], knows.Knows(copy.deepcopy(tiny))
+    parts.group_batch = group_batch
+    whole = knows.Knows(copy.deepcopy(tiny))
+    teacher, config = knows.Knows(copy.deepcopy(tiny)), CastConfig()
+    with torch.no_grad():
+        responses = drawn(whole, problems)
+        old = whole.log_probs(problems, responses, 4, "p08")
+        scored = teacher.log_probs(problems, responses, 4, "p70")
+    for policy in (parts, whole):
+        optimizer = torch.optim.SGD(policy.model.parameters(), lr=1.0)
+        found = loop.update(policy, teacher, optimizer, problems, responses, PLAN, cell(), config)
+    for a, b in zip(parts.model.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+    rewards = torch.zeros(responses.tokens.shape)
+    rewards[:, -1] = responses.rewards
+    expected, _ = compute_cast_advantage(rewards, responses.mask, np.repeat([0, 1, 2], 4), old, scored, config)
+    torch.testing.assert_close(torch.cat([part.advantages for part in found]), expected)
+    assert loop.statistics(found)["reward"] == pytest.approx(5 / 12)
+    assert loop.statistics(found)["mixed"] == pytest.approx(1 / 3)
+
+
+@torch.no_grad()
+def test_the_tiny_models_cache_changes_no_log_prob(tiny):
+    policy, problems = knows.Knows(tiny), cell().train[:3]
+    responses = drawn(policy, problems)
+    rows = torch.tensor(problems).repeat_interleave(4, dim=0)
+    ids = torch.cat([knows.prompts(rows, torch.full((12,), knows.CONTEXTS.index("p08"))), responses.tokens], dim=1)
+    logits = torch.cat([tiny(ids[:, :end], last=1)[0] for end in range(knows.PROMPT, ids.shape[1])], dim=1)
+    expected = logits.log_softmax(dim=-1).gather(-1, responses.tokens[..., None])[..., 0]
+    torch.testing.assert_close(policy.log_probs(problems, responses, 4, "p08"), expected, atol=1e-5, rtol=0)
+
+
+# ---------------------------------------------------------------------------------------- the small pretrained model
+
+
+class Prompts(arithmetic.SmolLM):
+    """A random Llama; its prompts are random tokens of different lengths, padded on the left."""
+
+    LENGTHS = (5, 9, 7)
+
+    def prompts(self, problems, context):
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(3, 60, (len(problems), max(self.LENGTHS)), generator=generator)
+        mask = torch.stack([(torch.arange(ids.shape[1]) >= ids.shape[1] - k).long() for k in self.LENGTHS])
+        return ids * mask, mask
+
+
+@pytest.fixture(scope="module")
+def llama():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.4,
+    )  # fmt: skip
+    return Prompts(LlamaForCausalLM(config).eval(), None)
+
+
+def full_log_probs(policy, problems, responses, n):
+    """A plain forward of every prompt with its response."""
+    ids, mask = policy.prompts(problems, "same")
+    found = []
+    for row, tokens in enumerate(responses.tokens):
+        prompt = ids[row // n][mask[row // n].bool()]
+        logits = policy.model(torch.cat([prompt, tokens])[None]).logits[0, len(prompt) - 1 : -1]
+        logits = logits / arithmetic.TEMPERATURE
+        found.append(logits.log_softmax(dim=-1).gather(-1, tokens[:, None])[:, 0])
+    return torch.stack(found)
+
+
+def test_log_probs_with_the_prompts_cache_are_those_of_a_plain_forward(llama):
+    """And so are their gradients. Some responses of a group are equal: they are computed once."""
+    n, generator = 4, torch.Generator().manual_seed(1)
+    tokens = torch.randint(3, 60, (3 * n, 6), generator=generator)
+    tokens[1], tokens[5] = tokens[0], tokens[6]
+    tokens[4] = tokens[0]  # equal to that of another group
+    mask = (torch.arange(6) < torch.randint(1, 7, (3 * n, 1), generator=generator)).long()
+    responses = loop.Responses(tokens, mask, torch.zeros(3 * n))
+    weights = torch.randn(3 * n, 6, generator=generator) * mask
+    gradients, values = [], []
+    for log_probs in (llama.log_probs([0, 1, 2], responses, n, "same"), full_log_probs(llama, [0, 1, 2], responses, n)):
+        llama.model.zero_grad()
+        (log_probs * weights).sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in llama.model.parameters()])
+        values.append(log_probs.detach())
+    torch.testing.assert_close(*values, atol=1e-4, rtol=0)
+    for ours, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-3)
+    assert all(gradient.abs().sum() > 0 for gradient in gradients[0])
+
+
+@torch.no_grad()
+def test_sampling_follows_the_policy(llama):
+    """Top-k of 1 gives the greedy response of a plain forward, up to the end token."""
+
+    class Words:
+        eos_token_id = 7
+
+        def decode(self, ids, skip_special_tokens):
+            return " ".join(map(str, ids.tolist()))
+
+    policy = Prompts(llama.model, Words())
+    problems = [("a", 1), ("b", 2), ("c", 3)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arithmetic, "TOP_K", 1)
+        responses = policy.sample(problems, 2, "same", torch.Generator().manual_seed(0))
+    ids, mask = policy.prompts(problems, "same")
+    for row, (tokens, kept) in enumerate(zip(responses.tokens, responses.mask, strict=True)):
+        sequence = ids[row // 2][mask[row // 2].bool()]
+        for token in tokens[kept.bool()]:
+            assert token == policy.model(sequence[None]).logits[0, -1].argmax()
+            sequence = torch.cat([sequence, token[None]])
+        assert kept.sum() == len(tokens) or tokens[kept.sum() - 1] == Words.eos_token_id
+
+
+def test_no_problem_stands_in_its_context_or_in_both_sets():
+    for density, template in arithmetic.CONTEXTS.items():
+        found = arithmetic.cells()[f"{density}_fit"]
+        assert not set(found.train) & set(found.held_out)
+        questions = {question for question, _ in [*found.train, *found.held_out]}
+        for line in template.read_text().splitlines():
+            if line.strip().startswith('"'):
+                terms = line.split('"')[1].split("=")[0].strip()
+                assert arithmetic.QUESTION.format(terms) not in questions
+        assert all(answer == eval(question.split(":")[1].strip(" =")) for question, answer in found.train[:50])
+
+
+@pytest.mark.parametrize(
+    "text, answer, reward",
+    [("3 + 4 = 7", 7, 1), ("The answer is -12.", -12, 1), ("7, or 8", 7, 0), ("none", 0, 0)],
+)
+def test_the_last_number_is_graded(text, answer, reward):
+    assert arithmetic.graded(text, answer) == reward
+
+
+# ------------------------------------------------------------------------------------------------------- the results
+
+
+@pytest.mark.parametrize("by_cell", [False, True])
+def test_finished_runs_are_skipped_and_only_those(tmp_path, by_cell):
+    raw, wanted = tmp_path / "raw" / "knows.jsonl", ([7, 8], ["rare_fit", "rare_unfit"], ["grpo", "exact"])
+    every = loop.pending(raw, *wanted, by_cell)
+    assert len(every) == 6  # GRPO once for both cells
+    for job in every[1::2]:
+        loop.append(raw, dict(zip(("cell", "arm", "seed"), job, strict=True)))
+    assert loop.pending(raw, *wanted, by_cell) == every[::2]
+    order = [job[0 if by_cell else 2] for job in every]
+    assert order == sorted(order)
+
+
+def line(cell, arm, seed, course, end):
+    found = {"cell": cell, "arm": arm, "seed": seed, "course": course, "held_out": [[0, 0.1], [9, end]], "seconds": 1}
+    return json.dumps(found)
+
+
+def test_a_difference_is_paired_by_seed():
+    runs = results.Runs(
+        [
+            line("rare_fit", "grpo", 1, 0.2, 0.5),
+            line("rare_fit", "grpo", 2, 0.6, 0.5),
+            line("rare_unfit", "exact", 2, 0.5, 0.1),
+            line("rare_unfit", "exact", 1, 0.1, 0.2),
+            line("rare_unfit", "exact", 3, 0.9, 0.9),  # has no GRPO to be compared with
+        ]
+    )
+    assert runs.differences("rare_unfit", "exact", results.OUTCOMES["course"]) == pytest.approx([-10, -10])
+    assert (
+        results.table(runs, "end", ["exact"]).splitlines()[-1] == "| rare_unfit | 2 | 50.0 | **-35.0** (-40.0, -30.0) |"
+    )
+
+
+def test_the_committed_page_holds_the_tables_of_the_raw_files():
+    page = results.PAGE.read_text()
+    assert all(f"<!-- {name} -->" in page for name in results.TABLES)
+    assert results.written(page) == page
+
+
+def test_raw_results_are_small_and_each_run_is_there_once():
+    total = 0
+    for path in (STUDY / "raw").glob("*.jsonl"):
+        runs = [json.loads(text) for text in path.read_text().splitlines()]
+        keys = [(found["cell"], found["arm"], found["seed"]) for found in runs]
+        assert len(set(keys)) == len(keys)
+        assert {arm for _, arm, _ in keys} <= set(loop.ARMS)
+        total += path.stat().st_size
+    assert 0 < total < 700_000
+    assert all((STUDY / name).stat().st_size < 150_000 for name in ("courses.png", "map.png"))
