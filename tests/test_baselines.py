@@ -147,17 +147,25 @@ def test_padding_and_masked_tokens_count_nowhere(name):
 def test_an_estimator_stops_a_trainer_that_computed_no_teacher_log_probs(name):
     from verl_cast import CastConfig
     from verl_cast.training.estimator import estimator_inputs
+    from verl_cast.training.stock_verl.batch_fields import batch_fields_laid_out
 
     rewards, mask, index, old, teacher = batch(0)
     estimator = get_adv_estimator_fn(name)
     call = {"token_level_rewards": rewards, "response_mask": mask, "index": index, "config": {}}
     with pytest.raises(RuntimeError, match=f"adv_estimator={name}.*would be GRPO"):
         estimator(**call)
-    inputs = inputs_of(CastConfig(), rewards, old, teacher)
-    with estimator_inputs(inputs), pytest.raises(RuntimeError, match=f"adv_estimator={name}"):
-        estimator(**call)  # these inputs are for another method
-    inputs = inputs_of(METHODS[name](), rewards, old, teacher, completed_steps=7)
-    with estimator_inputs(inputs) as results:
+    fields = {"old_log_probs": old, "teacher_log_probs": teacher}
+    inputs = inputs_of(CastConfig(), rewards)
+    with batch_fields_laid_out(fields), estimator_inputs(inputs):
+        with pytest.raises(RuntimeError, match=f"adv_estimator={name}"):
+            estimator(**call)  # these inputs are for another method
+    inputs = inputs_of(METHODS[name](), rewards, completed_steps=7)
+    for missing in fields:
+        rest = {field: values for field, values in fields.items() if field != missing}
+        with batch_fields_laid_out(rest), estimator_inputs(inputs):
+            with pytest.raises(RuntimeError, match=f"adv_estimator={name}.*would be GRPO"):
+                estimator(**call)
+    with batch_fields_laid_out(fields), estimator_inputs(inputs) as results:
         advantages, returns = estimator(**call)
     expected = compute_advantage(rewards, mask, index, old, teacher, METHODS[name](), completed_steps=7)
     assert torch.equal(advantages, expected.advantages) and torch.equal(returns, advantages)

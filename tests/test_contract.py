@@ -70,7 +70,8 @@ def test_the_entry_point_is_installed():
 def test_the_registries_hold_cast():
     from verl_cast.training.estimator import ESTIMATORS
 
-    assert core_algos.get_adv_estimator_fn("cast") is ESTIMATORS["cast"]
+    registered = core_algos.get_adv_estimator_fn("cast")
+    assert registered.__wrapped__ is ESTIMATORS["cast"]
     assert "cast" in core_algos.POLICY_LOSS_REGISTRY
 
 
@@ -93,7 +94,8 @@ def test_every_trainer_mode_takes_the_mixin():
     from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, get_trainer_cls
 
     from verl_cast.config.methods import METHODS
-    from verl_cast.training.trainer import SelfTeacherTrainerMixin, with_method
+    from verl_cast.training.stock_verl.classes import StockStages, with_method
+    from verl_cast.training.trainer import SelfTeacherTrainerMixin
 
     importlib.import_module("verl.trainer.ppo.v1")
     assert {"sync", "colocate_async", "separate_async"} <= set(TRAINER_REGISTRY)
@@ -103,7 +105,7 @@ def test_every_trainer_mode_takes_the_mixin():
         for method in METHODS.values():
             mixed = with_method(trainer_cls, method)
             assert not inspect.isabstract(mixed) and mixed is with_method(trainer_cls, method)
-            assert mixed.__mro__[1:3] == (SelfTeacherTrainerMixin, trainer_cls)
+            assert mixed.__mro__[1:4] == (SelfTeacherTrainerMixin, StockStages, trainer_cls)
 
 
 def test_the_worker_mixin_fits_both_worker_classes():
@@ -111,7 +113,7 @@ def test_the_worker_mixin_fits_both_worker_classes():
     from verl.single_controller.base.decorator import MAGIC_ATTR
     from verl.workers.engine_workers import ActorRolloutRefWorker
 
-    from verl_cast.training.worker import with_self_teacher
+    from verl_cast.training.stock_verl.classes import with_self_teacher
 
     for worker_cls in (ActorRolloutRefWorker, DetachActorWorker):
         mixed = with_self_teacher(worker_cls)

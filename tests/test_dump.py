@@ -49,37 +49,38 @@ def batch(cast):
     )
     rewards = torch.zeros(6, 4)
     rewards[:, 0] = torch.tensor(REWARDS)
-    inputs = inputs_of(cast, rewards, old, teacher)
-    with estimator_inputs(inputs) as results:
-        ESTIMATORS["cast"](rewards, mask.long(), np.array([key[:2] for key in KEYS]), None)
+    with estimator_inputs(inputs_of(cast, rewards)) as results:
+        ESTIMATORS["cast"](rewards, mask.long(), np.array([key[:2] for key in KEYS]), None, old, teacher)
     data = {
+        "old_log_probs": [old[i, :n] for i, n in enumerate(LENGTHS)],
+        "teacher_log_probs": [teacher[i, :n] for i, n in enumerate(LENGTHS)],
         "prompts": [torch.tensor([5, 6, 7])] * 6,
         "responses": [torch.arange(40, 40 + n) for n in LENGTHS],
         "rm_scores": [rewards[i, :n] for i, n in enumerate(LENGTHS)],
         "raw_prompt": [[{"role": "user", "content": f"problem {key}"}] for key in KEYS],
         "reward_model": [{"ground_truth": i} for i in range(6)],
     }
-    return inputs, results[0], data
+    return results[0], data
 
 
 def written(tmp_path, context="plain", **settings):
     writer, cast = dump(tmp_path, **settings)
-    inputs, result, data = batch(cast)
+    result, data = batch(cast)
     rows = writer.choose(KEYS, result)
     chosen = {name: [values[row] for row in rows] for name, values in data.items()}
     tokenizer = tiny.tokenizer()
-    writer.write(4, KEYS, rows, chosen, inputs, result, tokenizer, TeacherContext(context, None, tokenizer), 3)
+    writer.write(4, KEYS, rows, chosen, result, tokenizer, TeacherContext(context, None, tokenizer), 3)
     (path,) = trajectories.files(writer.directory).values()
-    return path, inputs, result, rows
+    return path, cast, data, result, rows
 
 
 def test_what_is_read_is_what_the_estimator_knew(tmp_path):
-    path, inputs, result, rows = written(tmp_path)
+    path, cast, data, result, rows = written(tmp_path)
     assert path == tmp_path / "cast_trajectories" / "step_00000004.parquet"
     records, about = trajectories.read(path)
     assert about == {
         "model": "the/model",
-        "cast": json.loads(json.dumps(dataclasses.asdict(inputs.rule.config))),
+        "cast": json.loads(json.dumps(dataclasses.asdict(cast))),
         "temperature": 0.7,
         "norm_adv_by_std_in_grpo": False,
         "verl_cast": verl_cast.__version__,
@@ -97,19 +98,19 @@ def test_what_is_read_is_what_the_estimator_knew(tmp_path):
         assert record["correct"] == (REWARDS[row] > 0.5)
         assert record["base_advantage"] == float(result.base.value[row])
         for name, values in {
-            "old_log_probs": inputs.old_log_probs,
-            "teacher_log_probs": inputs.teacher_log_probs,
+            "old_log_probs": data["old_log_probs"],
+            "teacher_log_probs": data["teacher_log_probs"],
             "gap": result.gap,
             "advantages": result.advantages,
             "flipped": result.flipped,
             "response_mask": result.mask,
         }.items():
-            assert record[name] == values[row, :length].tolist(), name
+            assert record[name] == values[row][:length].tolist(), name
 
 
 def test_whole_groups_that_count_are_chosen(tmp_path):
     writer, cast = dump(tmp_path, groups=99)
-    _, result, _ = batch(cast)
+    result, _ = batch(cast)
     chosen = [KEYS[row] for row in writer.choose(KEYS, result)]
     assert chosen == ["u0_0_0", "u1_0_0", "u1_1_0", "u2_0_0", "u2_1_0"], "padding is no group"
 
@@ -139,11 +140,11 @@ def test_a_full_disk_is_said_and_training_goes_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pq, "write_table", full)
     writer, cast = dump(tmp_path)
-    inputs, result, data = batch(cast)
+    result, data = batch(cast)
     tokenizer = tiny.tokenizer()
     with pytest.warns(UserWarning, match="trajectories of step 4 could not be dumped: .*No space left"):
         with writer.errors_logged(4):
-            writer.write(4, KEYS, [0], data, inputs, result, tokenizer, TeacherContext("same", None, tokenizer), None)
+            writer.write(4, KEYS, [0], data, result, tokenizer, TeacherContext("same", None, tokenizer), None)
     assert trajectories.files(writer.directory) == {}
 
 
@@ -204,9 +205,10 @@ def test_a_response_that_the_teacher_did_not_score_has_no_log_probs_of_it(tmp_pa
     The dump writes NaN for them. None of their tokens counts as inside the dead zone.
     """
     _, cast = dump(tmp_path)
-    inputs, result, _ = batch(cast)
+    result, data = batch(cast)
     result = dataclasses.replace(result, scored=torch.tensor([True, False, True, True, True, True]))
-    scored, unscored = (_estimator_columns(row, LENGTHS[row], inputs, result) for row in (0, 1))
-    assert scored["teacher_log_probs"] == inputs.teacher_log_probs[0, : LENGTHS[0]].tolist()
+    rows = ({name: values[row] for name, values in data.items()} for row in (0, 1))
+    scored, unscored = (_estimator_columns(row, values, result) for row, values in enumerate(rows))
+    assert scored["teacher_log_probs"] == data["teacher_log_probs"][0].tolist()
     assert LENGTHS[1] > 0 and all(math.isnan(value) for value in unscored["teacher_log_probs"])
     assert "1" not in _in_deadzone({**unscored, "gap": [0.0] * LENGTHS[1]})

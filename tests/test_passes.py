@@ -17,7 +17,7 @@ from verl_cast.advantage.base import ALL_WRONG, MIXED, BaseAdvantage
 from verl_cast.advantage.compute import rule_of, token_advantage, trajectory_advantage
 from verl_cast.config.methods import METHODS, method_config
 from verl_cast.training.estimator import ESTIMATORS, estimator_inputs
-from verl_cast.training.one_pass_loss import ENTROPY, ROW, OnePassLoss
+from verl_cast.training.one_pass_loss import ENTROPY, ROW, OnePassLossOnLogits
 from verl_cast.training.passes import training_noise, why_two_passes
 from verl_cast.training.step_plan import plan_step
 from verl_cast.wire import final_rows
@@ -187,20 +187,20 @@ def test_an_unscored_row_that_needs_its_gap_stops_the_run():
     index = np.array(["a", "a"])
     base = trajectory_advantage(rule_of(CastConfig()), rewards, mask, index)
     for formed_before in (None, base):
-        inputs = inputs_of(CastConfig(), rewards, zeros, zeros, scored=torch.tensor([True, False]), base=formed_before)
+        inputs = inputs_of(CastConfig(), rewards, scored=torch.tensor([True, False]), base=formed_before)
         with estimator_inputs(inputs), pytest.raises(RuntimeError, match="1 responses need the teacher's log-probs"):
-            ESTIMATORS["cast"](rewards, mask, index, None)
+            ESTIMATORS["cast"](rewards, mask, index, None, zeros, zeros)
 
 
 def test_rewards_that_change_after_the_base_was_formed_stop_the_run():
     rewards = torch.tensor([[1.0], [0.0]])
     zeros, mask, index = torch.zeros(2, 1), torch.ones(2, 1, dtype=torch.int64), np.array(["a", "a"])
     base = trajectory_advantage(rule_of(CastConfig()), rewards, mask, index)
-    with estimator_inputs(inputs_of(CastConfig(), rewards, zeros, zeros, base=base)) as results:
-        ESTIMATORS["cast"](rewards, mask, index, None)
+    with estimator_inputs(inputs_of(CastConfig(), rewards, base=base)) as results:
+        ESTIMATORS["cast"](rewards, mask, index, None, zeros, zeros)
         assert results[0].base is base, "formed once"
         with pytest.raises(RuntimeError, match="the rewards of 2 responses have changed"):
-            ESTIMATORS["cast"](1 - rewards, mask, index, None)
+            ESTIMATORS["cast"](1 - rewards, mask, index, None, zeros, zeros)
 
 
 def micro_batch():
@@ -250,15 +250,15 @@ def test_the_loss_that_forms_the_gap_has_the_gradient_of_two_passes(compose, nam
 
     data, values = micro_batch()
     with pytest.raises(KeyError):
-        stock(outputs_of(values)[1], data)  # without OnePassLoss the batch has no advantages
+        stock(outputs_of(values)[1], data)  # without the loss around it the batch has no advantages
     one, model_output = outputs_of(values)
     entropy = torch.rand(1, 12)
-    loss_function = OnePassLoss(stock, rule, False, lambda logits: logits.sum(-1), keeps_entropy=False)
-    handed = loss_function(student_logits=torch.stack([entropy, torch.zeros_like(entropy)], -1), data=data)
+    loss_function = OnePassLossOnLogits(stock, rule, False, lambda logits: logits.sum(-1))
+    handed = loss_function.process_logits(torch.stack([entropy, torch.zeros_like(entropy)], -1), data)
     responses = torch.tensor([1, 2, 3, 4, 8, 9, 10])  # positions of the response tokens, each one earlier
     assert torch.equal(handed[ENTROPY][0].nonzero()[:, 0], responses)
     assert torch.equal(handed[ENTROPY][0, responses], entropy[0, responses])
-    part = loss_function(student_logits=torch.rand(1, 6, 2), data=data)[ENTROPY]  # a rank with half of the tokens
+    part = loss_function.process_logits(torch.rand(1, 6, 2), data)[ENTROPY]  # a rank with half of the tokens
     assert part.shape == (1, 6) and (part > 0).all()
     model_output[ENTROPY] = torch.nested.nested_tensor_from_jagged(handed[ENTROPY][0], torch.tensor([0, 6, 12]))
     loss, metrics = loss_function(model_output=model_output, data=data)

@@ -1,8 +1,9 @@
 """What verl imports through its entry-point group `verl.plugins`, in every process that imports verl.
 
-Importing this module registers CAST; importing it again does nothing. It stays cheap: what concerns a module of verl
-that is not loaded yet waits until it is (wrapt's post-import hooks). verl logs an exception of a plugin at DEBUG only.
-Here every failure is logged as an error, kept in `problems`, and ends a run that asks for CAST.
+Importing this module registers CAST; importing it again does nothing. On a verl that has CAST itself it steps aside. It
+stays cheap: what concerns a module of verl that is not loaded yet waits until it is (wrapt's post-import hooks). verl
+logs an exception of a plugin at DEBUG only. Here every failure is logged as an error, kept in `problems`, and ends a
+run that asks for CAST.
 """
 
 import functools
@@ -15,9 +16,11 @@ import verl
 import wrapt
 
 from verl_cast.platform import is_cpu
-from verl_cast.seams import SUPPORTED_VERL, check_seams
+from verl_cast.seams import SUPPORTED_VERL, check_seams, has_cast, has_hooks
 
 logger = logging.getLogger("verl_cast")
+
+_STEPPED_ASIDE = "VERL_CAST_STEPPED_ASIDE"
 
 # Why CAST is not available in this process; empty where it is.
 problems: list[str] = []
@@ -60,9 +63,13 @@ def _install_config_check(module: ModuleType) -> None:
         if method is not None:
             if problems:
                 raise RuntimeError(f"algorithm.adv_estimator={method.NAME}: {problems[0]}")
-            for change in apply_method_defaults(config, _command_line_overrides()):
+            for change in apply_method_defaults(config):
                 print(f"[verl_cast] {change}")
         check_run(config)
+        if method is not None and has_hooks():
+            from verl_cast.training.by_name import name_trainer
+
+            name_trainer(config)
         result = stock(config, *args, **kwargs)
         if method is not None:
             print(summary(config))
@@ -74,21 +81,19 @@ def _install_config_check(module: ModuleType) -> None:
     module.validate_config = validate_config
 
 
-def _command_line_overrides() -> list[str]:
-    from hydra.core.hydra_config import HydraConfig
-
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-
-
 @_hook
 def _install_estimator_and_loss(module: ModuleType) -> None:
     """Processes that compute advantages or losses: our estimators and the loss `cast` in verl's two registries."""
     check_seams(module.__name__)
-    from verl_cast.training.estimator import ESTIMATORS
+    from verl_cast.training.estimator import BATCH_FIELDS, ESTIMATORS
     from verl_cast.training.policy_loss import compute_policy_loss_cast
+    from verl_cast.training.stock_verl.batch_fields import with_fields_laid_out
 
     for name, estimator in ESTIMATORS.items():
-        module.register_adv_est(name)(estimator)
+        if has_hooks():
+            module.register_adv_est(name, batch_fields=BATCH_FIELDS)(estimator)
+        else:
+            module.register_adv_est(name)(with_fields_laid_out(estimator))
     module.register_policy_loss("cast")(compute_policy_loss_cast)
 
 
@@ -96,9 +101,10 @@ def _install_estimator_and_loss(module: ModuleType) -> None:
 def _install_trainer(module: ModuleType) -> None:
     """Trainer process: verl's V1 trainers, with a self-teacher mixed in where the run asks for one."""
     check_seams(module.__name__)
-    from verl_cast.training import trainer
+    if not has_hooks():
+        from verl_cast.training.stock_verl import classes
 
-    trainer.install(module)
+        classes.install(module)
 
 
 @_hook
@@ -111,20 +117,33 @@ def _install_packaged_config(module: ModuleType) -> None:
 
 
 def _register() -> None:
-    if not verl.__version__.startswith(f"{SUPPORTED_VERL}."):
+    is_supported = verl.__version__.startswith(f"{SUPPORTED_VERL}.")
+    if is_supported and is_cpu():
+        from verl_cast.platform import cpu
+
+        cpu.install()
+    if has_cast():
+        _step_aside()
+        return
+    if not is_supported:
         _report(
             f"verl {verl.__version__} is installed, verl_cast supports {SUPPORTED_VERL}.x; nothing is registered, and "
             f"algorithm.adv_estimator=cast is unknown. Install verl {SUPPORTED_VERL}.x, or a verl_cast for this verl."
         )
         return
-    if is_cpu():
-        from verl_cast.platform import cpu
-
-        cpu.install()
     wrapt.register_post_import_hook(_install_packaged_config, "hydra.core.config_store")
     wrapt.register_post_import_hook(_install_config_check, "verl.utils.config")
     wrapt.register_post_import_hook(_install_estimator_and_loss, "verl.trainer.ppo.core_algos")
     wrapt.register_post_import_hook(_install_trainer, "verl.trainer.ppo.v1.trainer_base")
+
+
+def _step_aside() -> None:
+    """Says so once: the processes that this one starts inherit the mark."""
+    if os.environ.setdefault(_STEPPED_ASIDE, str(os.getpid())) == str(os.getpid()):
+        logger.warning(
+            "[verl_cast] this verl trains CAST itself (verl.experimental.cast). verl_cast steps aside: it registers "
+            "neither CAST nor the baselines (opsd, grpo_opsd, rlsd, rlrt). Its tools and its CPU platform work on."
+        )
 
 
 try:

@@ -4,7 +4,9 @@ The table is used twice: before a seam is used (a changed one stops CAST with it
 """
 
 import importlib
+import importlib.util
 import inspect
+from pathlib import Path
 from types import ModuleType
 
 SUPPORTED_VERL = "0.9"
@@ -88,6 +90,28 @@ SEAMS: dict[str, dict[str, tuple[str, ...]]] = {
         "make_nd_compute_dataproto_dispatch_fn": ("mesh_name",),
     },
 }
+
+
+# The hooks of patches/verl that the plugin needs to do without changes of its own: file of verl -> a name in it.
+HOOKS = {
+    "trainer/ppo/core_algos.py": "ADV_ESTIMATOR_BATCH_FIELDS",  # 0001
+    "trainer/ppo/v1/trainer_base.py": "actor_worker_cls",  # 0003a
+    "workers/engine/utils.py": "def get_logits_processor(",  # 0003b
+}
+
+
+def _sources() -> Path:
+    return Path(importlib.util.find_spec("verl").origin).parent
+
+
+def has_hooks() -> bool:
+    """Whether verl has all of the HOOKS. Reads its sources: importing these modules takes seconds."""
+    return all(name in (_sources() / file).read_text() for file, name in HOOKS.items())
+
+
+def has_cast() -> bool:
+    """Whether this verl has CAST itself (patches/verl/0004)."""
+    return (_sources() / "experimental" / "cast" / "__init__.py").exists()
 
 
 class SeamChanged(RuntimeError):

@@ -1,4 +1,4 @@
-"""Estimator inputs as the trainer lays them out, for tests that call a registered estimator themselves."""
+"""Estimator inputs as the trainer lays them out, for tests that call an estimator themselves."""
 
 import torch
 
@@ -6,15 +6,11 @@ from verl_cast.advantage.compute import rule_of
 from verl_cast.training.estimator import EstimatorInputs
 
 
-def inputs_of(
-    config, token_level_rewards, old_log_probs, teacher_log_probs, completed_steps=0, scored=None, base=None
-) -> EstimatorInputs:
+def inputs_of(config, token_level_rewards, completed_steps=0, scored=None, base=None) -> EstimatorInputs:
     """Every row is its own session. With `base=None` the estimator forms B. `scored=None` means all rows."""
     num_rows = len(token_level_rewards)
     return EstimatorInputs(
         rule=rule_of(config, completed_steps),
-        old_log_probs=old_log_probs,
-        teacher_log_probs=teacher_log_probs,
         scored=torch.ones(num_rows, dtype=torch.bool) if scored is None else scored,
         final_row=torch.arange(num_rows),
         rewards=token_level_rewards.sum(dim=-1),

@@ -105,7 +105,7 @@ class Rank:
         from verl.experimental.separation.engine_workers import DetachActorWorker
         from verl.workers.engine_workers import ActorRolloutRefWorker
 
-        from verl_cast.training.worker import with_self_teacher
+        from verl_cast.training.stock_verl.classes import with_self_teacher
 
         worker_cls = DetachActorWorker if detached else ActorRolloutRefWorker
         worker_cls = with_self_teacher(worker_cls) if with_teacher else worker_cls

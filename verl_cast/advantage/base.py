@@ -67,7 +67,7 @@ def grpo_advantage(
     """verl's GRPO advantage of every row, bit for bit, and the type of its group (section 2).
 
     Correctness (score > correct_threshold) decides the type of a group, never the standard deviation. A group in which
-    one row alone counts has nothing to compare, and gets 0.
+    one row alone counts has nothing to compare, and GRPO's advantage is 0 there.
 
     Args:
         scores: (B,) reward of every response.

@@ -33,6 +33,10 @@ class PrivilegedTeacherConfig(TeacherConfig):
     context: str = "reference"
     reference_key: str = "reward_model.ground_truth"  # verl's own place for an answer
 
+    @property
+    def who_can_score(self) -> str:
+        return "no privileged teacher"
+
     def _check_context(self) -> None:
         complaints = Complaints()
         with complaints:

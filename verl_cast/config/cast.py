@@ -194,7 +194,7 @@ class TeacherConfig:
     @property
     def who_can_score(self) -> str:
         """For messages about rows that only the student's own prompt can precede."""
-        return "no privileged teacher" if self.PRIVILEGED else f"only {self.KEY}.context=same"
+        return f"only {self.KEY}.context=same"
 
     def _check_context(self) -> None:
         if not isinstance(self.context, str) or not (

@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 import verl_cast
@@ -62,18 +63,20 @@ METHOD_DEFAULTS = (
 )
 
 
-def apply_method_defaults(config: DictConfig, overrides: list[str]) -> list[str]:
+def apply_method_defaults(config: DictConfig, overrides: list[str] | None = None) -> list[str]:
     """Set what CAST fixes, where the run has verl's stock value and the command line does not name the key.
 
     Args:
         config: the composed config, changed in place.
-        overrides: the command line's overrides, `key=value`.
+        overrides: the command line's overrides, `key=value`; None: those that hydra knows of.
 
     Returns:
         One sentence for every value that was set; none for another estimator.
     """
     if not is_cast_run(config):
         return []
+    if overrides is None:
+        overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     named = {override.split("=", 1)[0].lstrip("+~") for override in overrides}
     changes = []
     for key, stock, value in METHOD_DEFAULTS:

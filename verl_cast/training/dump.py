@@ -20,11 +20,11 @@ from verl_cast.advantage.base import ALL_CORRECT, ALL_WRONG, EXCLUDED, MIXED
 from verl_cast.advantage.compute import TokenAdvantage
 from verl_cast.config.cast import CastConfig, CastConfigError
 from verl_cast.teacher.context import TeacherContext
-from verl_cast.training.estimator import EstimatorInputs
+from verl_cast.training.estimator import BATCH_FIELDS
 
 KIND_NAMES = {MIXED: "mixed", ALL_CORRECT: "all_correct", ALL_WRONG: "all_wrong", EXCLUDED: "excluded"}
 # What the dump needs of every chosen row from verl's storage, beside what the estimator has seen.
-FIELDS = ("prompts", "responses", "rm_scores", "raw_prompt", "reward_model")
+FIELDS = ("prompts", "responses", "rm_scores", "raw_prompt", "reward_model", *BATCH_FIELDS)
 
 
 class TrajectoryDump:
@@ -98,7 +98,6 @@ class TrajectoryDump:
         keys: Sequence[str],
         rows: Sequence[int],
         data: Mapping[str, Sequence[Any]],
-        inputs: EstimatorInputs,
         result: TokenAdvantage,
         tokenizer: Any,
         context: TeacherContext,
@@ -110,13 +109,13 @@ class TrajectoryDump:
             keys: verl's key of every row of the batch.
             rows: the chosen ones.
             data: FIELDS of the chosen rows: for each a sequence of one value a row (token ids, messages, ...).
-            inputs, result: the estimator's, of the whole batch.
+            result: the estimator's, of the whole batch.
             context: builds the teacher's prompt.
         """
         records = []
         for position, row in enumerate(rows):
             values = {name: data[name][position] for name in FIELDS if name in data}
-            record = _estimator_columns(row, len(values["responses"]), inputs, result)
+            record = _estimator_columns(row, values, result)
             messages = [dict(message) for message in values["raw_prompt"]]
             prompt_ids, response_ids = values["prompts"].tolist(), values["responses"].tolist()
             teacher_prompt = None if context.is_same else context.render(messages, prompt_ids)[0]
@@ -138,19 +137,20 @@ class TrajectoryDump:
         trajectories.write(self.directory, step, records, **self._about)
 
 
-def _estimator_columns(row: int, length: int, inputs: EstimatorInputs, result: TokenAdvantage) -> dict[str, Any]:
-    base = result.base
+def _estimator_columns(row: int, values: Mapping[str, Any], result: TokenAdvantage) -> dict[str, Any]:
+    """What the estimator read and formed of a row; `values`: the row's FIELDS."""
+    base, length = result.base, len(values["responses"])
     tokens = {
-        "response_mask": result.mask,
-        "old_log_probs": inputs.old_log_probs,
+        "response_mask": result.mask[row, :length],
+        "old_log_probs": values["old_log_probs"],
         # What stands for a row that the teacher did not score is no log-prob of it.
-        "teacher_log_probs": inputs.teacher_log_probs.masked_fill(~result.scored.unsqueeze(-1), float("nan")),
-        "gap": result.gap,
-        "advantages": result.advantages,
-        "flipped": result.flipped,
+        "teacher_log_probs": values[wire.TEACHER_LOG_PROBS].masked_fill(~result.scored[row], float("nan")),
+        "gap": result.gap[row, :length],
+        "advantages": result.advantages[row, :length],
+        "flipped": result.flipped[row, :length],
     }
     return {
-        **{name: values[row, :length].tolist() for name, values in tokens.items()},
+        **{name: column.tolist() for name, column in tokens.items()},
         "correct": bool(base.correct[row]),
         "kind": KIND_NAMES[int(base.kind[row])],
         "base_advantage": float(base.value[row]),

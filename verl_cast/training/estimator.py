@@ -1,13 +1,15 @@
 """The advantage estimators `cast`, `opsd`, `grpo_opsd`, `rlsd` and `rlrt` in verl's registry.
 
-verl hands a registered estimator rewards, mask, groups and config, but no log-probs (verl's pull request #7473 would).
-The trainer lays the rest out with `estimator_inputs` around verl's own advantage stage. An estimator that is called
-without them stops the run: a trainer that is not ours would train something else under the method's name.
+The fields that an estimator names (BATCH_FIELDS) come from the batch: by patches/verl/0001, or on a verl without it by
+stock_verl. What the trainer knows of the step it lays out with `estimator_inputs` around verl's own advantage
+stage. An estimator that is called without them stops the run: a trainer that is not ours would train something else
+under the method's name.
 """
 
 import contextlib
 import contextvars
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,20 +17,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from verl_cast import wire
 from verl_cast.advantage.base import TrajectoryAdvantage
 from verl_cast.advantage.compute import TokenAdvantage, token_advantage, trajectory_advantage
 from verl_cast.advantage.rule import Rule
 from verl_cast.config import MethodConfig
 from verl_cast.config.methods import METHODS
 
+# What an estimator reads of the batch beyond the arguments that verl gives every estimator: (B, T), padded alike.
+BATCH_FIELDS = ("old_log_probs", wire.TEACHER_LOG_PROBS)
+
 
 @dataclass(frozen=True)
 class EstimatorInputs:
-    """What the estimator needs beyond verl's arguments. Row order is the batch's.
+    """What the trainer knows of a step before the estimator is called. Row order is the batch's.
 
     Attributes:
         rule: the method in this step.
-        old_log_probs, teacher_log_probs: (B, T), padded like the batch.
         scored: (B,) bool, rows that the teacher scored.
         final_row: (B,) int64, the row of the final output of each row's session.
         rewards: (B,) that the step was planned with.
@@ -36,8 +41,6 @@ class EstimatorInputs:
     """
 
     rule: Rule
-    old_log_probs: torch.Tensor
-    teacher_log_probs: torch.Tensor
     scored: torch.Tensor
     final_row: torch.Tensor
     rewards: torch.Tensor
@@ -66,6 +69,8 @@ def _compute_outcome_advantage(
     response_mask: torch.Tensor,
     index: np.ndarray,
     config: Any = None,
+    old_log_probs: torch.Tensor | None = None,
+    teacher_log_probs: torch.Tensor | None = None,
     *,
     method: type[MethodConfig],
     **_: Any,
@@ -76,12 +81,14 @@ def _compute_outcome_advantage(
         token_level_rewards, response_mask: (B, T).
         index: (B,) group of every row.
         config: verl's `algorithm` config, for `norm_adv_by_std_in_grpo`.
+        old_log_probs, teacher_log_probs: (B, T), the BATCH_FIELDS.
 
     Raises:
-        RuntimeError: no teacher log-probs were laid out for this batch, or not those of a row that needs them.
+        RuntimeError: there are no teacher log-probs for this batch, or not those of a row that needs them.
     """
     laid_out = _laid_out.get()
-    if laid_out is None or not isinstance(laid_out[0].rule.config, method):
+    is_ours = laid_out is not None and isinstance(laid_out[0].rule.config, method)
+    if not is_ours or old_log_probs is None or teacher_log_probs is None:
         raise RuntimeError(
             f"CAST: algorithm.adv_estimator={method.NAME}, but the trainer in this process computed no teacher "
             "log-probs (it is not verl's V1 trainer with verl_cast active). Stopping: without them the run would be "
@@ -89,7 +96,8 @@ def _compute_outcome_advantage(
             "VERL_USE_EXTERNAL_PLUGINS unset."
         )
     inputs, results = laid_out
-    _check_same_batch(inputs, token_level_rewards, response_mask)
+    _check_same_batch(inputs, token_level_rewards, response_mask, old_log_probs, teacher_log_probs)
+    _warn_of_low_precision(inputs.rule.config, old_log_probs.dtype)
     base = inputs.base
     if base is None:
         norm = True if config is None else config.get("norm_adv_by_std_in_grpo", True)
@@ -102,18 +110,22 @@ def _compute_outcome_advantage(
             f"CAST: {int(unscored.sum())} responses need the teacher's log-probs and were not scored; their masks have "
             "changed since. Stopping: without them they would train as in GRPO."
         )
-    result = token_advantage(
-        inputs.rule, base, response_mask, inputs.old_log_probs, inputs.teacher_log_probs, inputs.scored
-    )
+    result = token_advantage(inputs.rule, base, response_mask, old_log_probs, teacher_log_probs, inputs.scored)
     results.append(result)
     return result.advantages, result.advantages
 
 
-def _check_same_batch(inputs: EstimatorInputs, rewards: torch.Tensor, response_mask: torch.Tensor) -> None:
-    if inputs.teacher_log_probs.shape != response_mask.shape or inputs.old_log_probs.shape != response_mask.shape:
+def _check_same_batch(
+    inputs: EstimatorInputs,
+    rewards: torch.Tensor,
+    response_mask: torch.Tensor,
+    old_log_probs: torch.Tensor,
+    teacher_log_probs: torch.Tensor,
+) -> None:
+    if teacher_log_probs.shape != response_mask.shape or old_log_probs.shape != response_mask.shape:
         raise RuntimeError(
-            f"CAST: log-probs are for another batch: teacher {tuple(inputs.teacher_log_probs.shape)}, old "
-            f"{tuple(inputs.old_log_probs.shape)}, response_mask {tuple(response_mask.shape)}."
+            f"CAST: log-probs are for another batch: teacher {tuple(teacher_log_probs.shape)}, old "
+            f"{tuple(old_log_probs.shape)}, response_mask {tuple(response_mask.shape)}."
         )
     changed = rewards.sum(dim=-1) != inputs.rewards
     if changed.any():
@@ -121,6 +133,16 @@ def _check_same_batch(inputs: EstimatorInputs, rewards: torch.Tensor, response_m
             f"CAST: the rewards of {int(changed.sum())} responses have changed since their base advantage was formed. "
             "Stopping: the update would train on rewards that are no longer the verifier's. Change rewards before "
             "verl's stage of old log-probs."
+        )
+
+
+def _warn_of_low_precision(method: MethodConfig, dtype: torch.dtype) -> None:
+    if dtype in (torch.bfloat16, torch.float16):
+        warnings.warn(  # once: Python shows a warning once per place
+            f"{method.TITLE}: the engine returns log-probs in {dtype}, and their rounding decides the sign of small "
+            "gaps (verl's engines do so on a CPU). Set +actor_rollout_ref.actor.fsdp_config.mixed_precision."
+            "param_dtype=fp32, or CAST's ++algorithm.cast.gap_deadzone=noise.",
+            stacklevel=2,
         )
 
 

@@ -28,16 +28,14 @@ ENTROPY = "cast_entropy"
 class OnePassLoss:
     """A loss function for verl's engines, around the stock one, for one update.
 
-    verl's engines call it with `model_output` (log_probs nested (b, L)) and `data` (nested responses, response_mask and
-    teacher_log_probs; (b,) B, correct, kind, scored and ROW) of a micro-batch. It returns the stock loss and metrics.
-    Before that, as its data ask for (`distillation_use_topk`), they call it with the micro-batch's scaled logits
-    (b, tokens, V). It returns their entropies (b, tokens).
+    verl's engines call it with `model_output` (log_probs and entropy, nested (b, L)) and `data` (nested responses,
+    response_mask and teacher_log_probs; (b,) B, correct, kind, scored and ROW) of a micro-batch. It returns the stock
+    loss and metrics.
 
     Args:
         stock_loss: verl's own (`ppo_loss` with the actor's config).
         rule: the method in this step.
         gap_is_zero: teacher and policy are the same weights on the same tokens.
-        entropy: the engine's own function; None: the engine's output has the entropy.
         keeps_entropy: the stock loss itself wants the engine's entropy.
 
     Raises (when called):
@@ -50,13 +48,11 @@ class OnePassLoss:
         stock_loss: Callable[..., tuple[torch.Tensor, dict]],
         rule: Rule,
         gap_is_zero: bool,
-        entropy: EntropyFunction | None,
         keeps_entropy: bool,
     ):
         self._stock_loss = stock_loss
         self._rule = rule
         self._gap_is_zero = gap_is_zero
-        self._entropy = entropy
         self._keeps_entropy = keeps_entropy
         self._rows: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -65,21 +61,21 @@ class OnePassLoss:
         model_output: dict[str, torch.Tensor] | None = None,
         data: TensorDict | None = None,
         dp_group: Any = None,
-        student_logits: torch.Tensor | None = None,
-        data_format: str | None = None,
-    ) -> Any:
-        if student_logits is not None:
-            return {ENTROPY: entropy_of(student_logits, data, self._entropy)}
-        entropy = model_output.pop(ENTROPY) if self._entropy is not None else model_output["entropy"].detach()
-        if self._entropy is None and not self._keeps_entropy:
-            del model_output["entropy"]  # and with it its graph, before the backward
-        self._keep(data, model_output["log_probs"].detach(), entropy)
+    ) -> tuple[torch.Tensor, dict]:
+        self._keep(data, model_output["log_probs"].detach(), self._entropy(model_output))
 
         old_log_probs = no_padding_2_padding(model_output["log_probs"], data).detach()
         data = data.copy()
         data["old_log_probs"] = old_log_probs
         data["advantages"] = self._advantages(data, old_log_probs)
         return self._stock_loss(model_output=model_output, data=data, dp_group=dp_group)
+
+    def _entropy(self, model_output: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The policy's entropy, nested (b, L), without a graph."""
+        entropy = model_output["entropy"].detach()
+        if not self._keeps_entropy:
+            del model_output["entropy"]  # and with it its graph, before the backward
+        return entropy
 
     def _advantages(self, data: TensorDict, old_log_probs: torch.Tensor) -> torch.Tensor:
         fields = ["response_mask"] if self._gap_is_zero else ["response_mask", wire.TEACHER_LOG_PROBS]
@@ -105,3 +101,32 @@ class OnePassLoss:
         columns = zip(*(self._rows[row] for row in range(num_rows)), strict=True)
         nested = (torch.nested.as_nested_tensor(list(column), layout=torch.jagged).cpu() for column in columns)
         return TensorDict(dict(zip(("log_probs", "entropy"), nested, strict=True)), batch_size=[num_rows])
+
+
+class OnePassLossOnLogits(OnePassLoss):
+    """The same where the stock loss needs no entropy: it is formed from the logits, and so has no graph.
+
+    verl's engines call `process_logits` before the loss (patches/verl/0003b; on a verl without it, stock_verl does).
+
+    Args:
+        entropy: the engine's own function.
+    """
+
+    def __init__(
+        self,
+        stock_loss: Callable[..., tuple[torch.Tensor, dict]],
+        rule: Rule,
+        gap_is_zero: bool,
+        entropy: EntropyFunction,
+    ):
+        super().__init__(stock_loss, rule, gap_is_zero, keeps_entropy=False)
+        self._entropy_function = entropy
+
+    def process_logits(
+        self, logits: torch.Tensor, data: TensorDict, data_format: str | None = None
+    ) -> dict[str, torch.Tensor]:
+        """From the micro-batch's scaled logits (b, tokens, V) to their entropies (b, tokens)."""
+        return {ENTROPY: entropy_of(logits, data, self._entropy_function)}
+
+    def _entropy(self, model_output: dict[str, torch.Tensor]) -> torch.Tensor:
+        return model_output.pop(ENTROPY)

@@ -9,28 +9,23 @@ The method is CAST or one of the baselines. Trainers of runs with another estima
 """
 
 import contextlib
-import functools
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import ray
-import torch
 import transfer_queue as tq
 from omegaconf import DictConfig
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
-from verl.trainer.ppo.utils import Role
 from verl.utils import tensordict_utils as tu
 
 import verl_cast
 from verl_cast import wire
 from verl_cast.advantage.compute import TokenAdvantage, rule_of
 from verl_cast.advantage.metrics import Noise, advantage_metrics, measured_noise, noise_metrics
-from verl_cast.config import CastConfig, MethodConfig
-from verl_cast.config.methods import method_class, method_config
+from verl_cast.config import CastConfig
+from verl_cast.config.methods import method_config
 from verl_cast.launch.check import check_run, summary
 from verl_cast.seams import SEAMS, check_seams
 from verl_cast.teacher.context import TeacherContext, chat_template_kwargs, load_template
@@ -39,28 +34,18 @@ from verl_cast.training.dump import FIELDS, TrajectoryDump
 from verl_cast.training.estimator import EstimatorInputs, estimator_inputs
 from verl_cast.training.passes import own_stage, why_two_passes
 from verl_cast.training.step_plan import REWARD_FIELDS, Step, plan_step
-from verl_cast.training.worker import with_self_teacher
-
-_ACTOR_ROLES = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef)
 
 
 class SelfTeacherTrainerMixin:
     """Goes before a subclass of verl's PPOTrainer."""
 
     def __init__(self, config: DictConfig):
-        check_run(config)  # again: not every entry point passes through verl's main
         check_seams(*SEAMS)  # all of them, as everything is imported here
+        check_run(config)  # again: not every entry point passes through verl's main
         self.method = method_config(config)
         self._dump = TrajectoryDump(config, self.method)
         super().__init__(config)
         print(summary(config), flush=True)
-
-    def _init_resource_pool_mgr(self):
-        super()._init_resource_pool_mgr()
-        for role in _ACTOR_ROLES:
-            if role in self.role_worker_mapping:
-                worker_cls = self.role_worker_mapping[role].__ray_metadata__.modified_class.__ray_actor_class__
-                self.role_worker_mapping[role] = ray.remote(with_self_teacher(worker_cls))
 
     def _setup(self):
         super()._setup()
@@ -116,8 +101,8 @@ class SelfTeacherTrainerMixin:
                 if len(output) != len(batch):
                     raise RuntimeError(f"CAST: teacher log-probs for {len(output)} of {len(batch)} responses.")
         elif step.teacher_runs:
-            with self._workers_run("compute_log_prob_with_teacher", in_place_of="compute_log_prob"):
-                batch = super()._compute_old_log_prob(batch, metrics)
+            batch.extra_info[wire.STAGE] = wire.WITH_TEACHER
+            batch = super()._compute_old_log_prob(batch, metrics)
         else:
             batch = super()._compute_old_log_prob(batch, metrics)
         self._log(metrics, self._teacher_cost())
@@ -136,15 +121,18 @@ class SelfTeacherTrainerMixin:
             return super()._update_actor(batch, metrics)
         batch.extra_info[wire.COMPLETED_STEPS] = self.global_steps - 1
         batch.extra_info[wire.GAP_IS_ZERO] = self._step.gap_is_zero
-        with self._workers_run("update_actor_in_one_pass", in_place_of="update_actor"):
-            batch = super()._update_actor(batch, metrics)
+        batch.extra_info[wire.STAGE] = wire.ONE_PASS
+        batch = super()._update_actor(batch, metrics)
         with self._stage("cast_after_update", inside="update_actor"):
             # The workers need the rows' lengths and nothing else, and run no forward.
             rows = KVBatchMeta(
-                keys=batch.keys, tags=batch.tags, partition_id=batch.partition_id, fields=["response_mask"]
+                keys=batch.keys,
+                tags=batch.tags,
+                partition_id=batch.partition_id,
+                fields=["response_mask"],
+                extra_info={wire.STAGE: wire.OF_UPDATE},
             )
-            with self._workers_run("log_probs_of_update", in_place_of="compute_log_prob"):
-                batch = super()._compute_old_log_prob(rows, metrics)
+            batch = super()._compute_old_log_prob(rows, metrics)
             return self._compute_token_advantage(batch, metrics, inside="cast_after_update")
 
     # --------------------------------------------------------------------------------------------- parts of the stages
@@ -191,11 +179,12 @@ class SelfTeacherTrainerMixin:
             with self._stage("cast_noise", inside):
                 noise = self._measure_noise(batch)
         rule = step.rule if noise is None else rule_of(self.method, self.global_steps - 1, noise.floor)
-        data = self._read_log_probs(batch, step)
+        if not step.teacher_runs:
+            # The estimator takes the field in every step. Here the gap is 0 where it matters.
+            own = self._read(batch, ["old_log_probs"]).rename_key_("old_log_probs", wire.TEACHER_LOG_PROBS)
+            tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=own)
         inputs = EstimatorInputs(
             rule=rule,
-            old_log_probs=data["old_log_probs"],
-            teacher_log_probs=data[wire.TEACHER_LOG_PROBS if step.teacher_runs else "old_log_probs"],
             scored=step.scored,
             final_row=step.final_row,
             rewards=step.rewards,
@@ -209,7 +198,7 @@ class SelfTeacherTrainerMixin:
                 "Stopping: the run would be another method's."
             )
         result = results[0]
-        self._log(metrics, advantage_metrics(result, data["entropy"]))
+        self._log(metrics, advantage_metrics(result, self._read(batch, ["entropy"]).to_padded_tensor()["entropy"]))
         if isinstance(self.method, CastConfig):
             self._log(metrics, {"gap/deadzone": rule.gap_deadzone})
         else:
@@ -220,7 +209,7 @@ class SelfTeacherTrainerMixin:
             print(f"[verl_cast] step {self.global_steps}: {noise_in_words(in_doubt)}", flush=True)
         if self._dump.due(self.global_steps):
             with self._stage("cast_dump", inside), self._dump.errors_logged(self.global_steps):
-                self._dump_trajectories(batch, inputs, result)
+                self._dump_trajectories(batch, result)
         return batch
 
     def _measure_noise(self, batch: KVBatchMeta) -> Noise | None:
@@ -234,27 +223,7 @@ class SelfTeacherTrainerMixin:
             self.actor_rollout_wg.keep_noise_floor(noise.floor)
         return noise
 
-    def _read_log_probs(self, batch: KVBatchMeta, step: Step) -> TensorDict:
-        """All log-probs of a step, and the policy's entropy: (B, T), padded."""
-        fields = ["old_log_probs", "entropy"]
-        fields += [wire.TEACHER_LOG_PROBS] if step.teacher_runs else []
-        data = self._read(batch, fields)
-        if step.teacher_runs and wire.TEACHER_LOG_PROBS not in data:
-            raise RuntimeError(
-                "CAST: the actor workers returned no teacher log-probs. Stopping: without them the run would be GRPO."
-            )
-        data = data.to_padded_tensor()
-        if data["old_log_probs"].dtype in (torch.bfloat16, torch.float16):
-            warnings.warn(  # once: Python shows a warning once per place
-                f"{self.method.TITLE}: the engine returns log-probs in {data['old_log_probs'].dtype}, and their "
-                "rounding decides the sign of small gaps (verl's engines do so on a CPU). Set "
-                "+actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=fp32, or CAST's "
-                "++algorithm.cast.gap_deadzone=noise.",
-                stacklevel=2,
-            )
-        return data
-
-    def _dump_trajectories(self, batch: KVBatchMeta, inputs: EstimatorInputs, result: TokenAdvantage) -> None:
+    def _dump_trajectories(self, batch: KVBatchMeta, result: TokenAdvantage) -> None:
         rows = self._dump.choose(batch.keys, result)
         if not rows:
             raise ValueError("no response of the batch counts")
@@ -266,7 +235,6 @@ class SelfTeacherTrainerMixin:
             batch.keys,
             rows,
             {name: list(tu.get(data, name)) for name in FIELDS if name in data},
-            inputs,
             result,
             self.tokenizer,
             self._teacher_context,
@@ -275,17 +243,6 @@ class SelfTeacherTrainerMixin:
 
     def _read(self, batch: KVBatchMeta, fields: Any) -> TensorDict:
         return tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=list(fields))
-
-    @contextlib.contextmanager
-    def _workers_run(self, method: str, in_place_of: str) -> Iterator[None]:
-        """verl's stage inside calls one remote method of the actor workers where it would call another."""
-        workers = self.actor_rollout_wg
-        stock = getattr(workers, in_place_of)
-        setattr(workers, in_place_of, getattr(workers, method))
-        try:
-            yield
-        finally:
-            setattr(workers, in_place_of, stock)
 
     # ------------------------------------------------------------------------------------------------ metrics and time
 
@@ -363,29 +320,3 @@ def _check_one_teacher(ranks: list[dict[str, Any]]) -> None:
             f"CAST: some ranks restored the checkpoint's self-teacher, others (ranks {new}) have none of it or another "
             "one. Bring the missing cast_self_teacher_* files back, or move all of them away to start the teacher anew."
         )
-
-
-@functools.cache
-def with_method(trainer_cls: type, method: type[MethodConfig]) -> type:
-    """A V1 trainer class with a self-teacher, named after its method."""
-    title = "".join(part.capitalize() for part in method.NAME.split("_"))
-    return type(f"{title}{trainer_cls.__name__}", (SelfTeacherTrainerMixin, trainer_cls), {})
-
-
-def install(trainer_base: Any) -> None:
-    """Let verl build the variant of a trainer class with a self-teacher, in every mode, where the estimator is ours.
-
-    verl's registry maps a mode to a class and refuses a second one, and a new mode name would change the replay buffer.
-    So the choice is made where an instance is made: `PPOTrainer(config)` gives an instance of the class itself, or of
-    its variant.
-    """
-    ppo_trainer = trainer_base.PPOTrainer
-
-    def __new__(cls, *args: Any, **kwargs: Any):
-        config = kwargs.get("config", args[0] if args else None)
-        method = None if config is None else method_class(config)
-        if method is not None and not issubclass(cls, SelfTeacherTrainerMixin):
-            cls = with_method(cls, method)
-        return object.__new__(cls)
-
-    ppo_trainer.__new__ = staticmethod(__new__)

@@ -1,12 +1,13 @@
 """The actor worker with a self-teacher: a mixin over verl's ActorRolloutRefWorker (and its detached variant).
 
 Every forward is verl's own `TrainingWorker.infer_batch` or `train_mini_batch`; rollouts and weight sync are untouched.
-The mixin adds remote methods, which the trainer calls beside verl's own or in their place:
+verl's own remote methods do what the trainer asks for under wire.STAGE, and the mixin adds others:
 
 * `init_self_teacher`, `prepare_self_teacher`: build the teacher; bring it up to date before a step.
-* two passes: `compute_log_prob_with_teacher`; on the steps that measure the noise `compute_log_probs_again` and
-  `keep_noise_floor`.
-* one pass: `compute_teacher_log_probs`, `update_actor_in_one_pass`, then `log_probs_of_update`.
+* two passes: verl's `compute_log_prob`, with the teacher's log-probs; on the steps that measure the noise
+  `compute_log_probs_again` and `keep_noise_floor`.
+* one pass: `compute_teacher_log_probs`; verl's `update_actor`, forming the gap; then verl's `compute_log_prob`, which
+  gives the log-probs of that update.
 * `self_teacher_cost`: what the teacher has cost.
 """
 
@@ -29,7 +30,7 @@ from verl_cast.teacher.forward import TeacherPass, response_log_probs
 from verl_cast.teacher.shards import reshard, set_up, trainable_shards
 from verl_cast.teacher.weights import SelfTeacher
 from verl_cast.training.entropy import entropy_function
-from verl_cast.training.one_pass_loss import ROW, OnePassLoss
+from verl_cast.training.one_pass_loss import ROW, OnePassLoss, OnePassLossOnLogits
 from verl_cast.training.passes import training_noise
 
 
@@ -115,9 +116,30 @@ class SelfTeacherWorkerMixin:
         """Hold the measured noise floor (nats), for one-pass updates and for checkpoints."""
         self.self_teacher.noise_floor = noise_floor
 
-    # ------------------------------------------------------------------------------------------------------ two passes
+    # ------------------------------------------------------------------------------------- verl's stages (wire.STAGE)
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
+    def compute_log_prob(self, data: TensorDict) -> TensorDict | None:
+        """verl's log-probs; with the teacher's, or those of the one-pass update before, where the trainer says so."""
+        stage = tu.pop(data, wire.STAGE)
+        if stage == wire.WITH_TEACHER:
+            return self.compute_log_prob_with_teacher(data)
+        if stage == wire.OF_UPDATE:
+            return self.log_probs_of_update(data)
+        return super().compute_log_prob(data)
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
+    def update_actor(self, data: TensorDict) -> TensorDict | None:
+        """verl's update, in one pass where the trainer says so; afterwards a snapshot is no longer the policy."""
+        if tu.pop(data, wire.STAGE) == wire.ONE_PASS:
+            return self.update_actor_in_one_pass(data)
+        output = super().update_actor(data)
+        if self.self_teacher is not None:
+            self.self_teacher.policy_moved()
+        return output
+
+    # ------------------------------------------------------------------------------------------------------ two passes
+
     def compute_log_prob_with_teacher(self, data: TensorDict) -> TensorDict | None:
         """verl's log-probs and entropy, and the teacher's log-probs of the response tokens beside them.
 
@@ -183,7 +205,6 @@ class SelfTeacherWorkerMixin:
             )
         return _as_field(wire.TEACHER_LOG_PROBS, self.teacher_pass.log_probs(data), data)
 
-    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def update_actor_in_one_pass(self, data: TensorDict) -> TensorDict | None:
         """verl's update under the loss that forms the gap itself.
 
@@ -213,17 +234,13 @@ class SelfTeacherWorkerMixin:
         """The loss of this update, and in `data` what it asks of the engine."""
         data[ROW] = torch.arange(len(data))
         keeps_entropy = tu.get(data, "calculate_entropy", default=False)
-        entropy = None
-        if self.actor.engine_config.use_fused_kernels:
+        gap_is_zero, engine = tu.pop(data, wire.GAP_IS_ZERO), self.actor.engine_config
+        if engine.use_fused_kernels:
             tu.assign_non_tensor(data, calculate_entropy=True)  # they hand out no logits, and know the entropy anyway
         elif not keeps_entropy:
-            # verl's engines give the logits to the loss function under this flag: so the entropy costs no graph.
-            # (Megatron's then also empties the allocator's cache before its optimizer step.)
-            tu.assign_non_tensor(data, distillation_use_topk=True)
-            entropy = entropy_function(self.actor.engine_config.strategy)
-        return OnePassLoss(self.actor.loss_fn, rule, tu.pop(data, wire.GAP_IS_ZERO), entropy, keeps_entropy)
+            return OnePassLossOnLogits(self.actor.loss_fn, rule, gap_is_zero, entropy_function(engine.strategy))
+        return OnePassLoss(self.actor.loss_fn, rule, gap_is_zero, keeps_entropy)
 
-    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def log_probs_of_update(self, data: TensorDict) -> TensorDict | None:
         """Log-probs and entropy of the latest one-pass update's own forward, once; no forward is run.
 
@@ -238,15 +255,7 @@ class SelfTeacherWorkerMixin:
             raise RuntimeError("CAST: log-probs of a one-pass update were asked for without such an update.")
         return outputs if self.actor.engine.is_mp_src_rank_with_outputs() else None
 
-    # ---------------------------------------------------------------------------------------- updates and checkpoints
-
-    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
-    def update_actor(self, data: TensorDict) -> TensorDict | None:
-        """verl's update; afterwards a snapshot is no longer the policy."""
-        output = super().update_actor(data)
-        if self.self_teacher is not None:
-            self.self_teacher.policy_moved()
-        return output
+    # ---------------------------------------------------------------------------------------------------- checkpoints
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_checkpoint(self, local_path, hdfs_path=None, global_step=0, max_ckpt_to_keep=None):

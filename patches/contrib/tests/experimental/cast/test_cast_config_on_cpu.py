@@ -67,7 +67,7 @@ def test_a_group_of_keys_becomes_a_config():
         ({"teacher": {"refresh_interval": 0}}, "algorithm.cast.teacher.refresh_interval=0: .*at least 1"),
         ({"teacher": {"ema_decay": 1}}, "algorithm.cast.teacher.ema_decay=1.0: .*weights=initial"),
         ({"teacher": {"context": "poem"}}, "algorithm.cast.teacher.context='poem': must be plain, same, or the path"),
-        ({"dump": {"interval": -1}}, "algorithm.cast.dump.interval=-1: must be a whole number, at least 0"),
+        ({"noise_floor_interval": -1}, "algorithm.cast.noise_floor_interval=-1: must be a whole number, at least 0"),
         ("both", "algorithm.cast='both': must be a group of keys"),
     ],
 )
