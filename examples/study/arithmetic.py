@@ -28,7 +28,7 @@ CONTEXTS = {
     "sparse": HERE / "contexts" / "sparse.jinja",
 }
 
-PLAN = Plan(steps=30, problems=6, n=8, learning_rate=1e-5, evaluate_every=10, block=2)
+PLAN = Plan(steps=20, problems=6, n=8, learning_rate=1e-5, evaluate_every=10, block=2)
 TEMPERATURE, TOP_K, MAX_TOKENS = 0.7, 20, 16
 QUESTION = "State the final answer to the following arithmetic problem: {} ="
 HELD_OUT = 200
