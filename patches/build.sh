@@ -68,7 +68,8 @@ for path in generated:
     open(path, "w").write(text)
 END
 cp -r contrib/docs contrib/examples contrib/tests contrib/verl "$tree"
-(cd "$tree" && ruff check --quiet --select I --fix --config pyproject.toml "$cast" && ruff format --quiet --config pyproject.toml "$cast")
+(cd "$tree" && ruff check --no-cache --quiet --select I --fix --config pyproject.toml "$cast" &&
+  ruff format --no-cache --quiet --config pyproject.toml "$cast")
 if [ -n "${KEEP:-}" ]; then
   cp -r "$tree" "$KEEP"
 fi

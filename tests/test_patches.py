@@ -3,22 +3,29 @@
 verl's source distribution comes from the package index; VERL_SDIST names one that is already there.
 """
 
+import dataclasses
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import textwrap
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+import yaml
 from queue_of_runs import job
-from test_end_to_end import assert_same_batches, assert_same_parameters
+from test_end_to_end import CAST_SIX_STEPS, assert_same_batches, assert_same_parameters
 from verl_run import run_verl
+
+from verl_cast import CastConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PATCHES = sorted((ROOT / "patches" / "verl").glob("*.patch"))
 GENERAL = [patch for patch in PATCHES if patch.name < "0004"]
+CONTRIB = ROOT / "patches" / "contrib"
 # Changed lines, tests and licence headers among them.
 BUDGETS = {"0001": 120, "0002": 60, "0003": 130}
 # Tests of a patch that hold without it: they say what it must leave alone.
@@ -69,6 +76,23 @@ def patched(sdist, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def hooked(sdist, tmp_path_factory) -> Path:
+    """With the general patches alone."""
+    directory = tmp_path_factory.mktemp("hooked")
+    done = run_apply(directory / "verl", VERL_SDIST=sdist, PATCHES=general_patches(directory))
+    assert done.returncode == 0, done.stderr
+    return directory / "verl"
+
+
+def general_patches(directory: Path) -> Path:
+    patches = directory / "patches"
+    patches.mkdir()
+    for patch in GENERAL:
+        shutil.copy(patch, patches)
+    return patches
+
+
+@pytest.fixture(scope="module")
 def stock(sdist, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("stock")
     shutil.unpack_archive(sdist, directory)
@@ -107,6 +131,18 @@ def test_a_general_patch_is_small_neutral_and_in_verls_form(patch):
         assert "\n".join(lines).startswith(LICENCE)
 
 
+def test_the_hooks_are_small():
+    """0003 is one subject a patch; their tests apart, they stay within the budget of one."""
+    lines = [line for patch in GENERAL if patch.name[:4] == "0003" for line in outside_tests(patch)]
+    assert len(lines) <= 180
+
+
+def outside_tests(patch: Path) -> list[str]:
+    parts = re.split(r"^diff --git a/", patch.read_text(), flags=re.MULTILINE)[1:]
+    source = "\n".join(part for part in parts if not part.startswith("tests/"))
+    return re.findall(r"^[+-](?!\+\+ |-- ).*$", source, re.MULTILINE)
+
+
 @pytest.mark.parametrize("patch", GENERAL, ids=lambda patch: patch.stem)
 def test_a_general_patch_applies_alone(patch, stock):
     done = subprocess.run(
@@ -133,7 +169,7 @@ def test_patched_files_keep_verls_style(patched):
 
 def test_generated_configs_follow_the_yaml(patched):
     """As verl's scripts/generate_trainer_config.sh, which its source distribution lacks."""
-    for engine, generated in (("dp", "ppo_trainer"), ("megatron", "ppo_megatron_trainer")):
+    for engine, name in (("dp", ""), ("megatron", "megatron_"), ("torchtitan", "torchtitan_"), ("veomni", "veomni_")):
         printed = subprocess.run(
             [sys.executable, "scripts/print_cfg.py", "--cfg", "job", f"model_engine={engine}"],
             cwd=patched,
@@ -141,7 +177,7 @@ def test_generated_configs_follow_the_yaml(patched):
             capture_output=True,
             text=True,
         ).stdout
-        expected = (patched / "verl" / "trainer" / "config" / f"_generated_{generated}.yaml").read_text()
+        expected = (patched / "verl" / "trainer" / "config" / f"_generated_ppo_{name}trainer.yaml").read_text()
         assert expected.endswith("\n" + printed[printed.index("actor_rollout_ref") :])
 
 
@@ -177,7 +213,8 @@ def test_every_patch_does_what_its_tests_say(stock, patched):
     for name in tests:
         (stock / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(patched / name, stock / name)
-    runs = [start_tests(patched, tests + OWN_TESTS), start_tests(stock, tests)]
+    of_cast = ["tests/experimental/cast"]
+    runs = [start_tests(patched, tests + OWN_TESTS + of_cast), start_tests(stock, tests)]
     outputs = [run.communicate(timeout=600)[0] for run in runs]
     assert runs[0].returncode == 0, outputs[0][-5000:]
 
@@ -187,6 +224,150 @@ def test_every_patch_does_what_its_tests_say(stock, patched):
         hold = {test for test, passed in without[name].items() if passed}
         assert hold <= HOLD_BEFORE, f"{name}: passes without the patch: {hold}"
         assert len(hold) < len(without[name])
+
+
+def test_cast_inside_verl_is_what_the_plugins_files_make(sdist, tmp_path):
+    """0004 is generated, never edited: `bash patches/build.sh` writes it anew."""
+    done = subprocess.run(
+        ["bash", ROOT / "patches" / "build.sh", tmp_path / "made.patch"],
+        env={**os.environ, "PYTHON": sys.executable, "VERL_SDIST": str(sdist)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "made.patch").read_text() == PATCHES[-1].read_text(), "run patches/build.sh, and commit it"
+
+
+def test_cast_inside_verl_is_in_verls_form(patched):
+    new = new_files(PATCHES[-1])
+    assert sum(name.startswith("verl/experimental/cast/") for name in new) > 20
+    for name in new:
+        text = (patched / name).read_text()
+        if name.endswith(".py"):
+            assert text.startswith(LICENCE), name
+            assert "verl_cast" not in text and "patches/" not in text, f"{name} speaks of the plugin"
+        if name.startswith("tests/") and not name.endswith("__init__.py"):
+            assert name.endswith("_on_cpu.py")
+    # Of verl's own files: its list of config groups, what is generated from it, and one call.
+    theirs = set(touched_files(PATCHES[-1])) - set(new)
+    assert all("_generated_" in name or name.endswith(("ppo_trainer.yaml", "utils/config.py")) for name in theirs)
+
+
+def test_the_docs_page_has_every_key_and_every_metric():
+    page = (CONTRIB / "docs" / "algo" / "cast.md").read_text()
+    settings = dataclasses.asdict(CastConfig())
+    del settings["dump"]
+    teacher = settings.pop("teacher")
+    settings |= {f"teacher.{key}": value for key, value in teacher.items()}
+    rows = {key: yaml.safe_load(value) for key, value in re.findall(r"^\| `([\w.]+)` \| `([^`]*)` \|", page, re.M)}
+    assert rows == {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+
+    method_page = (ROOT / "verl_cast" / "advantage" / "README.md").read_text()
+    metrics = set(re.findall(r"^\| `((?:cast/|timing_s/cast)[\w/]+)`", method_page, re.M)) - {"timing_s/cast_dump"}
+    section = page[page.index("## Metrics") : page.index("## Limits")]
+    assert set(re.findall(r"`((?:cast/|timing_s/cast)[\w/]+)`", section)) == metrics
+
+
+@pytest.mark.parametrize("knobs", [{}, {"ADV_ESTIMATOR": "grpo"}, {"LORA_RANK": "8", "TEACHER_WEIGHTS": "initial"}])
+def test_the_run_script_asks_for_a_run_that_verl_accepts(patched, tmp_path, knobs):
+    (tmp_path / "python3").write_text('#!/bin/sh\nshift 2\nprintf "%s\\n" "$@" >arguments\n')
+    (tmp_path / "python3").chmod(0o755)
+    script = patched / "examples" / "cast_trainer" / "run_qwen3_8b_fsdp.sh"
+    environment = verl_environment(patched) | knobs
+    path = f"{tmp_path}:{environment['PATH']}"
+    subprocess.run(["bash", script], cwd=tmp_path, env=environment | {"PATH": path}, check=True, capture_output=True)
+    code = """
+        from hydra import compose, initialize_config_module
+        from verl.utils.config import validate_config
+        with initialize_config_module("verl.trainer.config", version_base=None):
+            config = compose("ppo_trainer", overrides=open("arguments").read().splitlines())
+        validate_config(config, False, False)
+        print(config.trainer.v1.trainer_class, config.actor_rollout_ref.actor.policy_loss.loss_mode)
+    """
+    done = python(code, patched, cwd=tmp_path, VERL_USE_EXTERNAL_PLUGINS="none")
+    assert done.returncode == 0, done.stderr
+    classes = "verl.experimental.cast.training.classes"
+    expected = "None vanilla" if "ADV_ESTIMATOR" in knobs else f"{classes}.SelfTeacherTrainerSync cast"
+    assert done.stdout.splitlines()[-1] == expected
+
+
+def python(code: str, tree: Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    """A fresh process on a tree of verl, with the plugin unless `environment` says otherwise."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=cwd,
+        env=verl_environment(tree) | {"VERL_USE_EXTERNAL_PLUGINS": "auto"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def test_on_a_verl_with_the_hooks_the_plugin_uses_them(hooked, tmp_path):
+    code = """
+        import sys
+        import verl.utils.config, verl.trainer.ppo.v1 as v1
+        from omegaconf import OmegaConf
+        from verl.trainer.ppo import core_algos
+        from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+        from verl_cast import CastConfigError, plugin
+        from verl_cast.tools.run_config import compose
+        from verl_cast.training.by_name import name_trainer
+        from verl_cast.training.estimator import BATCH_FIELDS, ESTIMATORS
+
+        for name, estimator in ESTIMATORS.items():
+            assert core_algos.get_adv_estimator_fn(name) is estimator
+            assert core_algos.ADV_ESTIMATOR_BATCH_FIELDS[name] == BATCH_FIELDS
+        assert "__new__" not in vars(PPOTrainer), "verl builds its trainers as ever"
+        rollout, actor = "actor_rollout_ref.rollout", "actor_rollout_ref.actor"
+        sizes = [f"{rollout}.log_prob_micro_batch_size_per_gpu=1", f"{actor}.ppo_micro_batch_size_per_gpu=1"]
+        sizes += ["trainer.n_gpus_per_node=1", f"{rollout}.name=vllm", f"{rollout}.n=2"]
+
+        def validated(*overrides):
+            config = compose([*overrides, *sizes])
+            verl.utils.config.validate_config(config, False, False)
+            return config.trainer.v1.trainer_class
+
+        assert validated("algorithm.adv_estimator=grpo") is None
+        for mode in ("sync", "colocate_async", "separate_async"):
+            config = compose(["algorithm.adv_estimator=rlrt", f"trainer.v1.trainer_mode={mode}"])
+            name_trainer(config)
+            cls = v1.get_trainer_cls(mode, config.trainer.v1.trainer_class)
+            assert hasattr(cls.actor_worker_cls, "init_self_teacher")
+            assert issubclass(cls.actor_worker_cls, v1.get_trainer_cls(mode).actor_worker_cls)
+        named = validated("algorithm.adv_estimator=cast")
+        assert named == "verl_cast.training.classes.SelfTeacherTrainerSync"
+        assert validated("algorithm.adv_estimator=cast", f"trainer.v1.trainer_class={named}") == named
+        try:
+            validated("algorithm.adv_estimator=cast", "trainer.v1.trainer_class=verl.trainer.ppo.v1.PPOTrainerSync")
+        except CastConfigError as error:
+            print(error)
+        assert "verl_cast.training.stock_verl.classes" not in sys.modules
+        assert plugin.problems == []
+    """
+    done = python(code, hooked, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "trainer_class='verl.trainer.ppo.v1.PPOTrainerSync': this trainer has no self-teacher" in done.stdout
+
+
+def test_on_a_verl_that_has_cast_the_plugin_steps_aside(patched, tmp_path):
+    code = """
+        import os, subprocess, sys
+        import verl.utils.config
+        from verl.trainer.ppo import core_algos
+        from verl_cast import plugin
+        assert not {"cast", "opsd"} & set(core_algos.ADV_ESTIMATOR_REGISTRY), "the plugin has registered nothing"
+        assert verl.utils.config.validate_config.__module__ == "verl.utils.config"
+        assert not hasattr(verl.utils.config.validate_config, "__wrapped__") and plugin.problems == []
+        import verl.experimental.cast.training.estimator
+        assert core_algos.ADV_ESTIMATOR_REGISTRY["cast"].func.__module__ == "verl.experimental.cast.training.estimator"
+        child = subprocess.run([sys.executable, "-c", "import verl"], capture_output=True, text=True)
+        assert "steps aside" not in child.stderr, "said once, not in every process of a run"
+    """
+    done = python(code, patched, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    sentence = "this verl trains CAST itself (verl.experimental.cast). verl_cast steps aside"
+    assert done.stderr.count(sentence) == 1
 
 
 def test_apply_says_what_is_wrong(sdist, tmp_path):
@@ -264,14 +445,68 @@ THROUGH_HOOKS = (
 )
 
 
+def on_tree(tree: Path, *further: Path) -> dict[str, str]:
+    """The environment of a run on a tree of verl."""
+    return {"PYTHONPATH": os.pathsep.join(map(str, (tree, *further, ROOT / "tests" / "support")))}
+
+
 @job("patched_verl", after=("tiny",))
 def patched_verl(directory, runs):
     done = run_apply(directory / "verl-patched")
     assert done.returncode == 0, done.stderr
     (directory / "user_hooks.py").write_text(USER_HOOKS)
-    path = os.pathsep.join(map(str, (directory / "verl-patched", directory, ROOT / "tests" / "support")))
-    environment = {"PYTHONPATH": path}
+    environment = on_tree(directory / "verl-patched", directory)
     return run_verl(directory, runs("tiny"), *THROUGH_HOOKS, timeout=900, plugin=False, env=environment)
+
+
+@job("cast_inside_verl", after=("tiny", "patched_verl"))
+def cast_inside_verl(directory, runs):
+    """verl's own CAST, without the plugin, killed where the plugin's run was."""
+    environment = on_tree(runs("patched_verl").directory / "verl-patched")
+    settings = [setting.replace("+", "") for setting in CAST_SIX_STEPS if ".dump." not in setting]
+    return run_verl(
+        directory,
+        runs("tiny"),
+        *settings,
+        timeout=900,
+        plugin=False,
+        env=environment,
+        kill_when="dump/step_5.pt",
+    )
+
+
+@job("cast_by_hooks", after=("tiny",))
+def cast_by_hooks(directory, runs):
+    """The plugin on a verl with the hooks, killed after the step that follows its first one-pass update."""
+    done = run_apply(directory / "verl-hooked", PATCHES=general_patches(directory))
+    assert done.returncode == 0, done.stderr
+    environment = on_tree(directory / "verl-hooked")
+    return run_verl(directory, runs("tiny"), *CAST_SIX_STEPS, timeout=900, env=environment, kill_when="dump/step_3.pt")
+
+
+@pytest.mark.runs("cast_inside_verl", "cast")
+def test_verls_own_cast_is_the_plugins(runs):
+    """Five real steps (FSDP2, vLLM) of `algorithm.adv_estimator=cast`: batches, advantages, weights, bit for bit."""
+    own, plugin = runs("cast_inside_verl"), runs("cast")
+    assert own.returncode == -signal.SIGKILL, own.output[-5000:]
+    assert "verl_cast" not in own.output and "CAST is active" in own.output
+    for step in (1, 2, 3, 4, 5):
+        assert own.batch(step)["trainer"] == "SelfTeacherTrainerSync"
+        assert_same_batches(own, plugin, step)
+    assert_same_parameters(own, plugin, 3)
+    for own_metrics, metrics in zip(own.metrics[:4], plugin.metrics[:4], strict=True):
+        assert set(own_metrics) == set(metrics) - {"timing_s/cast_dump", "timing_per_token_ms/cast_dump"}
+
+
+@pytest.mark.runs("cast_by_hooks", "cast")
+def test_the_plugin_trains_the_same_through_verls_hooks(runs):
+    by_hooks, plugin = runs("cast_by_hooks"), runs("cast")
+    assert by_hooks.returncode == -signal.SIGKILL, by_hooks.output[-5000:]
+    assert "verl_cast.training.classes.SelfTeacherTrainerSync" in by_hooks.output
+    assert [m["cast/one_pass"] for m in by_hooks.metrics[:2]] == [0, 1]
+    for step in (1, 2, 3):
+        assert by_hooks.batch(step)["trainer"] == "SelfTeacherTrainerSync"
+        assert_same_batches(by_hooks, plugin, step)
 
 
 @pytest.mark.runs("patched_verl", "grpo_without_plugin")
@@ -287,10 +522,26 @@ def test_grpo_through_the_hooks_of_patched_verl_is_stock_verls_grpo(runs):
     assert [set(m) for m in run.metrics] == [set(m) for m in stock_run.metrics]
 
 
+def test_the_recipe_brings_a_folder_of_its_own(tmp_path):
+    patch = ROOT / "patches" / "recipe" / "0001-cast.patch"
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    subprocess.run(["git", "apply", patch], cwd=tmp_path, check=True)
+    recipe = tmp_path / "cast"
+    assert sorted(path.name for path in recipe.iterdir()) == [
+        "README.md",
+        "REQUIRED_VERL.txt",
+        "requirements.txt",
+        "run_qwen3_8b_fsdp.sh",
+    ]
+    version = re.search(r"^VERSION=(.+)$", (ROOT / "patches" / "apply.sh").read_text(), re.MULTILINE)[1]
+    assert version in (recipe / "REQUIRED_VERL.txt").read_text()
+    subprocess.run(["shellcheck", recipe / "run_qwen3_8b_fsdp.sh"], check=True)
+
+
 def test_readme_names_every_patch():
     readme = (ROOT / "patches" / "README.md").read_text()
     for patch in PATCHES:
         assert patch.name.partition("-")[0] in readme
     for number in re.findall(r"^\| (\d{4}[a-z]?) ", readme, re.MULTILINE):
         assert any(patch.name.startswith(f"{number}-") for patch in PATCHES), number
-    assert len(readme.splitlines()) <= 80
+    assert len(readme.splitlines()) <= 120
