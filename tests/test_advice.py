@@ -4,15 +4,18 @@ Each such setting is reported with its key, its value and a remedy. The default 
 """
 
 import copy
+import importlib
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 from records import fitness_record
 
-from verl_cast.launch import advice, fitness
+from verl_cast.launch import advice, evidence, fitness
 from verl_cast.launch.check import check_run
 from verl_cast.tools.run_config import compose
 
@@ -267,3 +270,66 @@ def test_every_piece_of_advice_is_shown_here():
 def test_importing_it_imports_neither_torch_nor_verl():
     code = "import sys, verl_cast.launch.advice; print({'torch', 'verl'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+# ------------------------------------------------------------------------------------- what follows from the study
+
+STUDY = Path(__file__).parent.parent / "examples" / "study"
+
+
+@pytest.fixture(scope="module")
+def study():
+    """(runs of the tiny model, the module that reads them)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(STUDY)
+        results = importlib.import_module("results")
+        return results.Runs.read("knows"), results
+
+
+def test_every_lesson_names_a_section_of_the_studys_page():
+    page = (STUDY.parent.parent / evidence.PAGE).read_text()
+    headings = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", page, re.MULTILINE)}
+    for situation, lesson in evidence.LESSONS.items():
+        assert lesson.section in headings
+        assert evidence.advice(situation).endswith(f"({evidence.PAGE}#{lesson.section}).")
+
+
+CLAIMS = [claim for lesson in evidence.LESSONS.values() for claim in lesson.claims]
+
+
+@pytest.mark.parametrize("cell, arm, outcome, verdict", CLAIMS)
+def test_a_lesson_says_what_the_cell_shows(study, cell, arm, outcome, verdict):
+    runs, results = study
+    differences = runs.differences(cell, arm, results.OUTCOMES[outcome])
+    low, high = results.interval(differences)
+    assert len(differences) >= 5
+    if verdict == "ahead":
+        assert low > 0
+    elif verdict == "behind":
+        assert high < 0 and differences.mean() < -3
+    else:
+        assert abs(differences.mean()) < 3
+
+
+@pytest.mark.parametrize(
+    "verdict, flip, groups, situations",
+    [
+        ("better", "both", "all", ["better", "caught up"]),
+        ("better", "both", "zero_variance", []),
+        ("better", "none", "all", ["better"]),
+        ("worse", "both", "all", ["not better"]),
+        ("undecided", "correct", "zero_variance", ["not better"]),
+        ("undecided", "none", "all", []),
+    ],
+)
+def test_the_recommended_setting_follows_the_fitness(verdict, flip, groups, situations):
+    assert evidence.about(verdict, flip, groups) == [evidence.advice(situation) for situation in situations]
+
+
+def test_a_recommended_setting_is_an_arm_of_the_study(study):
+    """The keys in the text are those of the arm that the claims are about."""
+    course = importlib.import_module("course")
+    for situation, arm in (("better", "zero_variance_small"), ("not better", "weights_only")):
+        words = evidence.LESSONS[situation].text.split(":")[0]
+        for key, value in course.ARMS[arm].settings.items():
+            assert f"{key}={value}" in words

@@ -15,7 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 from records import fitness_record
 
-from verl_cast.launch import fitness
+from verl_cast.launch import evidence, fitness
 from verl_cast.tools import run_config
 
 
@@ -99,9 +99,9 @@ def test_the_verdict_is_the_intervals(interval, problems, said):
     assert (fitness.warning(measured) is not None) == (said == "worse")
 
 
-def test_the_warning_has_the_numbers_and_the_levers():
+def test_the_warning_has_the_numbers_and_what_the_study_recommends():
     sentence = fitness.warning(fitness_record())
-    for words in ("0.10", "0.20", "-0.18 to -0.02", "25 problems", "plain", "2026-11-22", "flip", "gap_deadzone"):
+    for words in ("0.10", "0.20", "-0.18 to -0.02", "25 problems", "plain", "2026-11-22", "flip=none", evidence.PAGE):
         assert words in sentence
 
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_cast.config.cast import NOISE, CastConfig
 from verl_cast.config.methods import cast_config
+from verl_cast.launch import evidence
 from verl_cast.platform import is_cpu
 
 _PREFIX = "algorithm.cast"
@@ -253,7 +254,10 @@ def rounding_decides_signs(config: DictConfig, method: CastConfig) -> str | None
     remedy = f"Set ++{_PREFIX}.gap_deadzone={NOISE}, which measures the noise and keeps such gaps from flipping"
     if is_cpu():
         remedy += f", or +{key}=fp32"
-    return f"{key}={dtype}: {where} in that type, and its rounding decides the sign of small gaps. {remedy}."
+    return (
+        f"{key}={dtype}: {where} in that type, and its rounding decides the sign of small gaps. {remedy}. "
+        f"{evidence.advice('noise')}"
+    )
 
 
 def noise_is_measured_once(config: DictConfig, method: CastConfig) -> str | None:

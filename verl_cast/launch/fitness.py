@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl_cast.config.cast import CastConfigError
 from verl_cast.config.methods import cast_config
 from verl_cast.files import whole_file
+from verl_cast.launch import evidence
 from verl_cast.teacher.context import chat_template_kwargs, load_template
 
 logger = logging.getLogger("verl_cast")
@@ -116,8 +117,7 @@ def warning(record: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"The teacher is measured worse than the policy: {numbers}. With both flips the policy moves to the teacher. "
-        "Choose another algorithm.cast.teacher.context, or let the verifier's sign through: algorithm.cast.flip=none "
-        "(or correct, wrong), or a larger algorithm.cast.gap_deadzone; `verl-cast diagnose` shows how much each does."
+        f"Choose another algorithm.cast.teacher.context. {evidence.advice('not better')}"
     )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from verl_cast.advantage.metrics import centred, correlation
 from verl_cast.config.cast import FLIPS
+from verl_cast.launch import evidence
 from verl_cast.tools import stats
 from verl_cast.tools.diagnose.rollouts import Rollouts
 
@@ -159,13 +160,11 @@ def in_words(expected: dict[str, Any], flip: str) -> list[str]:
             f"{now['advantage_wrong']:+.2f} on tokens of wrong ones. {100 * now['verifier_sign']:.0f} % of the tokens "
             "keep the verifier's sign."
         )
+    lessons = [] if verdict is None else evidence.about(verdict, flip, now["flip_groups"])
     if verdict == "worse" and flip != "none":
-        lines.append(
-            "Recommended: another teacher context (the table of contexts compares them). Otherwise set "
-            f"algorithm.cast.flip=none: every token then keeps the verifier's sign. {_groups_in_words(expected)}"
-            f"{_deadzone_in_words(expected)}"
-        )
-    return lines
+        lessons[0] += f" {_groups_in_words(expected)}{_deadzone_in_words(expected)}"
+        lines.append("Recommended: another teacher context (the table of contexts compares them). Otherwise:")
+    return [*lines, *lessons]
 
 
 def setting_in_words(row: dict[str, Any]) -> str:

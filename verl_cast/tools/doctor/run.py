@@ -372,7 +372,7 @@ def _pinning(config: DictConfig, teacher: TeacherConfig, node_bytes: int) -> str
 
 
 def _fitness(config: DictConfig) -> Line:
-    from verl_cast.launch import fitness
+    from verl_cast.launch import evidence, fitness
 
     record = fitness.find(config)
     if record is None:
@@ -386,5 +386,8 @@ def _fitness(config: DictConfig) -> Line:
         f"context, and {student:.2f} with the student's prompt ({record['problems']} problems x {record['samples']}, "
         f"{record['measured_at'][:10]})"
     )
+    method = cast_config(config)
+    if fitness.warning(record) is None:
+        text = ". ".join([text, *evidence.about(fitness.verdict(record), method.flip, method.flip_groups)])
     # If it is worse, its warning is shown with the others.
     return ok("fitness", text) if fitness.warning(record) is None else note("fitness", text)

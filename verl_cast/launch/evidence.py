@@ -1,0 +1,90 @@
+"""Which setting the study recommends when, and the cells that say so: the one table of it.
+
+The study is examples/study; its page has the numbers. tests/test_advice.py holds every row against the raw results.
+"""
+
+from dataclasses import dataclass
+
+PAGE = "examples/study/README.md"
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """
+    Attributes:
+        text: what to set, and what was seen.
+        section: of the study's page.
+        claims: (cell, arm, outcome, verdict) of the raw results, where the outcome is `course` or `end`, and the
+            verdict is the arm against GRPO: ahead, level (less than 3 points away) or behind.
+    """
+
+    text: str
+    section: str
+    claims: tuple[tuple[str, str, str, str], ...]
+
+
+LESSONS = {
+    "better": Lesson(
+        "Set algorithm.cast.flip_groups=zero_variance base_correct=0 base_wrong=0.3: with a fit context this was ahead "
+        "of GRPO where few groups are mixed, and level with it where many are",
+        "few-mixed-groups-and-a-fit-context",
+        (
+            ("rare_fit", "zero_variance_small", "course", "ahead"),
+            ("sparse_fit", "zero_variance_small", "course", "ahead"),
+            ("medium_fit", "zero_variance_small", "course", "level"),
+            ("dense_fit", "zero_variance_small", "course", "level"),
+        ),
+    ),
+    "not better": Lesson(
+        "Use GRPO, or algorithm.cast.flip=none base_correct=0 base_wrong=0: with a context that is not better, every "
+        "setting that flips lost to GRPO somewhere, and flip=none alone did where few groups are mixed",
+        "a-context-that-is-not-better",
+        (
+            ("sparse_equal", "exact", "end", "behind"),
+            ("sparse_equal", "zero_variance_small", "end", "behind"),
+            ("medium_unfit", "exact", "end", "behind"),
+            ("medium_unfit", "zero_variance_small", "end", "behind"),
+            ("rare_equal", "small_deadzone", "course", "behind"),
+            ("rare_equal", "no_flip", "course", "behind"),
+            ("rare_equal", "weights_only", "end", "level"),
+            ("sparse_equal", "weights_only", "end", "level"),
+            ("sparse_unfit", "weights_only", "end", "level"),
+            ("medium_unfit", "weights_only", "end", "level"),
+        ),
+    ),
+    "caught up": Lesson(
+        "Flips in mixed groups cost accuracy once the policy had caught up with its teacher; "
+        "algorithm.cast.flip_groups=zero_variance did not",
+        "a-policy-that-has-caught-up",
+        (
+            ("rare_fit", "exact", "end", "behind"),
+            ("sparse_fit", "exact", "end", "behind"),
+            ("rare_fit", "zero_variance", "end", "level"),
+            ("sparse_fit", "zero_variance", "end", "level"),
+        ),
+    ),
+    "noise": Lesson(
+        "A dead zone gave the verifier's sign back where gaps are chance",
+        "gaps-that-are-chance",
+        (
+            ("medium_equal", "exact", "end", "behind"),
+            ("medium_equal", "exact_deadzone", "end", "level"),
+            ("dense_equal", "exact", "end", "behind"),
+            ("dense_equal", "exact_deadzone", "end", "level"),
+        ),
+    ),
+}
+
+
+def advice(situation: str) -> str:
+    """A sentence with the setting and its evidence. `situation`: a key of LESSONS."""
+    lesson = LESSONS[situation]
+    return f"{lesson.text} ({PAGE}#{lesson.section})."
+
+
+def about(verdict: str, flip: str, flip_groups: str) -> list[str]:
+    """The lessons for a context of this fitness (`fitness.verdict`), under these flips."""
+    if verdict != "better":
+        return [advice("not better")] if flip != "none" else []
+    found = [] if flip_groups == "zero_variance" else [advice("better")]
+    return [*found, advice("caught up")] if flip != "none" and flip_groups == "all" else found
