@@ -3,10 +3,14 @@
 #
 #   bash patches/build.sh              writes the patch
 #   bash patches/build.sh FILE         writes it to FILE
-#   KEEP=DIR bash patches/build.sh     keeps the tree that it is made in, without the changes of changes.patch
 #
 # A file of verl_cast is copied, its imports are renamed. contrib/changes.patch is all that differs in it upstream;
 # the other folders of contrib hold what only upstream has. Needs ruff; VERL_SDIST and PYTHON are as in apply.sh.
+# Where changes.patch no longer applies, KEEP=DIR keeps the tree without it:
+#
+#   KEEP=/tmp/tree bash patches/build.sh; cd /tmp/tree
+#   git apply --reject .../contrib/changes.patch      # and mend what was rejected
+#   git diff -U1 >.../contrib/changes.patch
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 here=$PWD
@@ -70,12 +74,11 @@ END
 cp -r contrib/docs contrib/examples contrib/tests contrib/verl "$tree"
 (cd "$tree" && ruff check --no-cache --quiet --select I --fix --config pyproject.toml "$cast" &&
   ruff format --no-cache --quiet --config pyproject.toml "$cast")
-if [ -n "${KEEP:-}" ]; then
-  cp -r "$tree" "$KEEP"
-fi
+quiet_git add --all --force
+[ -z "${KEEP:-}" ] || cp -r "$tree" "$KEEP"
 quiet_git apply "$here/contrib/changes.patch" || {
   echo "build.sh: contrib/changes.patch does not apply: a line that upstream has otherwise has changed in verl_cast." >&2
-  echo "          KEEP=/tmp/tree bash patches/build.sh keeps the tree to make it anew: git diff -U1 there." >&2
+  echo "          The head of this script says how to make it anew." >&2
   exit 1
 }
 quiet_git add --all --force

@@ -270,12 +270,12 @@ def test_the_main_table_ends_at_a_wrong_toggle(toggle, words):
     assert done.returncode == 2 and done.stdout == "" and words in done.stderr and done.stderr.count("\n") == 1
 
 
-# Both scripts and the methods. GRPO runs in test_end_to_end.py. OPSD is left out: its teacher is GRPO+OPSD's.
+# Both scripts and their teachers: CAST's, a reference in chat format, a peer. GRPO runs in test_end_to_end.py. OPSD and
+# RLSD have no run: their teachers are GRPO+OPSD's, and their rules are formulas.
 REAL_RUNS = {
     "script_cast": (FSDP, "METHOD=cast", "LORA=1", "TENSORBOARD=1", "VALIDATE_EVERY=50", "DUMP_EVERY=1"),
     "script_grpo_opsd": (FSDP, "METHOD=grpo_opsd", "LORA=0"),
     "script_rlrt": (MEGATRON, "METHOD=rlrt"),
-    "script_rlsd": (MEGATRON, "METHOD=rlsd"),
 }
 
 

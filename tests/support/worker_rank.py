@@ -1,6 +1,7 @@
 """verl's real actor worker on one rank, outside Ray, called as verl's trainer calls it. engine_laws.py uses it."""
 
 import contextlib
+import importlib
 import os
 from pathlib import Path
 
@@ -105,7 +106,11 @@ class Rank:
         from verl.experimental.separation.engine_workers import DetachActorWorker
         from verl.workers.engine_workers import ActorRolloutRefWorker
 
-        from verl_cast.training.stock_verl.classes import with_self_teacher
+        from verl_cast.seams import has_hooks
+
+        # On stock verl, or on a verl with the hooks (PYTHONPATH names its tree).
+        room = "verl_cast.training.worker" if has_hooks() else "verl_cast.training.stock_verl.classes"
+        with_self_teacher = importlib.import_module(room).with_self_teacher
 
         worker_cls = DetachActorWorker if detached else ActorRolloutRefWorker
         worker_cls = with_self_teacher(worker_cls) if with_teacher else worker_cls
