@@ -112,7 +112,7 @@ def test_a_good_setup_is_ready(command):
         "Teacher",
     ):
         assert heading in lines
-    assert "`cast` is registered in a fresh worker (verl 0.9." in result.stdout
+    assert "the plugin registers `cast` in a fresh worker (verl 0.9." in result.stdout
     assert "departures in" in result.stdout, "the CPU platform's seams too"
     assert "| What is 0 + 0?" in result.stdout, "an example prompt"
 
@@ -622,7 +622,9 @@ def test_a_second_distribution_with_the_entry_point_is_said(monkeypatch, tmp_pat
 
 def test_a_worker_with_another_version_or_a_problem_is_named():
     here = {"verl": "0.9.1", "verl_cast": "0.1.0", "loaded": True, "registered": True, "problems": [], "policy": None}
+    here |= {"steps_aside": False}
     assert [line.mark for line in registration.check_here(here)] == ["ok"]
+    assert [line.mark for line in registration.check_here({**here, "registered": False, "steps_aside": True})] == ["ok"]
     for difference, says in (
         ({"problems": ["verl_cast relies on f"]}, "verl_cast relies on f"),
         ({"registered": False}, "not in verl's registries"),

@@ -24,6 +24,8 @@ _STEPPED_ASIDE = "VERL_CAST_STEPPED_ASIDE"
 
 # Why CAST is not available in this process; empty where it is.
 problems: list[str] = []
+# This verl trains CAST itself, and nothing is registered.
+steps_aside = False
 
 
 def _hook(install):
@@ -139,6 +141,8 @@ def _register() -> None:
 
 def _step_aside() -> None:
     """Says so once: the processes that this one starts inherit the mark."""
+    global steps_aside
+    steps_aside = True
     if os.environ.setdefault(_STEPPED_ASIDE, str(os.getpid())) == str(os.getpid()):
         logger.warning(
             "[verl_cast] this verl trains CAST itself (verl.experimental.cast). verl_cast steps aside: it registers "

@@ -38,6 +38,7 @@ def probe() -> dict[str, Any]:
         "loaded": plugin is not None,
         "verl_cast": None if plugin is None else sys.modules["verl_cast"].__version__,
         "problems": [] if plugin is None else list(plugin.problems),
+        "steps_aside": plugin is not None and plugin.steps_aside,
         "registered": "cast" in core_algos.ADV_ESTIMATOR_REGISTRY and "cast" in core_algos.POLICY_LOSS_REGISTRY,
     }
 
@@ -81,6 +82,8 @@ def check_here(found: dict[str, Any]) -> list[Line]:
     problems = _problems(found)
     if problems:
         return [error("this process", problem) for problem in problems]
+    if found["steps_aside"]:
+        return [ok("this process", "this verl trains CAST itself (verl.experimental.cast); the plugin steps aside")]
     return [ok("this process", "`cast` is in verl's estimator and loss registries")]
 
 
@@ -95,7 +98,7 @@ def _problems(found: dict[str, Any]) -> list[str]:
         return [f"verl imported no plugin `{NAME}`; install verl_cast in this verl's environment."]
     if found["problems"]:
         return list(found["problems"])
-    return [] if found["registered"] else ["the plugin is loaded, but `cast` is not in verl's registries."]
+    return [] if found["registered"] or found["steps_aside"] else ["the plugin is loaded, but `cast` is not in verl's registries."]
 
 
 @contextlib.contextmanager
@@ -177,5 +180,6 @@ def check_workers(workers: list[tuple[str, Any]], here: dict[str, Any]) -> list[
     if good:
         nodes = good[0] if len(good) == 1 else f"{len(good)} nodes"
         found = f"verl {here['verl']}, verl_cast {here['verl_cast']}"
-        lines.append(ok(nodes, f"`cast` is registered in a fresh worker ({found})"))
+        registers = "steps aside" if here["steps_aside"] else "registers `cast`"
+        lines.append(ok(nodes, f"the plugin {registers} in a fresh worker ({found})"))
     return lines
