@@ -98,7 +98,9 @@ def _problems(found: dict[str, Any]) -> list[str]:
         return [f"verl imported no plugin `{NAME}`; install verl_cast in this verl's environment."]
     if found["problems"]:
         return list(found["problems"])
-    return [] if found["registered"] or found["steps_aside"] else ["the plugin is loaded, but `cast` is not in verl's registries."]
+    if found["registered"] or found["steps_aside"]:
+        return []
+    return ["the plugin is loaded, but `cast` is not in verl's registries."]
 
 
 @contextlib.contextmanager
