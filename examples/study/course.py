@@ -52,6 +52,7 @@ ARMS = {
     "zero_variance": Arm(ZERO_VARIANCE),
     "zero_variance_small": Arm(ZERO_VARIANCE | SMALL),
     "small_deadzone": Arm(ZERO_VARIANCE | SMALL | {"gap_deadzone": 1.0}),
+    "tenth_deadzone": Arm(ZERO_VARIANCE | SMALL | {"base_wrong": 0.1, "gap_deadzone": 1.0}),
     "small_trust": Arm(ZERO_VARIANCE | SMALL, trust="correlation"),
     "small_sampled": Arm(ZERO_VARIANCE | SMALL, trust="sampled"),
 }
@@ -104,7 +105,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """What all courses of one study share. `block`: steps of which the raw file holds one mean."""
+    """What all courses of one study share. `block`: steps of which the raw file holds one mean reward."""
 
     steps: int
     problems: int
@@ -118,8 +119,8 @@ def course(policy: Policy, cell: Cell, arm: Arm, plan: Plan, seed: int) -> dict[
     """Train `policy`, and return what the course looked like. Arms of one seed see the same problems.
 
     Returns:
-        Per cent, means over blocks of steps: `reward`, `mixed` groups, `flips` of all tokens, and `trusted` where the
-        arm knows trust. `course`: mean reward of all steps. `held_out`: [step, accuracy] now and then.
+        Per cent: `reward`, means over blocks of steps. Over five such blocks: `mixed` groups, `flips` of all tokens,
+        and `trusted` where the arm knows trust. `course`: mean reward of all steps. `held_out`: [step, accuracy].
     """
     started, config, grpo = time.monotonic(), CastConfig.from_dict(arm.settings), CastConfig.from_dict(GRPO)
     problems_of_seed, generator = random.Random(seed), torch.Generator().manual_seed(seed)
@@ -146,7 +147,10 @@ def course(policy: Policy, cell: Cell, arm: Arm, plan: Plan, seed: int) -> dict[
     return {
         "course": round(float(np.mean([step["reward"] for step in steps])), 4),
         "held_out": held_out,
-        **{name: in_blocks([step[name] for step in steps], plan.block) for name in steps[0]},
+        **{
+            name: in_blocks([step[name] for step in steps], plan.block if name == "reward" else 5 * plan.block)
+            for name in steps[0]
+        },
         "seconds": round(time.monotonic() - started, 1),
     }
 

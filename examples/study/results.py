@@ -100,12 +100,13 @@ def table(runs: Runs, outcome: str, arms: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-NO_TRUST = ("exact", "exact_deadzone", "no_flip", "zero_variance", "zero_variance_small", "small_deadzone")
+NO_TRUST = ("exact", "exact_deadzone", "no_flip", "zero_variance", "zero_variance_small")
 OTHERS = ("weights_only", "small_trust", "small_sampled")
 TABLES = {
     "knows start": lambda: start_table(),
     "knows course": lambda: table(Runs.read("knows"), "course", NO_TRUST),
     "knows end": lambda: table(Runs.read("knows"), "end", NO_TRUST),
+    "knows dead zone": lambda: both_outcomes(Runs.read("knows"), ("small_deadzone", "tenth_deadzone")),
     "knows others": lambda: both_outcomes(Runs.read("knows"), OTHERS),
     "arithmetic": lambda: both_outcomes(Runs.read("arithmetic"), Runs.read("arithmetic").arms()),
 }
@@ -156,7 +157,7 @@ STYLES = {
     "no_flip": ("#999999", "--"),
     "zero_variance": ("#0072B2", "-."),
     "zero_variance_small": ("#009E73", "--"),
-    "small_deadzone": ("#CC79A7", ":"),
+    "tenth_deadzone": ("#CC79A7", ":"),
 }
 LABELS = {
     "grpo": "GRPO",
@@ -164,10 +165,10 @@ LABELS = {
     "no_flip": "no_flip",
     "zero_variance": "zero_variance",
     "zero_variance_small": "zero_variance_small",
-    "small_deadzone": "small_deadzone",
+    "tenth_deadzone": "tenth_deadzone",
     "small_sampled": "small_sampled",
 }
-MAP = (("exact", "no_flip", "zero_variance"), ("zero_variance_small", "small_deadzone", "small_sampled"))
+MAP = (("exact", "no_flip", "zero_variance"), ("zero_variance_small", "tenth_deadzone", "small_sampled"))
 
 
 @functools.cache
