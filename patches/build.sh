@@ -85,4 +85,4 @@ quiet_git add --all --force
 quiet_git commit --quiet --file "$here/contrib/message.txt"
 quiet_git format-patch -1 --stdout --zero-commit --no-signature >"$work/patch"
 mv "$work/patch" "$target"
-echo "$target: $(grep -c '^+[^+]' "$target") added lines"
+echo "$target: $(grep -c '^+' "$target") added lines"

@@ -113,10 +113,11 @@ def test_the_worker_mixin_fits_both_worker_classes():
     from verl.single_controller.base.decorator import MAGIC_ATTR
     from verl.workers.engine_workers import ActorRolloutRefWorker
 
-    from verl_cast.training.stock_verl.classes import with_self_teacher
+    from verl_cast.training.stock_verl.classes import StockWorkerMixin
+    from verl_cast.training.worker import with_self_teacher
 
     for worker_cls in (ActorRolloutRefWorker, DetachActorWorker):
-        mixed = with_self_teacher(worker_cls)
+        mixed = with_self_teacher(worker_cls, StockWorkerMixin)
         for name in (
             "init_self_teacher",
             "prepare_self_teacher",

@@ -624,7 +624,8 @@ def test_a_worker_with_another_version_or_a_problem_is_named():
     here = {"verl": "0.9.1", "verl_cast": "0.1.0", "loaded": True, "registered": True, "problems": [], "policy": None}
     here |= {"steps_aside": False}
     assert [line.mark for line in registration.check_here(here)] == ["ok"]
-    assert [line.mark for line in registration.check_here({**here, "registered": False, "steps_aside": True})] == ["ok"]
+    aside = registration.check_here({**here, "registered": False, "steps_aside": True})
+    assert [line.mark for line in aside] == ["warning"]
     for difference, says in (
         ({"problems": ["verl_cast relies on f"]}, "verl_cast relies on f"),
         ({"registered": False}, "not in verl's registries"),

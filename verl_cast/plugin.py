@@ -140,13 +140,14 @@ def _register() -> None:
 
 
 def _step_aside() -> None:
-    """Says so once: the processes that this one starts inherit the mark."""
+    """Says so once in a tree of processes: those that this one starts inherit the mark."""
     global steps_aside
     steps_aside = True
     if os.environ.setdefault(_STEPPED_ASIDE, str(os.getpid())) == str(os.getpid()):
         logger.warning(
             "[verl_cast] this verl trains CAST itself (verl.experimental.cast). verl_cast steps aside: it registers "
-            "neither CAST nor the baselines (opsd, grpo_opsd, rlsd, rlrt). Its tools and its CPU platform work on."
+            "neither CAST nor the baselines (opsd, grpo_opsd, rlsd, rlrt). Its CPU platform and the tools that read a "
+            "run work on; its scripts are for stock verl."
         )
 
 

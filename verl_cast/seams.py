@@ -95,7 +95,7 @@ SEAMS: dict[str, dict[str, tuple[str, ...]]] = {
 # The hooks of patches/verl that the plugin needs to do without changes of its own: file of verl -> a name in it.
 HOOKS = {
     "trainer/ppo/core_algos.py": "ADV_ESTIMATOR_BATCH_FIELDS",  # 0001
-    "trainer/ppo/v1/trainer_base.py": "actor_worker_cls",  # 0003a
+    "trainer/ppo/v1/trainer_base.py": "trainer.v1.trainer_class",  # 0003a
     "workers/engine/utils.py": "def get_logits_processor(",  # 0003b
 }
 
@@ -106,7 +106,7 @@ def _sources() -> Path:
 
 def has_hooks() -> bool:
     """Whether verl has all of the HOOKS. Reads its sources: importing these modules takes seconds."""
-    return all(name in (_sources() / file).read_text() for file, name in HOOKS.items())
+    return all(name in (_sources() / file).read_text(encoding="utf-8") for file, name in HOOKS.items())
 
 
 def has_cast() -> bool:

@@ -251,8 +251,8 @@ def one_pass_trains_as_two_passes_do_bit_for_bit(setting: Setting) -> None:
 
     # -- both passes in one call, which loads the parameters once: same results as two calls
     data = two.data.clone()
-    tu.assign_non_tensor(data, calculate_entropy=True, compute_loss=False)
-    output = two.worker.compute_log_prob_with_teacher(data)
+    tu.assign_non_tensor(data, calculate_entropy=True, compute_loss=False, **{wire.STAGE: wire.WITH_TEACHER})
+    output = two.worker.compute_log_prob(data)
     teacher, old = two.teacher_log_probs(), two.log_probs()
     if output is not None:
         assert torch.equal(output[wire.TEACHER_LOG_PROBS].values(), teacher)
@@ -296,6 +296,9 @@ def one_pass_trains_as_two_passes_do_bit_for_bit(setting: Setting) -> None:
     # -- the update's log-probs can be read once; afterwards a pass computes them
     with expect_error(RuntimeError, "asked for without such an update"):
         one.log_probs_of_update()
+    with expect_error(KeyError, wire.ONE_PASS):  # no stage of this method, and none is taken for verl's own
+        tu.assign_non_tensor(data, **{wire.STAGE: wire.ONE_PASS})
+        one.worker.compute_log_prob(data)
     again = one.log_probs()
     if again is not None:
         assert not torch.equal(again, one.responses_of(kept["log_probs"])), "after the update the policy is another"

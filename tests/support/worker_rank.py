@@ -1,7 +1,6 @@
 """verl's real actor worker on one rank, outside Ray, called as verl's trainer calls it. engine_laws.py uses it."""
 
 import contextlib
-import importlib
 import os
 from pathlib import Path
 
@@ -108,12 +107,12 @@ class Rank:
 
         from verl_cast.seams import has_hooks
 
-        # On stock verl, or on a verl with the hooks (PYTHONPATH names its tree).
-        room = "verl_cast.training.worker" if has_hooks() else "verl_cast.training.stock_verl.classes"
-        with_self_teacher = importlib.import_module(room).with_self_teacher
+        from verl_cast.training.stock_verl.classes import StockWorkerMixin
+        from verl_cast.training.worker import SelfTeacherWorkerMixin, with_self_teacher
 
         worker_cls = DetachActorWorker if detached else ActorRolloutRefWorker
-        worker_cls = with_self_teacher(worker_cls) if with_teacher else worker_cls
+        if with_teacher:  # on stock verl, or on a verl with the hooks (PYTHONPATH names its tree)
+            worker_cls = with_self_teacher(worker_cls, SelfTeacherWorkerMixin if has_hooks() else StockWorkerMixin)
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.worker = worker_cls(config=actor_config(directory, engine, overrides), role="actor")
         torch.manual_seed(0)  # a new LoRA adapter has random weights
@@ -177,11 +176,16 @@ class Rank:
         data = self.data.clone()
         del data["advantages"]
         data.update(fields)
-        self._assign_settings(data, **{wire.COMPLETED_STEPS: 1, wire.GAP_IS_ZERO: gap_is_zero, **(settings or {})})
-        self.worker.update_actor_in_one_pass(data)
+        asks = {wire.STAGE: wire.ONE_PASS, wire.COMPLETED_STEPS: 1, wire.GAP_IS_ZERO: gap_is_zero}
+        self._assign_settings(data, **asks, **(settings or {}))
+        self.worker.update_actor(data)
 
     def log_probs_of_update(self) -> TensorDict | None:
-        return self.worker.log_probs_of_update(self.data.clone())
+        from verl.utils import tensordict_utils as tu
+
+        data = self.data.clone()
+        tu.assign_non_tensor(data, **{wire.STAGE: wire.OF_UPDATE})
+        return self.worker.compute_log_prob(data)
 
     def _assign_settings(self, data: TensorDict, **settings) -> None:
         from verl.utils import tensordict_utils as tu

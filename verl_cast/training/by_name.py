@@ -17,14 +17,17 @@ def name_trainer(config: DictConfig) -> None:
     """Name the trainer with a self-teacher for the run's mode, in place.
 
     Raises:
-        CastConfigError: the run names a trainer without a self-teacher.
+        CastConfigError: the run names a trainer without a self-teacher, or a mode that has none.
     """
     named, mode = OmegaConf.select(config, KEY), OmegaConf.select(config, "trainer.v1.trainer_mode")
-    own = f"{__package__}.classes.{CLASSES.get(mode, 'SelfTeacherTrainerSync')}"
-    if named is None:
-        OmegaConf.update(config, KEY, own)
-    elif named != own and not _has_self_teacher(named):
-        raise CastConfigError(KEY, named, f"this trainer has no self-teacher; derive it from {own}, or leave it out.")
+    if named is None and mode in CLASSES:
+        OmegaConf.update(config, KEY, f"{__package__}.classes.{CLASSES[mode]}", force_add=True)
+    elif named is None:
+        remedy = f"there is no trainer with a self-teacher for this mode; name one under {KEY}."
+        raise CastConfigError("trainer.v1.trainer_mode", mode, remedy)
+    elif not _has_self_teacher(named):
+        remedy = f"this trainer has no self-teacher; derive it from one of {__package__}.classes, or leave it out."
+        raise CastConfigError(KEY, named, remedy)
 
 
 def _has_self_teacher(named: str) -> bool:

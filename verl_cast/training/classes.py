@@ -1,6 +1,7 @@
 """verl's trainers with a self-teacher, one for each of its modes: what `trainer.v1.trainer_class` can name.
 
-patches/verl/0003a adds that key. A verl without it gets its classes from stock_verl.
+patches/verl/0003a adds that key. A verl without it gets its classes from stock_verl. Derive an actor worker of your own
+from `actor_worker_cls` of one of these.
 """
 
 from verl.trainer.ppo.v1 import get_trainer_cls

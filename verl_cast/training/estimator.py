@@ -1,9 +1,9 @@
 """The advantage estimators `cast`, `opsd`, `grpo_opsd`, `rlsd` and `rlrt` in verl's registry.
 
-The fields that an estimator names (BATCH_FIELDS) come from the batch: by patches/verl/0001, or on a verl without it by
-stock_verl. What the trainer knows of the step it lays out with `estimator_inputs` around verl's own advantage
-stage. An estimator that is called without them stops the run: a trainer that is not ours would train something else
-under the method's name.
+An estimator names its batch fields (BATCH_FIELDS). A verl with patches/verl/0001 hands them over; on others stock_verl
+does. What the trainer knows of the step it lays out with `estimator_inputs` around verl's own advantage stage. An
+estimator that is called without them stops the run: a trainer that is not ours would train something else under the
+method's name.
 """
 
 import contextlib

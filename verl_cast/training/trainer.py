@@ -101,8 +101,8 @@ class SelfTeacherTrainerMixin:
                 if len(output) != len(batch):
                     raise RuntimeError(f"CAST: teacher log-probs for {len(output)} of {len(batch)} responses.")
         elif step.teacher_runs:
-            batch.extra_info[wire.STAGE] = wire.WITH_TEACHER
-            batch = super()._compute_old_log_prob(batch, metrics)
+            with _asking(batch, wire.WITH_TEACHER):
+                batch = super()._compute_old_log_prob(batch, metrics)
         else:
             batch = super()._compute_old_log_prob(batch, metrics)
         self._log(metrics, self._teacher_cost())
@@ -121,18 +121,15 @@ class SelfTeacherTrainerMixin:
             return super()._update_actor(batch, metrics)
         batch.extra_info[wire.COMPLETED_STEPS] = self.global_steps - 1
         batch.extra_info[wire.GAP_IS_ZERO] = self._step.gap_is_zero
-        batch.extra_info[wire.STAGE] = wire.ONE_PASS
-        batch = super()._update_actor(batch, metrics)
+        with _asking(batch, wire.ONE_PASS):
+            batch = super()._update_actor(batch, metrics)
         with self._stage("cast_after_update", inside="update_actor"):
             # The workers need the rows' lengths and nothing else, and run no forward.
             rows = KVBatchMeta(
-                keys=batch.keys,
-                tags=batch.tags,
-                partition_id=batch.partition_id,
-                fields=["response_mask"],
-                extra_info={wire.STAGE: wire.OF_UPDATE},
+                keys=batch.keys, tags=batch.tags, partition_id=batch.partition_id, fields=["response_mask"]
             )
-            batch = super()._compute_old_log_prob(rows, metrics)
+            with _asking(rows, wire.OF_UPDATE):
+                batch = super()._compute_old_log_prob(rows, metrics)
             return self._compute_token_advantage(batch, metrics, inside="cast_after_update")
 
     # --------------------------------------------------------------------------------------------- parts of the stages
@@ -180,7 +177,7 @@ class SelfTeacherTrainerMixin:
                 noise = self._measure_noise(batch)
         rule = step.rule if noise is None else rule_of(self.method, self.global_steps - 1, noise.floor)
         if not step.teacher_runs:
-            # The estimator takes the field in every step. Here the gap is 0 where it matters.
+            # The estimator takes the field in every step. In this one no row needs a gap, or every gap is 0.
             own = self._read(batch, ["old_log_probs"]).rename_key_("old_log_probs", wire.TEACHER_LOG_PROBS)
             tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=own)
         inputs = EstimatorInputs(
@@ -273,6 +270,16 @@ class SelfTeacherTrainerMixin:
     def _move_seconds(self, source: str, target: str, seconds: float) -> None:
         self.timing_raw[source] = self.timing_raw.get(source, 0.0) - seconds
         self.timing_raw[target] = self.timing_raw.get(target, 0.0) + seconds
+
+
+@contextlib.contextmanager
+def _asking(batch: KVBatchMeta, stage: str) -> Iterator[None]:
+    """verl's stage inside asks the workers for more than verl's own: a stage of wire.py."""
+    batch.extra_info[wire.STAGE] = stage
+    try:
+        yield
+    finally:
+        del batch.extra_info[wire.STAGE]
 
 
 def noise_in_words(metrics: dict[str, float]) -> str:

@@ -1,7 +1,7 @@
 """The actor worker with a self-teacher: a mixin over verl's ActorRolloutRefWorker (and its detached variant).
 
 Every forward is verl's own `TrainingWorker.infer_batch` or `train_mini_batch`; rollouts and weight sync are untouched.
-verl's own remote methods do what the trainer asks for under wire.STAGE, and the mixin adds others:
+The trainer says under wire.STAGE what verl's own remote methods are to do beyond verl's. The mixin adds others:
 
 * `init_self_teacher`, `prepare_self_teacher`: build the teacher; bring it up to date before a step.
 * two passes: verl's `compute_log_prob`, with the teacher's log-probs; on the steps that measure the noise
@@ -121,19 +121,18 @@ class SelfTeacherWorkerMixin:
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def compute_log_prob(self, data: TensorDict) -> TensorDict | None:
         """verl's log-probs; with the teacher's, or those of the one-pass update before, where the trainer says so."""
-        stage = tu.pop(data, wire.STAGE)
-        if stage == wire.WITH_TEACHER:
-            return self.compute_log_prob_with_teacher(data)
-        if stage == wire.OF_UPDATE:
-            return self.log_probs_of_update(data)
-        return super().compute_log_prob(data)
+        stages = {
+            None: super().compute_log_prob,
+            wire.WITH_TEACHER: self.compute_log_prob_with_teacher,
+            wire.OF_UPDATE: self.log_probs_of_update,
+        }
+        return stages[tu.pop(data, wire.STAGE)](data)
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def update_actor(self, data: TensorDict) -> TensorDict | None:
         """verl's update, in one pass where the trainer says so; afterwards a snapshot is no longer the policy."""
-        if tu.pop(data, wire.STAGE) == wire.ONE_PASS:
-            return self.update_actor_in_one_pass(data)
-        output = super().update_actor(data)
+        stages = {None: super().update_actor, wire.ONE_PASS: self.update_actor_in_one_pass}
+        output = stages[tu.pop(data, wire.STAGE)](data)
         if self.self_teacher is not None:
             self.self_teacher.policy_moved()
         return output
@@ -154,7 +153,7 @@ class SelfTeacherWorkerMixin:
         """
         with self.actor.engine.eval_mode():
             tu.assign_non_tensor(data, disable_auto_offload=True)
-            output = self.compute_log_prob(data)
+            output = super().compute_log_prob(data)
             teacher_log_probs = self.teacher_pass.log_probs(data)
         if output is not None:
             output[wire.TEACHER_LOG_PROBS] = teacher_log_probs
@@ -221,7 +220,7 @@ class SelfTeacherWorkerMixin:
         loss = self._one_pass_loss(data, rule)
         self.actor.set_loss_fn(loss)
         try:
-            output = self.update_actor(data)
+            output = super().update_actor(data)
         finally:
             self.actor.set_loss_fn(stock_loss)
         if self.actor.engine.is_mp_src_rank_with_outputs():
@@ -306,6 +305,6 @@ def _as_field(name: str, values: torch.Tensor | None, data: TensorDict) -> Tenso
 
 
 @functools.cache
-def with_self_teacher(worker_cls: type) -> type:
+def with_self_teacher(worker_cls: type, mixin: type = SelfTeacherWorkerMixin) -> type:
     """verl's worker class with the self-teacher mixed in."""
-    return type(f"SelfTeacher{worker_cls.__name__}", (SelfTeacherWorkerMixin, worker_cls), {})
+    return type(f"SelfTeacher{worker_cls.__name__}", (mixin, worker_cls), {})

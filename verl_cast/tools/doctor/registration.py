@@ -83,7 +83,13 @@ def check_here(found: dict[str, Any]) -> list[Line]:
     if problems:
         return [error("this process", problem) for problem in problems]
     if found["steps_aside"]:
-        return [ok("this process", "this verl trains CAST itself (verl.experimental.cast); the plugin steps aside")]
+        return [
+            warning(
+                "this process",
+                "this verl trains CAST itself (verl.experimental.cast), and the plugin steps aside. The checks below "
+                "are the plugin's; verl's own have no dump and no baselines.",
+            )
+        ]
     return [ok("this process", "`cast` is in verl's estimator and loss registries")]
 
 

@@ -19,7 +19,7 @@ from verl_cast.training.estimator import BATCH_FIELDS
 from verl_cast.training.one_pass_loss import OnePassLoss, OnePassLossOnLogits
 from verl_cast.training.stock_verl.batch_fields import batch_fields_laid_out
 from verl_cast.training.trainer import SelfTeacherTrainerMixin
-from verl_cast.training.worker import SelfTeacherWorkerMixin
+from verl_cast.training.worker import SelfTeacherWorkerMixin, with_self_teacher
 
 _ACTOR_ROLES = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef)
 
@@ -56,12 +56,6 @@ class StockWorkerMixin(SelfTeacherWorkerMixin):
         return LogitsByFlag(loss)
 
 
-@functools.cache
-def with_self_teacher(worker_cls: type) -> type:
-    """verl's worker class with a self-teacher."""
-    return type(f"SelfTeacher{worker_cls.__name__}", (StockWorkerMixin, worker_cls), {})
-
-
 class StockStages:
     """Goes between SelfTeacherTrainerMixin and a trainer class of verl: what its stages would do with the hooks."""
 
@@ -70,7 +64,7 @@ class StockStages:
         for role in _ACTOR_ROLES:
             if role in self.role_worker_mapping:
                 worker_cls = self.role_worker_mapping[role].__ray_metadata__.modified_class.__ray_actor_class__
-                self.role_worker_mapping[role] = ray.remote(with_self_teacher(worker_cls))
+                self.role_worker_mapping[role] = ray.remote(with_self_teacher(worker_cls, StockWorkerMixin))
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=list(BATCH_FIELDS))

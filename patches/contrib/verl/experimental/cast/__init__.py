@@ -13,8 +13,8 @@
 # limitations under the License.
 """CAST: self-distillation for GRPO without answers (arXiv 2606.00172); docs/algo/cast.md.
 
-`algorithm.adv_estimator=cast` trains with it, under verl's V1 trainer. `validate_config` calls `prepare_run`, which
-names the trainer with a self-teacher. That trainer names its actor worker; both come from training/classes.py.
+`algorithm.adv_estimator=cast` trains with it, under verl's V1 trainer. `main_ppo` calls `prepare_run`, which names the
+trainer with a self-teacher. That trainer names its actor worker; both come from training/classes.py.
 """
 
 from omegaconf import DictConfig
