@@ -23,33 +23,37 @@ class Lesson:
     claims: tuple[tuple[str, str, str, str], ...]
 
 
+SETTING = "algorithm.cast.flip_groups=zero_variance base_correct=0 base_wrong=0.1 gap_deadzone=1"
 LESSONS = {
     "better": Lesson(
-        "Set algorithm.cast.flip_groups=zero_variance base_correct=0 base_wrong=0.3: with a fit context this was ahead "
-        "of GRPO where few groups are mixed, and level with it where many are",
+        f"Set {SETTING}: with a fit context this was ahead of GRPO where few groups are mixed, and level with it where "
+        "many are",
         "few-mixed-groups-and-a-fit-context",
         (
-            ("rare_fit", "zero_variance_small", "course", "ahead"),
-            ("sparse_fit", "zero_variance_small", "course", "ahead"),
-            ("medium_fit", "zero_variance_small", "course", "level"),
-            ("dense_fit", "zero_variance_small", "course", "level"),
+            ("rare_fit", "tenth_deadzone", "course", "ahead"),
+            ("sparse_fit", "tenth_deadzone", "course", "ahead"),
+            ("medium_fit", "tenth_deadzone", "course", "level"),
+            ("dense_fit", "tenth_deadzone", "course", "level"),
         ),
     ),
     "not better": Lesson(
-        "Use GRPO, or algorithm.cast.flip=none base_correct=0 base_wrong=0: with a context that is not better, every "
-        "setting that flips lost to GRPO somewhere, and flip=none alone did where few groups are mixed",
+        f"Use GRPO or {SETTING}: with a context that is not better, this ended level with GRPO, and the defaults, "
+        "flip=none alone and flip_groups=zero_variance alone did not",
         "a-context-that-is-not-better",
         (
             ("sparse_equal", "exact", "end", "behind"),
-            ("sparse_equal", "zero_variance_small", "end", "behind"),
+            ("sparse_equal", "zero_variance", "end", "behind"),
             ("medium_unfit", "exact", "end", "behind"),
-            ("medium_unfit", "zero_variance_small", "end", "behind"),
-            ("rare_equal", "small_deadzone", "course", "behind"),
-            ("rare_equal", "no_flip", "course", "behind"),
-            ("rare_equal", "weights_only", "end", "level"),
-            ("sparse_equal", "weights_only", "end", "level"),
-            ("sparse_unfit", "weights_only", "end", "level"),
-            ("medium_unfit", "weights_only", "end", "level"),
+            ("medium_unfit", "zero_variance", "end", "behind"),
+            ("rare_equal", "no_flip", "end", "behind"),
+            ("rare_equal", "tenth_deadzone", "end", "level"),
+            ("sparse_equal", "tenth_deadzone", "end", "level"),
+            ("medium_equal", "tenth_deadzone", "end", "level"),
+            ("dense_equal", "tenth_deadzone", "end", "level"),
+            ("rare_unfit", "tenth_deadzone", "end", "level"),
+            ("sparse_unfit", "tenth_deadzone", "end", "level"),
+            ("medium_unfit", "tenth_deadzone", "end", "level"),
+            ("dense_unfit", "tenth_deadzone", "end", "level"),
         ),
     ),
     "caught up": Lesson(
