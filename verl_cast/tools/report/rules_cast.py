@@ -6,6 +6,7 @@ verl_cast/advantage/README.md. Where the table has none, they are rules of thumb
 
 import math
 
+from verl_cast.launch import evidence
 from verl_cast.tools.report.notes import FEW_FOR_WARNING, LOOK, OK, WARNING, Mean, Note, ends, last_third, mean, third
 from verl_cast.tools.report.runs import Run
 from verl_cast.tools.report.text import percent, signed
@@ -49,7 +50,7 @@ def teacher_and_verifier(run: Run) -> Note | None:
             "The teacher prefers wrong responses",
             seen,
             "With both flips CAST moves the policy towards the teacher. Change the teacher's context (verl-cast "
-            "diagnose measures it), or give the verifier more weight: set flip=none or a larger gap_deadzone.",
+            f"diagnose measures it). {evidence.advice('not better')}",
         )
     if corr.value > 0.02 and corr.value > 2 * corr.error:
         return Note(OK, "The teacher agrees with the verifier", seen)
@@ -58,7 +59,7 @@ def teacher_and_verifier(run: Run) -> Note | None:
         "The gap hardly depends on correctness",
         seen,
         "Flips then follow the teacher's style, or chance. Measure the teacher's context (verl-cast diagnose). "
-        "gap_deadzone and one-sided flips give the verifier more weight.",
+        f"{evidence.advice('noise')}",
     )
 
 
