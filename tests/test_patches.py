@@ -100,7 +100,7 @@ def stock(sdist, tmp_path_factory) -> Path:
 
 
 def changed_lines(patch: Path) -> int:
-    return sum(bool(re.match(r"[+-](?!\+\+ |-- )", line)) for line in patch.read_text().splitlines())
+    return sum(bool(re.match(r"[+-](?!\+\+ |--( |$))", line)) for line in patch.read_text().splitlines())
 
 
 def new_files(patch: Path) -> list[str]:

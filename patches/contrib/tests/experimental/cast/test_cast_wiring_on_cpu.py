@@ -26,9 +26,8 @@ from tensordict import TensorDict
 from verl.experimental.cast import prepare_run, wire
 from verl.experimental.cast.config import CastConfigError
 from verl.experimental.cast.training import classes
-from verl.experimental.cast.training.estimator import BATCH_FIELDS
+from verl.experimental.cast.training.estimator import compute_cast_outcome_advantage
 from verl.experimental.cast.training.worker import SelfTeacherWorkerMixin
-from verl.trainer.ppo import core_algos
 from verl.trainer.ppo.v1 import get_trainer_cls
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
@@ -84,18 +83,23 @@ def test_main_ppo_refuses_before_ray_starts():
     assert "ray init kwargs" not in done.stdout
 
 
-def test_estimator_and_loss_are_registered():
-    assert core_algos.ADV_ESTIMATOR_BATCH_FIELDS["cast"] == BATCH_FIELDS
-    assert callable(core_algos.get_policy_loss_fn("cast"))
+# What a process of a run imports, and what is registered then. A fresh process: other tests clear the registries.
+REGISTERED = {
+    "classes": "core_algos.ADV_ESTIMATOR_BATCH_FIELDS['cast'] == ('old_log_probs', 'teacher_log_probs')",
+    "worker": "core_algos.get_policy_loss_fn('cast').__module__ == 'verl.experimental.cast.training.policy_loss'",
+}
+
+
+@pytest.mark.parametrize("module", REGISTERED)
+def test_trainer_and_worker_register_what_they_need(module):
+    imports = f"import verl.experimental.cast.training.{module}; from verl.trainer.ppo import core_algos"
+    subprocess.run([sys.executable, "-c", f"{imports}; assert {REGISTERED[module]}"], check=True)
+
+
+def test_the_estimator_stops_a_trainer_without_self_teacher():
+    zeros, ones = torch.zeros(2, 3), torch.ones(2, 3)
     with pytest.raises(RuntimeError, match="would be GRPO"):
-        core_algos.get_adv_estimator_fn("cast")(
-            token_level_rewards=torch.zeros(2, 3),
-            response_mask=torch.ones(2, 3),
-            index=["a", "a"],
-            config={},
-            old_log_probs=torch.zeros(2, 3),
-            teacher_log_probs=torch.zeros(2, 3),
-        )
+        compute_cast_outcome_advantage(zeros, ones, ["a", "a"], {}, old_log_probs=zeros, teacher_log_probs=zeros)
 
 
 class _VerlsWorker:
