@@ -2,11 +2,13 @@
 
 import copy
 import dataclasses
+import importlib
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -21,6 +23,7 @@ import arithmetic  # noqa: E402
 import course as loop  # noqa: E402
 import knows  # noqa: E402
 import results  # noqa: E402
+import through_verl  # noqa: E402
 
 PLAN = loop.Plan(steps=4, problems=4, n=4, learning_rate=2e-4, evaluate_every=2, block=2)
 
@@ -295,3 +298,39 @@ def test_raw_results_are_small_and_each_run_is_there_once():
         total += path.stat().st_size
     assert 0 < total < 700_000
     assert all((STUDY / name).stat().st_size < 150_000 for name in ("courses.png", "map.png"))
+
+
+# ------------------------------------------------------------------------------------------------------- through verl
+
+
+def test_a_run_through_verl_has_the_arms_settings():
+    environment, words = through_verl.command("sparse_fit", "tenth_deadzone", 7)
+    assert (environment["ADV"], environment["TEACHER"]) == ("cast", str(arithmetic.CONTEXTS["sparse"]))
+    for word in ("data.seed=7", "++algorithm.cast.flip_groups=zero_variance", "++algorithm.cast.base_wrong=0.1"):
+        assert word in words
+    environment, words = through_verl.command("dense_fit", "grpo", 7)
+    assert environment["ADV"] == "grpo" and not any("algorithm.cast" in word for word in words)
+
+
+def test_the_outcome_of_a_run_is_verls_own(tmp_path):
+    steps = [{"critic/score/mean": reward} for reward in (0.25, 0.5)]
+    steps[-1]["val-core/study/sparse/reward/mean@1"] = 0.375
+    lines = [json.dumps({"step": number, "data": step}) for number, step in enumerate(steps, start=1)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    found = through_verl.outcome(tmp_path / "metrics.jsonl")
+    assert found == {"course": 0.375, "held_out": [[2, 0.375]], "reward": [25, 50]}
+
+
+def test_the_quick_start_takes_the_studys_problems(monkeypatch, tmp_path):
+    """Its own data are not made over them."""
+    monkeypatch.setattr(through_verl, "WORK", tmp_path)
+    monkeypatch.syspath_prepend(through_verl.QUICKSTART)
+    prepare = importlib.import_module("prepare")
+    through_verl.prepare("sparse")
+    monkeypatch.setattr(sys, "argv", ["prepare.py", "data", str(tmp_path / "sparse" / "data")])
+    monkeypatch.setattr(prepare, "make_data", lambda directory: pytest.fail("made again"))
+    prepare.main()
+    rows = pandas.read_parquet(tmp_path / "sparse" / "data" / "val.parquet")
+    assert len(rows) == arithmetic.HELD_OUT
+    question, answer = arithmetic.cells()["sparse_fit"].held_out[0]
+    assert rows["prompt"][0][0]["content"] == question and rows["reward_model"][0]["ground_truth"] == str(answer)

@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=100)
     parser.add_argument("--cells", default="sparse_fit,dense_fit")
-    parser.add_argument("--arms", default="grpo,zero_variance_small,exact")
+    parser.add_argument("--arms", default="grpo,tenth_deadzone,exact")
     parser.add_argument("--dry-run", action="store_true", help="print the commands of the runs that are missing")
     args = parser.parse_args()
     seeds = range(args.first_seed, args.first_seed + args.seeds)
