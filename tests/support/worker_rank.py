@@ -106,7 +106,6 @@ class Rank:
         from verl.workers.engine_workers import ActorRolloutRefWorker
 
         from verl_cast.seams import has_hooks
-
         from verl_cast.training.stock_verl.classes import StockWorkerMixin
         from verl_cast.training.worker import SelfTeacherWorkerMixin, with_self_teacher
 
