@@ -11,6 +11,7 @@ import copy
 import itertools
 import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -152,9 +153,9 @@ def graded(text: str, answer: int) -> float:
     return float(bool(numbers) and int(numbers[-1]) == answer)
 
 
-def measure(model: Path) -> None:
-    policy = SmolLM.load(model)
-    for name, cell in cells().items():
+def measure(model: Path, names: Sequence[str]) -> None:
+    policy, found = SmolLM.load(model), cells()
+    for name, cell in ((name, found[name]) for name in names):
         accuracy = {}
         for side, context in (("student", cell.student), ("teacher", cell.teacher)):
             with torch.no_grad():
@@ -174,7 +175,7 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true")
     args = parser.parse_args()
     if args.measure:
-        return measure(args.model)
+        return measure(args.model, args.cells.split(","))
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     for name, arm, seed in pending(RESULTS, seeds, args.cells.split(","), args.arms.split(","), by_cell=True):
         torch.manual_seed(seed)
