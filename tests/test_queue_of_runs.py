@@ -68,3 +68,21 @@ def test_a_failure_is_raised_by_everyone_who_asks(jobs):
         with pytest.raises(RuntimeError, match="the run bad failed: the reason"):
             runs("bad")
     assert runs("good") == "good"
+
+
+def test_directories_are_made_one_at_a_time(jobs, tmp_path):
+    """pytest's mktemp, called twice at once, makes two different roots and then refuses both."""
+    start, _, _ = jobs
+    making, most = set(), []
+
+    def directory(name):
+        making.add(name)
+        most.append(len(making))
+        time.sleep(0.05)
+        making.remove(name)
+        return tmp_path / name
+
+    for name in "ab":
+        add(name, start(name))
+    runs = Queue("ab", directory, lambda line: None)
+    assert [runs(name) for name in "ab"] == ["a", "b"] and most == [1, 1]

@@ -118,7 +118,9 @@ class Queue:
             started, result, error = time.monotonic(), None, None
             self._say(f"[runs] {name}: started")
             try:
-                result = one.start(self._directory(name), self)
+                with self._changed:  # pytest's makers of directories are not made for threads
+                    directory = self._directory(name)
+                result = one.start(directory, self)
             except BaseException as raised:
                 error = raised
                 self._say("".join(traceback.format_exception(raised)))
