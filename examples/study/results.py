@@ -46,6 +46,10 @@ class Runs:
     def __len__(self) -> int:
         return len(self._found)
 
+    def since(self, first_seed: int) -> "Runs":
+        """The runs of this seed and later ones."""
+        return Runs([json.dumps(run) for (_, _, seed), run in self._found.items() if seed >= first_seed])
+
     def of(self, cell: str, arm: str) -> dict[int, dict]:
         """Seed -> run. GRPO has no teacher: its runs stand under the fit context and hold for all."""
         cell = f"{density_of(cell)}_fit" if arm == "grpo" else cell
@@ -102,11 +106,13 @@ def table(runs: Runs, outcome: str, arms: Sequence[str]) -> str:
 
 NO_TRUST = ("exact", "exact_deadzone", "no_flip", "zero_variance", "zero_variance_small")
 OTHERS = ("weights_only", "small_trust", "small_sampled")
+FRESH_FROM = 110  # the first seed that nobody had seen when `tenth_deadzone` was chosen
 TABLES = {
     "knows start": lambda: start_table(),
     "knows course": lambda: table(Runs.read("knows"), "course", NO_TRUST),
     "knows end": lambda: table(Runs.read("knows"), "end", NO_TRUST),
     "knows dead zone": lambda: both_outcomes(Runs.read("knows"), ("small_deadzone", "tenth_deadzone")),
+    "knows fresh": lambda: both_outcomes(Runs.read("knows").since(FRESH_FROM), ("exact", "tenth_deadzone")),
     "knows others": lambda: both_outcomes(Runs.read("knows"), OTHERS),
     "arithmetic": lambda: both_outcomes(Runs.read("arithmetic"), Runs.read("arithmetic").arms()),
 }
