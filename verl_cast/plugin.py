@@ -91,8 +91,9 @@ def _install_estimator_and_loss(module: ModuleType) -> None:
     from verl_cast.training.policy_loss import compute_policy_loss_cast
     from verl_cast.training.stock_verl.batch_fields import with_fields_laid_out
 
+    hooked = has_hooks()
     for name, estimator in ESTIMATORS.items():
-        if has_hooks():
+        if hooked:
             module.register_adv_est(name, batch_fields=BATCH_FIELDS)(estimator)
         else:
             module.register_adv_est(name)(with_fields_laid_out(estimator))

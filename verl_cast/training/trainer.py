@@ -279,7 +279,7 @@ def _asking(batch: KVBatchMeta, stage: str) -> Iterator[None]:
     try:
         yield
     finally:
-        del batch.extra_info[wire.STAGE]
+        batch.extra_info.pop(wire.STAGE, None)
 
 
 def noise_in_words(metrics: dict[str, float]) -> str:
