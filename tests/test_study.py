@@ -308,13 +308,15 @@ def test_a_run_through_verl_has_the_arms_settings():
     assert (environment["ADV"], environment["TEACHER"]) == ("cast", str(arithmetic.CONTEXTS["sparse"]))
     for word in ("data.seed=7", "++algorithm.cast.flip_groups=zero_variance", "++algorithm.cast.base_wrong=0.1"):
         assert word in words
+    environment, words = through_verl.command("sparse_unfit", "exact", 7)
+    assert environment["TEACHER"] == "plain"
     environment, words = through_verl.command("dense_fit", "grpo", 7)
     assert environment["ADV"] == "grpo" and not any("algorithm.cast" in word for word in words)
 
 
 def test_the_outcome_of_a_run_is_verls_own(tmp_path):
     steps = [{"critic/score/mean": reward} for reward in (0.25, 0.5)]
-    steps[-1]["val-core/study/sparse/reward/mean@1"] = 0.375
+    steps[-1]["val-core/study/sparse_fit/acc/mean@1"] = 0.375
     lines = [json.dumps({"step": number, "data": step}) for number, step in enumerate(steps, start=1)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     found = through_verl.outcome(tmp_path / "metrics.jsonl")
@@ -326,11 +328,11 @@ def test_the_quick_start_takes_the_studys_problems(monkeypatch, tmp_path):
     monkeypatch.setattr(through_verl, "WORK", tmp_path)
     monkeypatch.syspath_prepend(through_verl.QUICKSTART)
     prepare = importlib.import_module("prepare")
-    through_verl.prepare("sparse")
-    monkeypatch.setattr(sys, "argv", ["prepare.py", "data", str(tmp_path / "sparse" / "data")])
+    through_verl.prepare("sparse_fit")
+    monkeypatch.setattr(sys, "argv", ["prepare.py", "data", str(tmp_path / "sparse_fit" / "data")])
     monkeypatch.setattr(prepare, "make_data", lambda directory: pytest.fail("made again"))
     prepare.main()
-    rows = pandas.read_parquet(tmp_path / "sparse" / "data" / "val.parquet")
+    rows = pandas.read_parquet(tmp_path / "sparse_fit" / "data" / "val.parquet")
     assert len(rows) == arithmetic.HELD_OUT
     question, answer = arithmetic.cells()["sparse_fit"].held_out[0]
     assert rows["prompt"][0][0]["content"] == question and rows["reward_model"][0]["ground_truth"] == str(answer)

@@ -21,13 +21,14 @@ from verl_cast.tools.stats import mean_interval
 
 HERE = Path(__file__).parent
 PAGE = HERE / "README.md"
-STUDIES = ("knows", "arithmetic")
+STUDIES = ("knows", "arithmetic", "through_verl")
 OUTCOMES = {
     "course": lambda run: 100 * run["course"],
     "end": lambda run: 100 * run["held_out"][-1][1],
 }
 FITNESS = ("fit", "equal", "unfit")
 DENSITIES = ("rare", "sparse", "medium", "dense")
+CELLS = [f"{density}_{fitness}" for density in DENSITIES for fitness in FITNESS]
 
 
 class Runs:
@@ -56,11 +57,11 @@ class Runs:
         return {seed: run for (c, a, seed), run in sorted(self._found.items()) if (c, a) == (cell, arm)}
 
     def cells(self) -> list[str]:
-        every = [f"{density}_{fitness}" for density in DENSITIES for fitness in FITNESS]
-        return [cell for cell in every if any(self.differences(cell, arm, OUTCOMES["course"]).size for arm in ARMS)]
+        return [cell for cell in CELLS if any(self.differences(cell, arm, OUTCOMES["course"]).size for arm in ARMS)]
 
-    def arms(self) -> list[str]:
-        return [arm for arm in ARMS if arm != "grpo" and any(a == arm for _, a, _ in self._found)]
+    def rows(self) -> list[tuple[str, str]]:
+        """(cell, arm) of every pair that has run; GRPO comes first."""
+        return [(cell, arm) for cell in CELLS for arm in ARMS if any((c, a) == (cell, arm) for c, a, _ in self._found)]
 
     def differences(self, cell: str, arm: str, outcome: Callable[[dict], float]) -> np.ndarray:
         """(N,) the arm's outcome less GRPO's, for every seed that has both."""
@@ -114,7 +115,8 @@ TABLES = {
     "knows dead zone": lambda: both_outcomes(Runs.read("knows"), ("small_deadzone", "tenth_deadzone")),
     "knows fresh": lambda: both_outcomes(Runs.read("knows").since(FRESH_FROM), ("exact", "tenth_deadzone")),
     "knows others": lambda: both_outcomes(Runs.read("knows"), OTHERS),
-    "arithmetic": lambda: both_outcomes(Runs.read("arithmetic"), Runs.read("arithmetic").arms()),
+    "arithmetic": lambda: table_of_both(Runs.read("arithmetic")),
+    "through verl": lambda: verl_table(Runs.read("arithmetic"), Runs.read("through_verl")),
 }
 
 
@@ -126,6 +128,44 @@ def both_outcomes(runs: Runs, arms: Sequence[str]) -> str:
         entries = [entry(runs.differences(cell, arm, value)) for arm in arms for value in OUTCOMES.values()]
         lines.append(f"| {cell} | " + " | ".join(entries) + " |")
     return "\n".join(lines)
+
+
+def table_of_both(runs: Runs) -> str:
+    """A row a cell and arm: seeds, the arm's own outcomes, and its differences from GRPO."""
+    lines = ["| cell | arm | seeds | course | end | course, less GRPO | end, less GRPO |", "|---|---|---|---|---|---|---|"]
+    for cell, arm in runs.rows():
+        found = runs.of(cell, arm).values()
+        own = [f"{np.mean([value(run) for run in found]):.1f}" for value in OUTCOMES.values()]
+        differences = [entry(runs.differences(cell, arm, value)) for value in OUTCOMES.values()]
+        lines.append(f"| {cell} | {label(arm)} | {len(found)} | " + " | ".join(own + differences) + " |")
+    return "\n".join(lines)
+
+
+def verl_table(loop: Runs, verl: Runs) -> str:
+    """The same cells and arms in the loop and through verl, over as many steps as verl's runs have."""
+    from arithmetic import PLAN
+    from through_verl import STEPS
+
+    def of_loop(run: dict) -> float:
+        return float(np.mean(run["reward"][: STEPS // PLAN.block]))
+
+    course, end = OUTCOMES.values()
+    heads = ["cell", "arm", "seeds", "course", "course, less GRPO"]
+    heads = [*heads[:2], *(f"{side}: {head}" for side in ("loop", "verl") for head in heads[2:]), "verl: end, less GRPO"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for cell, arm in verl.rows():
+        entries = []
+        for runs, value in ((loop, of_loop), (verl, course)):
+            found = runs.of(cell, arm).values()
+            mean = f"{np.mean([value(run) for run in found]):.1f}" if found else ""
+            entries += [str(len(found)), mean, entry(runs.differences(cell, arm, value))]
+        entries.append(entry(verl.differences(cell, arm, end)))
+        lines.append(f"| {cell} | {label(arm)} | " + " | ".join(entries) + " |")
+    return "\n".join(lines)
+
+
+def label(arm: str) -> str:
+    return "GRPO" if arm == "grpo" else f"`{arm}`"
 
 
 def start_table() -> str:
