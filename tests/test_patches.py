@@ -276,29 +276,32 @@ def test_the_docs_page_has_every_key_and_every_metric():
     assert set(re.findall(r"`((?:cast/|timing_s/cast)[\w/]+)`", section)) == metrics
 
 
-@pytest.mark.parametrize("knobs", [{}, {"ADV_ESTIMATOR": "grpo"}, {"LORA_RANK": "8", "TEACHER_WEIGHTS": "initial"}])
-def test_the_run_script_asks_for_a_run_that_verl_accepts(patched, tmp_path, knobs):
-    (tmp_path / "python3").write_text('#!/bin/sh\nshift 2\nprintf "%s\\n" "$@" >arguments\n')
+def test_the_run_script_asks_for_runs_that_verl_accepts(patched, tmp_path):
+    (tmp_path / "python3").write_text('#!/bin/sh\nshift 2\nprintf "%s\\n" "$@" >"$ARGUMENTS"\n')
     (tmp_path / "python3").chmod(0o755)
     script = patched / "examples" / "cast_trainer" / "run_qwen3_8b_fsdp.sh"
-    environment = verl_environment(patched) | knobs
-    path = f"{tmp_path}:{environment['PATH']}"
-    subprocess.run(["bash", script], cwd=tmp_path, env=environment | {"PATH": path}, check=True, capture_output=True)
+    environment = verl_environment(patched)
+    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+    knobs = {"cast": {}, "grpo": {"ADV_ESTIMATOR": "grpo"}, "lora": {"LORA_RANK": "8", "TEACHER_WEIGHTS": "initial"}}
+    for name, toggles in knobs.items():
+        env = environment | toggles | {"ARGUMENTS": name}
+        subprocess.run(["bash", script], cwd=tmp_path, env=env, check=True, capture_output=True)
     code = """
         from hydra import compose, initialize_config_module
         from verl.experimental.cast import prepare_run
         from verl.utils.config import validate_config
-        with initialize_config_module("verl.trainer.config", version_base=None):
-            config = compose("ppo_trainer", overrides=open("arguments").read().splitlines())
-        prepare_run(config)
-        validate_config(config, False, False)
-        print(config.trainer.v1.trainer_class, config.actor_rollout_ref.actor.policy_loss.loss_mode)
+        for name in ("cast", "grpo", "lora"):
+            with initialize_config_module("verl.trainer.config", version_base=None):
+                config = compose("ppo_trainer", overrides=open(name).read().splitlines())
+            prepare_run(config)
+            validate_config(config, False, False)
+            print(config.trainer.v1.trainer_class, config.actor_rollout_ref.actor.policy_loss.loss_mode)
     """
     done = python(code, patched, cwd=tmp_path, VERL_USE_EXTERNAL_PLUGINS="none")
     assert done.returncode == 0, done.stderr
     classes = "verl.experimental.cast.training.classes"
-    expected = "None vanilla" if "ADV_ESTIMATOR" in knobs else f"{classes}.SelfTeacherTrainerSync cast"
-    assert done.stdout.splitlines()[-1] == expected
+    cast = f"{classes}.SelfTeacherTrainerSync cast"
+    assert re.findall(r"^.* (?:cast|vanilla)$", done.stdout, re.M) == [cast, "None vanilla", cast]
 
 
 def python(code: str, tree: Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess:

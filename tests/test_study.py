@@ -297,7 +297,7 @@ def test_raw_results_are_small_and_each_run_is_there_once():
         assert {arm for _, arm, _ in keys} <= set(loop.ARMS)
         total += path.stat().st_size
     assert 0 < total < 700_000
-    assert all((STUDY / name).stat().st_size < 150_000 for name in ("courses.png", "map.png"))
+    assert all((STUDY / name).stat().st_size < 150_000 for name in ("courses.png", "map.png", "pretrained.png"))
 
 
 # ------------------------------------------------------------------------------------------------------- through verl

@@ -1,7 +1,7 @@
 """Study (b): SmolLM2-135M-Instruct on sums, in a plain loop that computes every prompt once a group.
 
     python examples/study/arithmetic.py                 every cell and arm, 5 seeds; goes on where it was stopped
-    python examples/study/arithmetic.py --measure       accuracy of each context before training
+    python examples/study/arithmetic.py --measure       accuracy and mixed groups of each context before training
 
 Needs the quick start's model (.quickstart/model, or --model).
 """
@@ -156,13 +156,13 @@ def graded(text: str, answer: int) -> float:
 def measure(model: Path, names: Sequence[str]) -> None:
     policy, found = SmolLM.load(model), cells()
     for name, cell in ((name, found[name]) for name in names):
-        accuracy = {}
         for side, context in (("student", cell.student), ("teacher", cell.teacher)):
             with torch.no_grad():
-                rewards = policy.sample(cell.held_out[:50], 4, context, torch.Generator().manual_seed(0)).rewards
-            by_problem = rewards.view(-1, 4).mean(dim=1)
-            accuracy[side] = f"{rewards.mean():.3f} (± {by_problem.std() / len(by_problem) ** 0.5:.3f})"
-        print(f"{name:16s} student {accuracy['student']}, teacher {accuracy['teacher']}", flush=True)
+                rewards = policy.sample(cell.held_out[:50], PLAN.n, context, torch.Generator().manual_seed(0)).rewards
+            by_problem = rewards.view(-1, PLAN.n).mean(dim=1)
+            error = by_problem.std() / len(by_problem) ** 0.5
+            mixed = ((by_problem > 0) & (by_problem < 1)).float().mean()
+            print(f"{name:16s} {side} {rewards.mean():.3f} (± {error:.3f}), mixed groups {mixed:.2f}", flush=True)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Tables and pictures of the study, from the raw results.
 
-    python examples/study/results.py             writes the tables into README.md, and courses.png and map.png
+    python examples/study/results.py             writes the tables into README.md, and three pictures
     python examples/study/results.py --tables    the tables alone
 
 A number is a difference from GRPO in percentage points: the mean over seeds, with the 95 % bootstrap interval over
@@ -132,13 +132,13 @@ def both_outcomes(runs: Runs, arms: Sequence[str]) -> str:
 
 def table_of_both(runs: Runs) -> str:
     """A row a cell and arm: seeds, the arm's own outcomes, and its differences from GRPO."""
-    lines = ["| cell | arm | seeds | course | end | course, less GRPO | end, less GRPO |", "|---|---|---|---|---|---|---|"]
+    rows = []
     for cell, arm in runs.rows():
         found = runs.of(cell, arm).values()
         own = [f"{np.mean([value(run) for run in found]):.1f}" for value in OUTCOMES.values()]
         differences = [entry(runs.differences(cell, arm, value)) for value in OUTCOMES.values()]
-        lines.append(f"| {cell} | {label(arm)} | {len(found)} | " + " | ".join(own + differences) + " |")
-    return "\n".join(lines)
+        rows.append([cell, label(arm), str(len(found)), *own, *differences])
+    return markdown(["cell", "arm", "seeds", "course", "end", "course, less GRPO", "end, less GRPO"], rows)
 
 
 def verl_table(loop: Runs, verl: Runs) -> str:
@@ -150,18 +150,21 @@ def verl_table(loop: Runs, verl: Runs) -> str:
         return float(np.mean(run["reward"][: STEPS // PLAN.block]))
 
     course, end = OUTCOMES.values()
-    heads = ["cell", "arm", "seeds", "course", "course, less GRPO"]
-    heads = [*heads[:2], *(f"{side}: {head}" for side in ("loop", "verl") for head in heads[2:]), "verl: end, less GRPO"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    heads = [f"{side}: {what}" for side in ("loop", "verl") for what in ("seeds", "course", "course, less GRPO")]
+    rows = []
     for cell, arm in verl.rows():
         entries = []
         for runs, value in ((loop, of_loop), (verl, course)):
             found = runs.of(cell, arm).values()
             mean = f"{np.mean([value(run) for run in found]):.1f}" if found else ""
             entries += [str(len(found)), mean, entry(runs.differences(cell, arm, value))]
-        entries.append(entry(verl.differences(cell, arm, end)))
-        lines.append(f"| {cell} | {label(arm)} | " + " | ".join(entries) + " |")
-    return "\n".join(lines)
+        rows.append([cell, label(arm), *entries, entry(verl.differences(cell, arm, end))])
+    return markdown(["cell", "arm", *heads, "verl: end, less GRPO"], rows)
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 
 
 def label(arm: str) -> str:
@@ -259,6 +262,35 @@ def draw_courses(runs: Runs, block: int, path: Path) -> None:
     save(figure, path)
 
 
+def draw_pretrained(loop: Runs, verl: Runs, path: Path) -> None:
+    """Reward by step of the cells and arms that have run through verl: a line a seed, thick their mean."""
+    from arithmetic import PLAN
+    from matplotlib import pyplot
+
+    style(pyplot)
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 3.2), sharex=True, sharey=True, layout="constrained")
+    for axis, runs, block, title in zip(axes, (loop, verl), (PLAN.block, 1), ("loop", "verl"), strict=True):
+        for cell, arm in verl.rows():
+            found = [run["reward"] for run in runs.of(cell, arm).values()]
+            if not found:
+                continue
+            # Six problems a step: means of two steps, as the loop's raw file has them.
+            rewards = np.array(found, dtype=float).reshape(len(found), -1, PLAN.block // block).mean(axis=-1)
+            steps = PLAN.block * (np.arange(rewards.shape[1]) + 0.5)
+            colour, dashes = STYLES[arm]
+            name = LABELS[arm] + (", unfit context" if cell.endswith("_unfit") else "")
+            dashes = ":" if cell.endswith("_unfit") else dashes
+            axis.plot(steps, rewards.T, dashes, color=colour, lw=0.6, alpha=0.5)
+            axis.plot(steps, rewards.mean(axis=0), dashes, color=colour, lw=2, label=name)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.25, lw=0.5)
+    axes[0].set_ylabel("reward, %")
+    handles, labels = axes[1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    save(figure, path)
+
+
 def draw_map(runs: Runs, path: Path) -> None:
     """A panel a setting: fitness of the context by share of mixed groups, coloured by the difference from GRPO."""
     from matplotlib import pyplot
@@ -327,6 +359,7 @@ def main() -> None:
 
         draw_courses(Runs.read("knows"), PLAN.block, HERE / "courses.png")
         draw_map(Runs.read("knows"), HERE / "map.png")
+        draw_pretrained(Runs.read("arithmetic"), Runs.read("through_verl"), HERE / "pretrained.png")
 
 
 if __name__ == "__main__":
