@@ -132,6 +132,20 @@ def test_a_step_says_about_how_long_the_rest_takes():
     assert watch.left(metrics, 6) == "28 s" and watch.left(metrics, 4) == "0 s" and watch.left(metrics[:1], 2) == "60 s"
 
 
+def test_a_step_without_correct_responses_is_shown(tmp_path):
+    """Metrics of an empty set are not logged; the quick start goes on, and its screen says CAST."""
+    usual = {"critic/score/mean": 0.0, "response_length/mean": 12.0, "timing_s/step": 30.0}
+    shares = {f"cast/group/{kind}_share": float(kind == "all_wrong") for kind in ("mixed", "all_correct", "all_wrong")}
+    no_gap = usual | shares
+    metrics = [no_gap, no_gap | {"cast/flip/wrong_share": 0.25, "cast/gap/mean": -0.5, "cast/gap/abs_mean": 0.5}]
+    rows = [watch.row(step, m) for step, m in enumerate(metrics, start=1)]
+    assert rows[0].split()[8:13] == ["–", "%", "/", "–", "%"] and rows[1].split()[8:13] == ["–", "%", "/", "25", "%"]
+    assert len({len(text) for text in (*rows, watch.row(1, usual))}) == 1
+    run = tmp_path / "cast"
+    run.mkdir()
+    assert "CAST: 2 steps" in watch.screen(run, metrics) and (run / "reward.png").stat().st_size > 1000
+
+
 def test_a_half_written_line_of_metrics_waits(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "data": {"a": 1}}\n{"step": 2, "da')

@@ -6,6 +6,7 @@ Reads what verl's file logger writes (RUN_DIR/metrics.jsonl). Exits with 1 and p
 """
 
 import json
+import math
 import os
 import re
 import sys
@@ -33,15 +34,22 @@ def read_metrics(path: Path) -> list[dict]:
     return [json.loads(line)["data"] for line in lines]
 
 
+def is_cast(m: dict) -> bool:
+    """Whether these metrics of a step are CAST's, not its GRPO twin's."""
+    return "cast/group/mixed_share" in m
+
+
 def row(step: int, m: dict) -> str:
     reward, tokens, seconds = m["critic/score/mean"], m["response_length/mean"], m["timing_s/step"]
-    if "cast/gap/mean" not in m:  # the GRPO twin
+    if not is_cast(m):
         return f"{step:4d}  {reward:6.3f}  {'':54s}  {tokens:14.1f}  {seconds:6.1f}"
     groups = [100 * m[f"cast/group/{kind}_share"] for kind in ("mixed", "all_correct", "all_wrong")]
-    flips = [100 * m[f"cast/flip/{side}_share"] for side in ("correct", "wrong")]
+    # A step without correct responses has no share of their tokens; one without a teacher's pass has no gap.
+    flips = [f"{100 * m[key]:.0f}" if key in m else "–" for key in ("cast/flip/correct_share", "cast/flip/wrong_share")]
+    gap = f"{m['cast/gap/mean']:.3f}" if "cast/gap/mean" in m else "–"
     return (
         f"{step:4d}  {reward:6.3f}  {groups[0]:4.0f} %  {groups[1]:9.0f} %  {groups[2]:7.0f} %  "
-        f"{flips[0]:12.0f} % / {flips[1]:2.0f} %  {m['cast/gap/mean']:8.3f}  {tokens:6.1f}  {seconds:6.1f}"
+        f"{flips[0]:>12s} % / {flips[1]:>2s} %  {gap:>8s}  {tokens:6.1f}  {seconds:6.1f}"
     )
 
 
@@ -90,7 +98,7 @@ def failure(run: Path) -> str:
 
 def mean(metrics: list[dict], key: str) -> float:
     values = [m[key] for m in metrics if key in m]
-    return sum(values) / len(values) if values else float("nan")
+    return sum(values) / len(values) if values else math.nan
 
 
 def picture(run: Path, metrics: list[dict]) -> Path:
@@ -107,13 +115,13 @@ def picture(run: Path, metrics: list[dict]) -> Path:
             left.plot(range(1, len(series) + 1), [m["critic/score/mean"] for m in series], marker=".", label=name)
     left.set(xlabel="step", ylabel="mean reward", ylim=(-0.03, 1.03), title="reward")
     left.legend()
-    cast = [m for m in metrics if "cast/gap/mean" in m]
+    cast = [m for m in metrics if is_cast(m)]
     for key, label in (
         ("cast/flip/correct_share", "flipped, correct responses"),
         ("cast/flip/wrong_share", "flipped, wrong responses"),
         ("cast/group/mixed_share", "mixed groups"),
     ):
-        right.plot(range(1, len(cast) + 1), [m[key] for m in cast], marker=".", label=label)
+        right.plot(range(1, len(cast) + 1), [m.get(key, math.nan) for m in cast], marker=".", label=label)
     right.set(xlabel="step", ylabel="share", ylim=(-0.03, 1.03), title="what CAST does")
     if cast:
         right.legend(fontsize="small", framealpha=0.6)
@@ -125,11 +133,10 @@ def picture(run: Path, metrics: list[dict]) -> Path:
 def screen(run: Path, metrics: list[dict]) -> str:
     fifth = max(1, len(metrics) // 5)
     first, last = metrics[:fifth], metrics[-fifth:]
-    is_cast = "cast/gap/mean" in metrics[0]
     lines = [
         "",
         "=" * 88,
-        f"{'CAST' if is_cast else 'GRPO'}: {len(metrics)} steps".ljust(32) + "first fifth   last fifth",
+        f"{'CAST' if is_cast(metrics[0]) else 'GRPO'}: {len(metrics)} steps".ljust(32) + "first fifth   last fifth",
     ]
 
     def line(label: str, key: str, percent: bool = False) -> None:
@@ -139,7 +146,7 @@ def screen(run: Path, metrics: list[dict]) -> str:
 
     line("mean reward", "critic/score/mean")
     line("response length, tokens", "response_length/mean")
-    if is_cast:
+    if is_cast(metrics[0]):
         for kind in ("mixed", "all_correct", "all_wrong"):
             line(f"{kind.replace('_', '-')} groups", f"cast/group/{kind}_share", percent=True)
         line("flipped, correct responses", "cast/flip/correct_share", percent=True)

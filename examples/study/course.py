@@ -115,8 +115,18 @@ class Plan:
     block: int
 
 
-def course(policy: Policy, cell: Cell, arm: Arm, plan: Plan, seed: int) -> dict[str, Any]:
+def course(
+    policy: Policy,
+    cell: Cell,
+    arm: Arm,
+    plan: Plan,
+    seed: int,
+    batches: Sequence[Sequence[Any]] | None = None,
+) -> dict[str, Any]:
     """Train `policy`, and return what the course looked like. Arms of one seed see the same problems.
+
+    Args:
+        batches: the problems of every step, where another program has drawn them.
 
     Returns:
         Per cent: `reward`, means over blocks of steps. Over five such blocks: `mixed` groups, `flips` of all tokens,
@@ -134,7 +144,7 @@ def course(policy: Policy, cell: Cell, arm: Arm, plan: Plan, seed: int) -> dict[
             if arm.trust == "sampled":
                 better = teacher_is_better(policy, cell, plan, seed, step)
         trusted = {None: True, "correlation": correlated >= TRUST_FROM, "sampled": better}[arm.trust]
-        problems = problems_of_seed.sample(list(cell.train), plan.problems)
+        problems = batches[step] if batches else problems_of_seed.sample(list(cell.train), plan.problems)
         with torch.no_grad():
             responses = policy.sample(problems, plan.n, cell.student, generator)
         results = update(policy, teacher, optimizer, problems, responses, plan, cell, config if trusted else grpo)

@@ -2,11 +2,13 @@
 
     python examples/study/through_verl.py --dry-run       the commands
     python examples/study/through_verl.py                 3 seeds of two cells; goes on where it was stopped
+    python examples/study/through_verl.py --loop          the same in the loop, on the problems that verl draws
 
-Every run is a quick start with this study's problems and context. A run takes about 12 minutes on two idle cores.
+Every run is a quick start with this study's problems and context.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import shlex
@@ -16,14 +18,16 @@ import time
 from pathlib import Path
 
 import numpy as np
-from arithmetic import CONTEXTS, HERE, MAX_TOKENS, MODEL, TEMPERATURE, TOP_K, cells
-from course import ARMS, append, pending
+from arithmetic import CONTEXTS, HERE, MAX_TOKENS, MODEL, PLAN, TEMPERATURE, TOP_K, SmolLM, cells
+from course import ARMS, Cell, append, course, pending
 
 ROOT = HERE.parents[1]
 RESULTS = HERE / "raw" / "through_verl.jsonl"
+LOOP_RESULTS = HERE / "raw" / "through_verl_loop.jsonl"
 WORK = ROOT / ".study" / "through_verl"
 QUICKSTART = ROOT / "examples" / "quickstart"
 STEPS = 14
+BATCHES = range(0, STEPS * PLAN.problems, PLAN.problems)
 # Where the quick start differs from the loop. A prompt has 48 tokens at most.
 AS_IN_THE_LOOP = (
     "data.max_prompt_length=48",
@@ -83,6 +87,21 @@ def prepare(cell: str) -> None:
         model.symlink_to(MODEL)
 
 
+def drawn(cell: Cell, seed: int) -> list[list[tuple[str, int]]]:
+    """The problems of every step, as verl's sampler draws them."""
+    from omegaconf import OmegaConf
+    from verl.trainer.ppo.utils import create_rl_sampler
+
+    order = list(create_rl_sampler(OmegaConf.create({"shuffle": True, "seed": seed}), cell.train))
+    return [[cell.train[row] for row in order[first : first + PLAN.problems]] for first in BATCHES]
+
+
+def in_the_loop(cell: str, arm: str, seed: int) -> dict:
+    """The run of `command` as a course of the plain loop."""
+    found, plan = cells()[cell], dataclasses.replace(PLAN, steps=STEPS, evaluate_every=STEPS, block=1)
+    return course(SmolLM.load(MODEL), found, ARMS[arm], plan, seed, drawn(found, seed))
+
+
 def outcome(metrics: Path) -> dict:
     """What verl's own metrics file says of a run, in the form of the other studies."""
     steps = [json.loads(line)["data"] for line in metrics.read_text().splitlines()]
@@ -102,9 +121,14 @@ def main() -> None:
     parser.add_argument("--cells", default="sparse_fit,sparse_unfit")
     parser.add_argument("--arms", default="grpo,tenth_deadzone,exact")
     parser.add_argument("--dry-run", action="store_true", help="print the commands of the runs that are missing")
+    parser.add_argument("--loop", action="store_true", help="run the loop instead of verl")
     args = parser.parse_args()
     seeds = range(args.first_seed, args.first_seed + args.seeds)
-    for cell, arm, seed in pending(RESULTS, seeds, args.cells.split(","), args.arms.split(","), by_cell=True):
+    results = LOOP_RESULTS if args.loop else RESULTS
+    for cell, arm, seed in pending(results, seeds, args.cells.split(","), args.arms.split(","), by_cell=True):
+        if args.loop:
+            append(results, {"cell": cell, "arm": arm, "seed": seed, **in_the_loop(cell, arm, seed)})
+            continue
         environment, words = command(cell, arm, seed)
         print(" ".join([*(f"{name}={shlex.quote(value)}" for name, value in environment.items()), shlex.join(words)]))
         if args.dry_run:
@@ -115,7 +139,7 @@ def main() -> None:
             sys.exit(f"{cell} {arm} {seed} failed; its log is in {environment['OUT']}/{environment['ADV']}/train.log")
         found = outcome(Path(environment["OUT"]) / environment["ADV"] / "metrics.jsonl")
         run = {"cell": cell, "arm": arm, "seed": seed, **found, "seconds": round(time.monotonic() - started)}
-        append(RESULTS, run)
+        append(results, run)
 
 
 if __name__ == "__main__":
