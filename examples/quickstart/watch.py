@@ -42,7 +42,7 @@ def is_cast(m: dict) -> bool:
 def row(step: int, m: dict) -> str:
     reward, tokens, seconds = m["critic/score/mean"], m["response_length/mean"], m["timing_s/step"]
     if not is_cast(m):
-        return f"{step:4d}  {reward:6.3f}  {'':54s}  {tokens:14.1f}  {seconds:6.1f}"
+        return f"{step:4d}  {reward:6.3f}  {'':54s}  {tokens:15.1f}  {seconds:6.1f}"
     groups = [100 * m[f"cast/group/{kind}_share"] for kind in ("mixed", "all_correct", "all_wrong")]
     # A step without correct responses has no share of their tokens; one without a teacher's pass has no gap.
     flips = [f"{100 * m[key]:.0f}" if key in m else "–" for key in ("cast/flip/correct_share", "cast/flip/wrong_share")]
