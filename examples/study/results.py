@@ -21,7 +21,7 @@ from verl_cast.tools.stats import mean_interval
 
 HERE = Path(__file__).parent
 PAGE = HERE / "README.md"
-STUDIES = ("knows", "arithmetic", "through_verl")
+STUDIES = ("knows", "arithmetic", "through_verl", "through_verl_loop")
 OUTCOMES = {
     "course": lambda run: 100 * run["course"],
     "end": lambda run: 100 * run["held_out"][-1][1],
@@ -116,7 +116,7 @@ TABLES = {
     "knows fresh": lambda: both_outcomes(Runs.read("knows").since(FRESH_FROM), ("exact", "tenth_deadzone")),
     "knows others": lambda: both_outcomes(Runs.read("knows"), OTHERS),
     "arithmetic": lambda: table_of_both(Runs.read("arithmetic")),
-    "through verl": lambda: verl_table(Runs.read("arithmetic"), Runs.read("through_verl")),
+    "through verl": lambda: verl_table(Runs.read("through_verl"), Runs.read("through_verl_loop")),
 }
 
 
@@ -141,25 +141,23 @@ def table_of_both(runs: Runs) -> str:
     return markdown(["cell", "arm", "seeds", "course", "end", "course, less GRPO", "end, less GRPO"], rows)
 
 
-def verl_table(loop: Runs, verl: Runs) -> str:
-    """The same cells and arms in the loop and through verl, over as many steps as verl's runs have."""
-    from arithmetic import PLAN
-    from through_verl import STEPS
-
-    def of_loop(run: dict) -> float:
-        return float(np.mean(run["reward"][: STEPS // PLAN.block]))
-
-    course, end = OUTCOMES.values()
-    heads = [f"{side}: {what}" for side in ("loop", "verl") for what in ("seeds", "course", "course, less GRPO")]
+def verl_table(verl: Runs, loop: Runs) -> str:
+    """The same runs through verl and in the loop, on the same problems: a row a cell and arm."""
+    names = [f"{outcome}: {what}" for outcome in OUTCOMES for what in ("verl", "loop", "loop less verl")]
     rows = []
     for cell, arm in verl.rows():
+        ours, theirs = loop.of(cell, arm), verl.of(cell, arm)
         entries = []
-        for runs, value in ((loop, of_loop), (verl, course)):
-            found = runs.of(cell, arm).values()
-            mean = f"{np.mean([value(run) for run in found]):.1f}" if found else ""
-            entries += [str(len(found)), mean, entry(runs.differences(cell, arm, value))]
-        rows.append([cell, label(arm), *entries, entry(verl.differences(cell, arm, end))])
-    return markdown(["cell", "arm", *heads, "verl: end, less GRPO"], rows)
+        for value in OUTCOMES.values():
+            for runs in (theirs, ours):
+                entries.append(f"{np.mean([value(run) for run in runs.values()]):.1f}" if runs else "")
+            entries.append(
+                entry(np.array([value(ours[seed]) - value(theirs[seed]) for seed in theirs if seed in ours]))
+            )
+        entries += [entry(verl.differences(cell, arm, value)) for value in OUTCOMES.values()]
+        rows.append([cell, label(arm), f"{len(theirs)}, {len(ours)}", *entries])
+    heads = ["cell", "arm", "seeds: verl, loop", *names]
+    return markdown([*heads, *(f"verl: {outcome}, less GRPO" for outcome in OUTCOMES)], rows)
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -262,14 +260,15 @@ def draw_courses(runs: Runs, block: int, path: Path) -> None:
     save(figure, path)
 
 
-def draw_pretrained(loop: Runs, verl: Runs, path: Path) -> None:
-    """Reward by step of the cells and arms that have run through verl: a line a seed, thick their mean."""
+def draw_pretrained(loop: Runs, verl: Runs, verl_loop: Runs, path: Path) -> None:
+    """Reward by step of the cells and arms that have run through verl: a thin line a seed, a thick one their mean."""
     from arithmetic import PLAN
     from matplotlib import pyplot
 
     style(pyplot)
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 3.2), sharex=True, sharey=True, layout="constrained")
-    for axis, runs, block, title in zip(axes, (loop, verl), (PLAN.block, 1), ("loop", "verl"), strict=True):
+    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.2), sharex=True, sharey=True, layout="constrained")
+    panels = {"loop": (loop, PLAN.block), "verl": (verl, 1), "loop, on verl's problems": (verl_loop, 1)}
+    for axis, (title, (runs, block)) in zip(axes, panels.items(), strict=True):
         for cell, arm in verl.rows():
             found = [run["reward"] for run in runs.of(cell, arm).values()]
             if not found:
@@ -359,7 +358,8 @@ def main() -> None:
 
         draw_courses(Runs.read("knows"), PLAN.block, HERE / "courses.png")
         draw_map(Runs.read("knows"), HERE / "map.png")
-        draw_pretrained(Runs.read("arithmetic"), Runs.read("through_verl"), HERE / "pretrained.png")
+        smollm = [Runs.read(study) for study in ("arithmetic", "through_verl", "through_verl_loop")]
+        draw_pretrained(*smollm, HERE / "pretrained.png")
 
 
 if __name__ == "__main__":
