@@ -283,6 +283,7 @@ def draw_pretrained(loop: Runs, verl: Runs, verl_loop: Runs, path: Path) -> None
             axis.plot(steps, rewards.mean(axis=0), dashes, color=colour, lw=2, label=name)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("step")
+        axis.set_xticks(range(0, PLAN.steps + 1, 5))
         axis.grid(alpha=0.25, lw=0.5)
     axes[0].set_ylabel("reward, %")
     handles, labels = axes[1].get_legend_handles_labels()
