@@ -51,9 +51,9 @@ class Seen(knows.Knows):
         return responses
 
 
-def run(model, arm, seed=3):
+def run(model, arm, seed=3, batches=None):
     policy = Seen(copy.deepcopy(model))
-    found = loop.course(policy, cell(), loop.ARMS[arm], PLAN, seed)
+    found = loop.course(policy, cell(), loop.ARMS[arm], PLAN, seed, batches)
     found.pop("seconds")
     return policy, found
 
@@ -70,6 +70,27 @@ def test_arms_of_a_seed_see_the_same_problems(tiny):
     seen = {arm: run(tiny, arm)[0].problems for arm in ("grpo", "exact", "small_trust")}
     assert len(seen["grpo"]) == PLAN.steps * PLAN.problems
     assert seen["grpo"] == seen["exact"] == seen["small_trust"]
+
+
+def test_a_course_takes_the_problems_that_another_program_drew(tiny):
+    policy, found = run(tiny, "exact")
+    drawn = [policy.problems[first : first + PLAN.problems] for first in range(0, len(policy.problems), PLAN.problems)]
+    assert run(tiny, "exact", batches=drawn)[1] == found
+    policy, other = run(tiny, "exact", batches=drawn[::-1])
+    assert policy.problems == [problem for batch in drawn[::-1] for problem in batch] and other != found
+
+
+def test_the_loop_sees_what_verls_data_loader_yields():
+    from omegaconf import OmegaConf
+    from torchdata.stateful_dataloader import StatefulDataLoader
+    from verl.trainer.ppo.utils import create_rl_sampler
+
+    found = arithmetic.cells()["sparse_fit"]
+    sampler = create_rl_sampler(OmegaConf.create({"shuffle": True, "seed": 7}), found.train)
+    loader = StatefulDataLoader(found.train, batch_size=arithmetic.PLAN.problems, sampler=sampler, collate_fn=list)
+    steps = through_verl.drawn(found, 7)
+    assert steps == [batch for batch, _ in zip(loader, steps, strict=False)] and len(steps) == through_verl.STEPS
+    assert steps != through_verl.drawn(found, 8)
 
 
 def test_what_trust_samples_leaves_the_course_alone(tiny):
