@@ -67,8 +67,12 @@ class Runs:
         """(N,) the arm's outcome less GRPO's, for every seed that has both."""
         if arm == "grpo":
             return np.array([])
-        ours, grpo = self.of(cell, arm), self.of(cell, "grpo")
-        return np.array([outcome(ours[seed]) - outcome(grpo[seed]) for seed in ours if seed in grpo])
+        return paired(self.of(cell, arm), self.of(cell, "grpo"), outcome)
+
+
+def paired(ours: dict[int, dict], theirs: dict[int, dict], outcome: Callable[[dict], float]) -> np.ndarray:
+    """(N,) ours less theirs, for every seed that both have."""
+    return np.array([outcome(ours[seed]) - outcome(theirs[seed]) for seed in ours if seed in theirs])
 
 
 def density_of(cell: str) -> str:
@@ -115,22 +119,24 @@ TABLES = {
     "knows dead zone": lambda: both_outcomes(Runs.read("knows"), ("small_deadzone", "tenth_deadzone")),
     "knows fresh": lambda: both_outcomes(Runs.read("knows").since(FRESH_FROM), ("exact", "tenth_deadzone")),
     "knows others": lambda: both_outcomes(Runs.read("knows"), OTHERS),
-    "arithmetic": lambda: table_of_both(Runs.read("arithmetic")),
+    "arithmetic": lambda: arm_table(Runs.read("arithmetic")),
     "through verl": lambda: verl_table(Runs.read("through_verl"), Runs.read("through_verl_loop")),
 }
 
 
 def both_outcomes(runs: Runs, arms: Sequence[str]) -> str:
     """Course and end beside one another."""
-    heads = [f"`{arm}`, {outcome}" for arm in arms for outcome in OUTCOMES]
-    lines = ["| cell | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
-    for cell in runs.cells():
-        entries = [entry(runs.differences(cell, arm, value)) for arm in arms for value in OUTCOMES.values()]
-        lines.append(f"| {cell} | " + " | ".join(entries) + " |")
-    return "\n".join(lines)
+    heads = ["cell", *(f"`{arm}`, {outcome}" for arm in arms for outcome in OUTCOMES)]
+    return markdown(
+        heads,
+        [
+            [cell, *(entry(runs.differences(cell, arm, value)) for arm in arms for value in OUTCOMES.values())]
+            for cell in runs.cells()
+        ],
+    )
 
 
-def table_of_both(runs: Runs) -> str:
+def arm_table(runs: Runs) -> str:
     """A row a cell and arm: seeds, the arm's own outcomes, and its differences from GRPO."""
     rows = []
     for cell, arm in runs.rows():
@@ -151,9 +157,7 @@ def verl_table(verl: Runs, loop: Runs) -> str:
         for value in OUTCOMES.values():
             for runs in (theirs, ours):
                 entries.append(f"{np.mean([value(run) for run in runs.values()]):.1f}" if runs else "")
-            entries.append(
-                entry(np.array([value(ours[seed]) - value(theirs[seed]) for seed in theirs if seed in ours]))
-            )
+            entries.append(entry(paired(ours, theirs, value)))
         entries += [entry(verl.differences(cell, arm, value)) for value in OUTCOMES.values()]
         rows.append([cell, label(arm), f"{len(theirs)}, {len(ours)}", *entries])
     heads = ["cell", "arm", "seeds: verl, loop", *names]
@@ -161,7 +165,7 @@ def verl_table(verl: Runs, loop: Runs) -> str:
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 
 

@@ -120,14 +120,16 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=100)
     parser.add_argument("--cells", default="sparse_fit,sparse_unfit")
     parser.add_argument("--arms", default="grpo,tenth_deadzone,exact")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands of the runs that are missing")
+    parser.add_argument("--dry-run", action="store_true", help="print the runs that are missing")
     parser.add_argument("--loop", action="store_true", help="run the loop instead of verl")
     args = parser.parse_args()
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     results = LOOP_RESULTS if args.loop else RESULTS
     for cell, arm, seed in pending(results, seeds, args.cells.split(","), args.arms.split(","), by_cell=True):
         if args.loop:
-            append(results, {"cell": cell, "arm": arm, "seed": seed, **in_the_loop(cell, arm, seed)})
+            print(f"loop: {cell} {arm} {seed}", flush=True)
+            if not args.dry_run:
+                append(results, {"cell": cell, "arm": arm, "seed": seed, **in_the_loop(cell, arm, seed)})
             continue
         environment, words = command(cell, arm, seed)
         print(" ".join([*(f"{name}={shlex.quote(value)}" for name, value in environment.items()), shlex.join(words)]))
