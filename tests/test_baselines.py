@@ -175,14 +175,22 @@ def test_an_estimator_stops_a_trainer_that_computed_no_teacher_log_probs(name):
 # ----------------------------------------------------------------------------------------------- the teacher's context
 
 
-@pytest.mark.parametrize("context", ["reference", "reference_chat", "peer"])
+PLAIN = "What is 1 + 1?\n\nPlease reason step by step, and put your final answer within \\boxed{}.\n\n"
+PRIVILEGED = {
+    "reference": PLAIN + "[Reference solution]\n{SECRET}\n\n[Student response]\n",
+    "peer": PLAIN + "[Correct rollout]\n{SECRET}\n\n[Student response]\n",
+    "reference_chat": "<|im_start|>user\nWhat is 1 + 1?\n\n"
+    "For your eyes only, the reference answer to this problem:\n{SECRET}\n\n"
+    "Work towards it step by step as if you did not know it, in the form that the problem asks for.<|im_end|>\n"
+    "<|im_start|>assistant\n",
+}
+
+
+@pytest.mark.parametrize("context", PRIVILEGED)
 def test_a_privileged_context_shows_what_the_student_never_sees(context):
     tokenizer, before = tiny.tokenizer(), copy.deepcopy(MESSAGES)
     text = tokenizer.decode(PrivilegedContext(context, tokenizer, {}).prompt_ids(MESSAGES, "{SECRET}"))
-    assert "What is 1 + 1?" in text and "{SECRET}" in text and before == MESSAGES
-    assert text.startswith("<|im_start|>") == (context == "reference_chat")
-    if context != "reference_chat":
-        assert text.endswith("\n\n[Student response]\n")
+    assert text == PRIVILEGED[context] and before == MESSAGES
 
 
 def test_without_a_peer_the_teacher_reads_casts_plain_context():

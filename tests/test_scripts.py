@@ -12,9 +12,9 @@ import re
 import shlex
 import subprocess
 
-import baseline_run_laws
 import pytest
 import queue_of_runs
+import rlrt_run_laws
 import scripts
 from omegaconf import DictConfig, OmegaConf
 from scripts import ABLATIONS, FSDP, MEGATRON, METHODS, TRAININGS
@@ -270,11 +270,10 @@ def test_the_main_table_ends_at_a_wrong_toggle(toggle, words):
     assert done.returncode == 2 and done.stdout == "" and words in done.stderr and done.stderr.count("\n") == 1
 
 
-# Both scripts and their teachers: CAST's, a reference in chat format, a peer. GRPO runs in test_end_to_end.py. OPSD and
-# RLSD have no run: their teachers are GRPO+OPSD's, and their rules are formulas.
+# Both scripts and two teachers: CAST's and a peer. GRPO runs in test_end_to_end.py. OPSD, GRPO+OPSD and RLSD have no
+# run: they go RLRT's way, and test_baselines.py holds their prompts and rules.
 REAL_RUNS = {
     "script_cast": (FSDP, "METHOD=cast", "LORA=1", "TENSORBOARD=1", "VALIDATE_EVERY=50", "DUMP_EVERY=1"),
-    "script_grpo_opsd": (FSDP, "METHOD=grpo_opsd", "LORA=0"),
     "script_rlrt": (MEGATRON, "METHOD=rlrt"),
 }
 
@@ -298,9 +297,8 @@ def test_the_script_really_runs_a_step(runs, name):
     assert metrics["training/global_step"] == 1
     assert metrics["actor/grad_norm"] > 0
     assert (run.directory / "checkpoints" / "global_step_1").is_dir()
-    method = name.removeprefix("script_")
-    if method != "cast":  # test_end_to_end.py checks CAST's runs
-        baseline_run_laws.check(run, method, temperature=0.7)
+    if name == "script_rlrt":  # test_end_to_end.py checks CAST's runs
+        rlrt_run_laws.check(run, temperature=0.7)
 
 
 @pytest.mark.runs("script_cast")

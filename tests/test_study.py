@@ -72,6 +72,19 @@ def test_arms_of_a_seed_see_the_same_problems(tiny):
     assert seen["grpo"] == seen["exact"] == seen["small_trust"]
 
 
+@pytest.mark.parametrize("problems, responses", [(200, 1), (33, 6), (250, 1)])
+def test_an_evaluation_has_enough_responses(tiny, problems, responses):
+    class Counted(knows.Knows):
+        def sample(self, problems, n, context, generator):
+            self.asked = (len(problems), n)
+            return super().sample(problems, n, context, generator)
+
+    policy = Counted(tiny)
+    found = dataclasses.replace(cell(), held_out=knows.cells()["medium_fit"].train[:problems])
+    accuracy = loop.evaluate(policy, found, seed=0)
+    assert policy.asked == (problems, responses) and 0 <= accuracy <= 1
+
+
 def test_a_course_takes_the_problems_that_another_program_drew(tiny):
     policy, found = run(tiny, "exact")
     drawn = [policy.problems[first : first + PLAN.problems] for first in range(0, len(policy.problems), PLAN.problems)]

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from course import ARMS, Cell, Plan, Responses, append, course, pending
+from course import ARMS, HELD_OUT, Cell, Plan, Responses, append, course, pending
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from verl_cast.teacher.context import TeacherContext
@@ -32,7 +32,6 @@ CONTEXTS = {
 PLAN = Plan(steps=20, problems=6, n=8, learning_rate=1e-5, evaluate_every=10, block=2)
 TEMPERATURE, TOP_K, MAX_TOKENS = 0.7, 20, 16
 QUESTION = "State the final answer to the following arithmetic problem: {} ="
-HELD_OUT = 200
 
 
 def problems_of(density: str) -> list[tuple[str, int]]:

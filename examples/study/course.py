@@ -58,6 +58,7 @@ ARMS = {
 }
 TRUST_DECAY, TRUST_FROM, TRUST_ERRORS = 0.9, 0.1, 2.0
 MAX_GRAD_NORM = 1.0
+HELD_OUT = 200  # responses of an evaluation
 
 
 @dataclass
@@ -235,9 +236,9 @@ def in_blocks(values: Sequence[float], block: int) -> list[int]:
 
 @torch.no_grad()
 def evaluate(policy: Policy, cell: Cell, seed: int) -> float:
-    """Accuracy on the held-out problems, one sampled response each, in the student's context."""
-    generator = torch.Generator().manual_seed(1_000_003 + seed)
-    return round(float(policy.sample(cell.held_out, 1, cell.student, generator).rewards.mean()), 4)
+    """Accuracy on the held-out problems in the student's context, one response each; more where problems are few."""
+    generator, n = torch.Generator().manual_seed(1_000_003 + seed), max(1, HELD_OUT // len(cell.held_out))
+    return round(float(policy.sample(cell.held_out, n, cell.student, generator).rewards.mean()), 4)
 
 
 # ------------------------------------------------------------------------------------------------------------ raw files

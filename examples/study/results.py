@@ -111,40 +111,57 @@ def table(runs: Runs, outcome: str, arms: Sequence[str]) -> str:
 
 NO_TRUST = ("exact", "exact_deadzone", "no_flip", "zero_variance", "zero_variance_small")
 OTHERS = ("weights_only", "small_trust", "small_sampled")
+PRETRAINED = ("exact", "tenth_deadzone")
 FRESH_FROM = 110  # the first seed that nobody had seen when `tenth_deadzone` was chosen
 TABLES = {
     "knows start": lambda: start_table(),
     "knows course": lambda: table(Runs.read("knows"), "course", NO_TRUST),
     "knows end": lambda: table(Runs.read("knows"), "end", NO_TRUST),
-    "knows dead zone": lambda: both_outcomes(Runs.read("knows"), ("small_deadzone", "tenth_deadzone")),
-    "knows fresh": lambda: both_outcomes(Runs.read("knows").since(FRESH_FROM), ("exact", "tenth_deadzone")),
-    "knows others": lambda: both_outcomes(Runs.read("knows"), OTHERS),
-    "arithmetic": lambda: arm_table(Runs.read("arithmetic")),
+    "knows dead zone": lambda: dead_zone_table(Runs.read("knows")),
+    "knows others": lambda: both_outcomes({label(arm): (Runs.read("knows"), arm) for arm in OTHERS}),
+    "arithmetic": lambda: pretrained_table(Runs.read("arithmetic"), PRETRAINED),
     "through verl": lambda: verl_table(Runs.read("through_verl"), Runs.read("through_verl_loop")),
 }
 
 
-def both_outcomes(runs: Runs, arms: Sequence[str]) -> str:
-    """Course and end beside one another."""
-    heads = ["cell", *(f"`{arm}`, {outcome}" for arm in arms for outcome in OUTCOMES)]
-    return markdown(
-        heads,
+def both_outcomes(columns: dict[str, tuple[Runs, str]]) -> str:
+    """Course and end beside one another. `columns`: heading -> the runs, and the arm that is compared with GRPO."""
+    heads = ["cell", *(f"{name}, {outcome}" for name in columns for outcome in OUTCOMES)]
+    cells = dict.fromkeys(cell for runs, _ in columns.values() for cell in runs.cells())
+    rows = [
         [
-            [cell, *(entry(runs.differences(cell, arm, value)) for arm in arms for value in OUTCOMES.values())]
-            for cell in runs.cells()
-        ],
-    )
+            cell,
+            *(
+                entry(runs.differences(cell, arm, value))
+                for runs, arm in columns.values()
+                for value in OUTCOMES.values()
+            ),
+        ]
+        for cell in cells
+    ]
+    return markdown(heads, rows)
 
 
-def arm_table(runs: Runs) -> str:
-    """A row a cell and arm: seeds, the arm's own outcomes, and its differences from GRPO."""
+def dead_zone_table(runs: Runs) -> str:
+    """The arms with a small base and a dead zone, the chosen one also on the seeds that nobody had seen."""
+    columns = {label(arm): (runs, arm) for arm in ("small_deadzone", "tenth_deadzone")}
+    fresh = f"{label('tenth_deadzone')} from seed {FRESH_FROM} on"
+    return both_outcomes(columns | {fresh: (runs.since(FRESH_FROM), "tenth_deadzone")})
+
+
+def pretrained_table(runs: Runs, arms: Sequence[str]) -> str:
+    """A row a cell: GRPO's own outcomes, then every arm's seeds and differences from GRPO."""
+    heads = ["cell", *(f"GRPO, {outcome}" for outcome in OUTCOMES)]
+    heads += [f"{label(arm)}, {what}" for arm in arms for what in ("seeds", *OUTCOMES)]
     rows = []
-    for cell, arm in runs.rows():
-        found = runs.of(cell, arm).values()
-        own = [f"{np.mean([value(run) for run in found]):.1f}" for value in OUTCOMES.values()]
-        differences = [entry(runs.differences(cell, arm, value)) for value in OUTCOMES.values()]
-        rows.append([cell, label(arm), str(len(found)), *own, *differences])
-    return markdown(["cell", "arm", "seeds", "course", "end", "course, less GRPO", "end, less GRPO"], rows)
+    for cell in runs.cells():
+        grpo = runs.of(cell, "grpo").values()
+        row = [cell, *(f"{np.mean([value(run) for run in grpo]):.1f}" for value in OUTCOMES.values())]
+        for arm in arms:
+            differences = [runs.differences(cell, arm, value) for value in OUTCOMES.values()]
+            row += [str(differences[0].size or ""), *map(entry, differences)]
+        rows.append(row)
+    return markdown(heads, rows)
 
 
 def verl_table(verl: Runs, loop: Runs) -> str:
