@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 LENGTHS = {
     "README.md": 120,
     "examples/README.md": 110,
-    "examples/study/README.md": 270,
+    "examples/study/README.md": 260,
     "verl_cast/advantage/README.md": 140,
     "verl_cast/training/README.md": 90,
     "verl_cast/tools/README.md": 70,

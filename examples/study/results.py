@@ -111,7 +111,7 @@ def table(runs: Runs, outcome: str, arms: Sequence[str]) -> str:
 
 NO_TRUST = ("exact", "exact_deadzone", "no_flip", "zero_variance", "zero_variance_small")
 OTHERS = ("weights_only", "small_trust", "small_sampled")
-PRETRAINED = ("exact", "tenth_deadzone")
+PRETRAINED = ("exact", "tenth_deadzone", "weights_only")
 FRESH_FROM = 110  # the first seed that nobody had seen when `tenth_deadzone` was chosen
 TABLES = {
     "knows start": lambda: start_table(),
@@ -150,17 +150,15 @@ def dead_zone_table(runs: Runs) -> str:
 
 
 def pretrained_table(runs: Runs, arms: Sequence[str]) -> str:
-    """A row a cell: GRPO's own outcomes, then every arm's seeds and differences from GRPO."""
-    heads = ["cell", *(f"GRPO, {outcome}" for outcome in OUTCOMES)]
-    heads += [f"{label(arm)}, {what}" for arm in arms for what in ("seeds", *OUTCOMES)]
+    """A row a cell: GRPO's own outcomes, then every arm's differences from it, and how many seeds each arm has."""
+    heads = ["cell", "seeds", *(f"{label(arm)}, {outcome}" for arm in ("grpo", *arms) for outcome in OUTCOMES)]
     rows = []
     for cell in runs.cells():
         grpo = runs.of(cell, "grpo").values()
-        row = [cell, *(f"{np.mean([value(run) for run in grpo]):.1f}" for value in OUTCOMES.values())]
-        for arm in arms:
-            differences = [runs.differences(cell, arm, value) for value in OUTCOMES.values()]
-            row += [str(differences[0].size or ""), *map(entry, differences)]
-        rows.append(row)
+        row = [f"{np.mean([value(run) for run in grpo]):.1f}" for value in OUTCOMES.values()]
+        differences = [runs.differences(cell, arm, value) for arm in arms for value in OUTCOMES.values()]
+        seeds = ", ".join(str(found.size) for found in differences[:: len(OUTCOMES)])
+        rows.append([cell, seeds, *row, *map(entry, differences)])
     return markdown(heads, rows)
 
 

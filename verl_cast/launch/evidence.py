@@ -14,46 +14,52 @@ class Lesson:
     Attributes:
         text: what to set, and what was seen.
         section: of the study's page.
-        claims: (cell, arm, outcome, verdict) of the raw results, where the outcome is `course` or `end`, and the
-            verdict is the arm against GRPO: ahead, level (less than 3 points away) or behind.
+        claims: (raw file, cell, arm, outcome, verdict). The file is `knows`, the tiny model, or `arithmetic`, SmolLM2.
+            The outcome is `course` or `end`; the verdict is the arm against GRPO: ahead, level (less than 3 points
+            away) or behind.
     """
 
     text: str
     section: str
-    claims: tuple[tuple[str, str, str, str], ...]
+    claims: tuple[tuple[str, str, str, str, str], ...]
 
 
 SETTING = "algorithm.cast.flip_groups=zero_variance base_correct=0 base_wrong=0.1 gap_deadzone=1"
+SAFE = "algorithm.cast.flip=none base_correct=0 base_wrong=0"
 LESSONS = {
     "better": Lesson(
         f"Set {SETTING}: with a fit context this was ahead of GRPO where few groups are mixed, and level with it where "
         "many are",
         "few-mixed-groups-and-a-fit-context",
         (
-            ("rare_fit", "tenth_deadzone", "course", "ahead"),
-            ("sparse_fit", "tenth_deadzone", "course", "ahead"),
-            ("medium_fit", "tenth_deadzone", "course", "level"),
-            ("dense_fit", "tenth_deadzone", "course", "level"),
+            ("knows", "rare_fit", "tenth_deadzone", "course", "ahead"),
+            ("knows", "sparse_fit", "tenth_deadzone", "course", "ahead"),
+            ("knows", "medium_fit", "tenth_deadzone", "course", "level"),
+            ("knows", "dense_fit", "tenth_deadzone", "course", "level"),
+            ("arithmetic", "sparse_fit", "tenth_deadzone", "course", "level"),
+            ("arithmetic", "dense_fit", "tenth_deadzone", "course", "level"),
         ),
     ),
     "not better": Lesson(
-        f"Use GRPO or {SETTING}: with a context that is not better, this ended level with GRPO, and the defaults, "
+        f"Use GRPO or {SAFE}: with a context that is not better, this ended level with GRPO, and the defaults, "
         "flip=none alone and flip_groups=zero_variance alone did not",
         "a-context-that-is-not-better",
         (
-            ("sparse_equal", "exact", "end", "behind"),
-            ("sparse_equal", "zero_variance", "end", "behind"),
-            ("medium_unfit", "exact", "end", "behind"),
-            ("medium_unfit", "zero_variance", "end", "behind"),
-            ("rare_equal", "no_flip", "end", "behind"),
-            ("rare_equal", "tenth_deadzone", "end", "level"),
-            ("sparse_equal", "tenth_deadzone", "end", "level"),
-            ("medium_equal", "tenth_deadzone", "end", "level"),
-            ("dense_equal", "tenth_deadzone", "end", "level"),
-            ("rare_unfit", "tenth_deadzone", "end", "level"),
-            ("sparse_unfit", "tenth_deadzone", "end", "level"),
-            ("medium_unfit", "tenth_deadzone", "end", "level"),
-            ("dense_unfit", "tenth_deadzone", "end", "level"),
+            ("knows", "sparse_equal", "exact", "end", "behind"),
+            ("knows", "sparse_equal", "zero_variance", "end", "behind"),
+            ("knows", "medium_unfit", "exact", "end", "behind"),
+            ("knows", "medium_unfit", "zero_variance", "end", "behind"),
+            ("knows", "rare_equal", "no_flip", "end", "behind"),
+            ("knows", "rare_equal", "weights_only", "end", "level"),
+            ("knows", "sparse_equal", "weights_only", "end", "level"),
+            ("knows", "medium_equal", "weights_only", "end", "level"),
+            ("knows", "dense_equal", "weights_only", "end", "level"),
+            ("knows", "rare_unfit", "weights_only", "end", "level"),
+            ("knows", "sparse_unfit", "weights_only", "end", "level"),
+            ("knows", "medium_unfit", "weights_only", "end", "level"),
+            ("knows", "dense_unfit", "weights_only", "end", "level"),
+            ("arithmetic", "sparse_unfit", "weights_only", "end", "level"),
+            ("arithmetic", "sparse_unfit", "tenth_deadzone", "course", "behind"),
         ),
     ),
     "caught up": Lesson(
@@ -61,20 +67,21 @@ LESSONS = {
         "algorithm.cast.flip_groups=zero_variance did not",
         "a-policy-that-has-caught-up",
         (
-            ("rare_fit", "exact", "end", "behind"),
-            ("sparse_fit", "exact", "end", "behind"),
-            ("rare_fit", "zero_variance", "end", "level"),
-            ("sparse_fit", "zero_variance", "end", "level"),
+            ("knows", "rare_fit", "exact", "end", "behind"),
+            ("knows", "sparse_fit", "exact", "end", "behind"),
+            ("arithmetic", "sparse_fit", "exact", "end", "behind"),
+            ("knows", "rare_fit", "zero_variance", "end", "level"),
+            ("knows", "sparse_fit", "zero_variance", "end", "level"),
         ),
     ),
     "noise": Lesson(
         "A dead zone gave the verifier's sign back where gaps are chance",
         "gaps-that-are-chance",
         (
-            ("medium_equal", "exact", "end", "behind"),
-            ("medium_equal", "exact_deadzone", "end", "level"),
-            ("dense_equal", "exact", "end", "behind"),
-            ("dense_equal", "exact_deadzone", "end", "level"),
+            ("knows", "medium_equal", "exact", "end", "behind"),
+            ("knows", "medium_equal", "exact_deadzone", "end", "level"),
+            ("knows", "dense_equal", "exact", "end", "behind"),
+            ("knows", "dense_equal", "exact_deadzone", "end", "level"),
         ),
     ),
 }
