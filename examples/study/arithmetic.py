@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=100, help="seeds below 100 gave the leads")
-    parser.add_argument("--arms", default="grpo,tenth_deadzone,exact,zero_variance_small,no_flip")
+    parser.add_argument("--arms", default="grpo,tenth_deadzone,exact,weights_only,zero_variance_small,no_flip")
     parser.add_argument("--cells", default=",".join(cells()))
     parser.add_argument("--measure", action="store_true")
     args = parser.parse_args()
