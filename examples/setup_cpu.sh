@@ -46,13 +46,15 @@ rm -f "$VENV/.verl_cast_stamp"
 
 echo "environment: 1 of 2, torch $TORCH for CPUs"
 # torch's CPU build comes from pip's own sources if they have it, else from PyTorch's CPU index, which uv knows.
-if ! "$VENV/bin/pip" install --quiet --no-deps "torch==$TORCH+cpu" 2>/dev/null; then
+if ! "$VENV/bin/pip" install --quiet --no-deps --no-compile "torch==$TORCH+cpu" 2>/dev/null; then
   echo "environment: pip has no torch $TORCH+cpu; asking uv for it"
   "$VENV/bin/pip" install --quiet uv
   VIRTUAL_ENV=$VENV "$VENV/bin/uv" pip install --no-deps --torch-backend cpu "torch==$TORCH"
 fi
 echo "environment: 2 of 2, $(grep -c == "$LOCK") packages ($((SECONDS - started)) s so far)"
-"$VENV/bin/pip" install --quiet --no-deps --requirement "$LOCK"
+"$VENV/bin/pip" install --quiet --no-deps --no-compile --requirement "$LOCK"
 "$VENV/bin/pip" install --quiet --no-deps --no-build-isolation --editable .
+# pip compiles Python files on one core; this uses all. It fails at templates that are no Python, as pip silently does.
+"$VENV/bin/python" -m compileall -q -j 0 "$VENV/lib" >/dev/null 2>&1 || true
 echo "$stamp" >"$VENV/.verl_cast_stamp"
 echo "environment: ready after $((SECONDS - started)) s"
