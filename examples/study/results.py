@@ -128,17 +128,10 @@ def both_outcomes(columns: dict[str, tuple[Runs, str]]) -> str:
     """Course and end beside one another. `columns`: heading -> the runs, and the arm that is compared with GRPO."""
     heads = ["cell", *(f"{name}, {outcome}" for name in columns for outcome in OUTCOMES)]
     cells = dict.fromkeys(cell for runs, _ in columns.values() for cell in runs.cells())
-    rows = [
-        [
-            cell,
-            *(
-                entry(runs.differences(cell, arm, value))
-                for runs, arm in columns.values()
-                for value in OUTCOMES.values()
-            ),
-        ]
-        for cell in cells
-    ]
+    rows = []
+    for cell in cells:
+        differences = [runs.differences(cell, arm, of) for runs, arm in columns.values() for of in OUTCOMES.values()]
+        rows.append([cell, *map(entry, differences)])
     return markdown(heads, rows)
 
 
