@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import importlib
 import json
+import random
 import sys
 from pathlib import Path
 
@@ -182,33 +183,34 @@ def test_the_tiny_models_cache_changes_no_log_prob(tiny):
 
 
 class Prompts(arithmetic.SmolLM):
-    """A random Llama; its prompts are random tokens of different lengths, padded on the left."""
+    """A random Llama; its prompts are random tokens of different lengths, after the same `beginning`."""
 
     LENGTHS = (5, 9, 7)
 
+    def __init__(self, model, tokenizer, beginning):
+        super().__init__(model, tokenizer)
+        self.beginning = beginning
+
     def prompts(self, problems, context):
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(3, 60, (len(problems), max(self.LENGTHS)), generator=generator)
-        mask = torch.stack([(torch.arange(ids.shape[1]) >= ids.shape[1] - k).long() for k in self.LENGTHS])
-        return ids * mask, mask
+        rng = random.Random(0)
+        return [self.beginning + [rng.randrange(3, 60) for _ in range(length)] for length in self.LENGTHS]
 
 
-@pytest.fixture(scope="module")
-def llama():
+@pytest.fixture(scope="module", params=[[], [11, 12, 13, 14]], ids=["nothing_shared", "same_beginning"])
+def llama(request):
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, initializer_range=0.4,
     )  # fmt: skip
-    return Prompts(LlamaForCausalLM(config).eval(), None)
+    return Prompts(LlamaForCausalLM(config).eval(), None, request.param)
 
 
 def full_log_probs(policy, problems, responses, n):
     """A plain forward of every prompt with its response."""
-    ids, mask = policy.prompts(problems, "same")
-    found = []
+    prompts, found = policy.prompts(problems, "same"), []
     for row, tokens in enumerate(responses.tokens):
-        prompt = ids[row // n][mask[row // n].bool()]
+        prompt = torch.tensor(prompts[row // n])
         logits = policy.model(torch.cat([prompt, tokens])[None]).logits[0, len(prompt) - 1 : -1]
         logits = logits / arithmetic.TEMPERATURE
         found.append(logits.log_softmax(dim=-1).gather(-1, tokens[:, None])[:, 0])
@@ -246,14 +248,14 @@ def test_sampling_follows_the_policy(llama):
         def decode(self, ids, skip_special_tokens):
             return " ".join(map(str, ids.tolist()))
 
-    policy = Prompts(llama.model, Words())
+    policy = Prompts(llama.model, Words(), llama.beginning)
     problems = [("a", 1), ("b", 2), ("c", 3)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arithmetic, "TOP_K", 1)
         responses = policy.sample(problems, 2, "same", torch.Generator().manual_seed(0))
-    ids, mask = policy.prompts(problems, "same")
+    prompts = policy.prompts(problems, "same")
     for row, (tokens, kept) in enumerate(zip(responses.tokens, responses.mask, strict=True)):
-        sequence = ids[row // 2][mask[row // 2].bool()]
+        sequence = torch.tensor(prompts[row // 2])
         for token in tokens[kept.bool()]:
             assert token == policy.model(sequence[None]).logits[0, -1].argmax()
             sequence = torch.cat([sequence, token[None]])

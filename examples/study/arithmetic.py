@@ -9,6 +9,7 @@ Needs the quick start's model (.quickstart/model, or --model).
 import argparse
 import copy
 import itertools
+import os
 import random
 import re
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ CONTEXTS = {
     "sparse": HERE / "contexts" / "sparse.jinja",
 }
 
-PLAN = Plan(steps=20, problems=6, n=8, learning_rate=1e-5, evaluate_every=10, block=2)
+PLAN = Plan(steps=20, problems=6, n=8, learning_rate=1e-5, evaluate_every=20, block=2)
 TEMPERATURE, TOP_K, MAX_TOKENS = 0.7, 20, 16
 QUESTION = "State the final answer to the following arithmetic problem: {} ="
 
@@ -62,7 +63,7 @@ def cells() -> dict[str, Cell]:
 
 
 class SmolLM:
-    """The policy. Each forward reads the prompts once; their keys and values serve all responses of a group.
+    """The policy. Each forward reads what all prompts begin with once, then the rest of each prompt once a group.
 
     Equal responses of a group are computed once, too: the gradient is the same.
     """
@@ -80,8 +81,8 @@ class SmolLM:
     def snapshot(self) -> "SmolLM":
         return SmolLM(copy.deepcopy(self.model), self.tokenizer)
 
-    def prompts(self, problems, context: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """(P, L) ids, padded on the left, and their mask."""
+    def prompts(self, problems, context: str) -> list[list[int]]:
+        """The ids of each problem's prompt."""
         template = CONTEXTS[context].read_text() if context in CONTEXTS else None
         built = TeacherContext(context, template, self.tokenizer)
         rows = []
@@ -89,16 +90,21 @@ class SmolLM:
             messages = [{"role": "user", "content": question}]
             own = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
             rows.append(built.prompt_ids(messages, own))
-        length, padding = max(map(len, rows)), self.tokenizer.pad_token_id
-        ids = torch.tensor([[padding] * (length - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
-        return ids, mask
+        return rows
 
     def _read_prompts(self, problems, rows: torch.Tensor, context: str):
         """The prompts' cache and mask, and the logits after them (N, V). `rows` (N,): the problem of each row."""
-        ids, mask = self.prompts(problems, context)
-        positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+        prompts = self.prompts(problems, context)
+        beginning = os.path.commonprefix([prompt[:-1] for prompt in prompts])  # each keeps a token of its own
+        rests = [prompt[len(beginning) :] for prompt in prompts]
+        length = max(map(len, rests))
+        ids = torch.tensor([[0] * (length - len(rest)) + rest for rest in rests])
+        mask = torch.tensor([[1] * len(beginning) + [0] * (length - len(rest)) + [1] * len(rest) for rest in rests])
+        positions = mask.cumsum(dim=-1)[:, len(beginning) :] - 1
         cache = DynamicCache()
+        if beginning:
+            self.model(input_ids=torch.tensor([beginning]), past_key_values=cache, logits_to_keep=1)
+            cache.batch_repeat_interleave(len(prompts))
         output = self.model(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
         )

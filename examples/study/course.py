@@ -138,7 +138,7 @@ def course(
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=plan.learning_rate, weight_decay=0.0, fused=True)
     needs_teacher, teacher, correlated, better = arm.settings is not GRPO, None, 0.0, False
     steps: list[dict[str, float]] = []
-    held_out = [[0, evaluate(policy, cell, seed)]]
+    held_out: list[list[float]] = []
     for step in range(plan.steps):
         if needs_teacher and step % config.teacher.refresh_interval == 0:
             teacher = policy.snapshot()
