@@ -288,9 +288,9 @@ def draw_pretrained(loop: Runs, verl: Runs, verl_loop: Runs, path: Path) -> None
             # Six problems a step: means of two steps, as the loop's raw file has them.
             rewards = np.array(found, dtype=float).reshape(len(found), -1, PLAN.block // block).mean(axis=-1)
             steps = PLAN.block * (np.arange(rewards.shape[1]) + 0.5)
-            colour, dashes = STYLES[arm]
-            name = LABELS[arm] + (", unfit context" if cell.endswith("_unfit") else "")
-            dashes = ":" if cell.endswith("_unfit") else dashes
+            colour, _ = STYLES[arm]
+            dashes, context = (":", ", unfit context") if cell.endswith("_unfit") else ("-", "")
+            name = LABELS[arm] + context
             axis.plot(steps, rewards.T, dashes, color=colour, lw=0.6, alpha=0.5)
             axis.plot(steps, rewards.mean(axis=0), dashes, color=colour, lw=2, label=name)
         axis.set_title(title, fontsize=9)

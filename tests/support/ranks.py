@@ -80,6 +80,7 @@ def serve() -> None:
     os.dup2(2, 1)  # output of imports must not mix with the answers
     import torch
     import verl  # noqa: F401  (loads the plugin and the CPU platform)
+    import verl.workers.engine  # noqa: F401  (all engines; 1,300 modules that every rank would import)
     import verl.workers.engine_workers  # noqa: F401
 
     torch.set_num_threads(1)

@@ -1,6 +1,8 @@
 """verl's real actor worker on one rank, outside Ray, called as verl's trainer calls it. engine_laws.py uses it."""
 
 import contextlib
+import copy
+import functools
 import os
 from pathlib import Path
 
@@ -22,6 +24,11 @@ ACTOR = "actor_rollout_ref.actor"
 
 
 def actor_config(directory: Path, engine: str, overrides: list[str]):
+    return copy.deepcopy(_composed(directory, engine, tuple(overrides)))
+
+
+@functools.cache  # a rank makes five workers; hydra takes a second for each
+def _composed(directory: Path, engine: str, overrides: tuple[str, ...]):
     with initialize_config_module("verl.trainer.config", version_base=None):
         config = compose(
             "ppo_trainer",
@@ -37,7 +44,7 @@ def actor_config(directory: Path, engine: str, overrides: list[str]):
                 "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=2",
                 "actor_rollout_ref.rollout.n=4",
                 "trainer.total_training_steps=10",
-                *merged(ENGINES[engine], overrides),
+                *merged(ENGINES[engine], list(overrides)),
             ],
         )
     with open_dict(config):
