@@ -111,7 +111,7 @@ def table(runs: Runs, outcome: str, arms: Sequence[str]) -> str:
 
 NO_TRUST = ("exact", "exact_deadzone", "no_flip", "zero_variance", "zero_variance_small")
 OTHERS = ("weights_only", "small_trust", "small_sampled")
-PRETRAINED = ("exact", "tenth_deadzone", "weights_only")
+PRETRAINED = ("exact", "tenth_deadzone", "no_flip", "weights_only")
 FRESH_FROM = 110  # the first seed that nobody had seen when `tenth_deadzone` was chosen
 TABLES = {
     "knows start": lambda: start_table(),

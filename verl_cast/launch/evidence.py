@@ -28,8 +28,8 @@ SETTING = "algorithm.cast.flip_groups=zero_variance base_correct=0 base_wrong=0.
 SAFE = "algorithm.cast.flip=none base_correct=0 base_wrong=0"
 LESSONS = {
     "better": Lesson(
-        f"Set {SETTING}: with a fit context this was ahead of GRPO where few groups are mixed, and level with it where "
-        "many are",
+        f"Set {SETTING}: with a fit context this was ahead of GRPO where few groups are mixed, and within 3 points of "
+        "it where many are",
         "few-mixed-groups-and-a-fit-context",
         (
             ("knows", "rare_fit", "tenth_deadzone", "course", "ahead"),
@@ -37,6 +37,7 @@ LESSONS = {
             ("knows", "medium_fit", "tenth_deadzone", "course", "level"),
             ("knows", "dense_fit", "tenth_deadzone", "course", "level"),
             ("arithmetic", "sparse_fit", "tenth_deadzone", "course", "level"),
+            ("arithmetic", "medium_fit", "tenth_deadzone", "course", "level"),
             ("arithmetic", "dense_fit", "tenth_deadzone", "course", "level"),
         ),
     ),
