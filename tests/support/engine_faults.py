@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import torch
-from worker_rank import Rank, fail_in_a_layer, same_bits, teacher_file
+from worker_rank import Rank, fail_in_a_layer, new_directory, same_bits, teacher_file
 
 
 def main(directory: str, engine: str, point: str, *overrides: str) -> None:
@@ -20,7 +20,8 @@ def main(directory: str, engine: str, point: str, *overrides: str) -> None:
     policy = this.parameters()
     live = this.live()
     fails_here = this.rank == this.world_size - 1
-    steps = [directory / f"fault_{os.environ['MASTER_PORT']}" / f"global_step_{step}" / "actor" for step in (1, 2, 3)]
+    saves = new_directory(directory)
+    steps = [saves / f"global_step_{step}" / "actor" for step in (1, 2, 3)]
     if point == "saving":
         for step in steps[:2]:
             this.worker.save_checkpoint(str(step), None, 1, 2)

@@ -6,7 +6,6 @@
 
 import dataclasses
 import functools
-import os
 import shutil
 import sys
 import time
@@ -24,6 +23,7 @@ from worker_rank import (
     full_model,
     holds_storage,
     independent_log_probs,
+    new_directory,
     same,
     same_bits,
     swapped_in_parameters,
@@ -364,8 +364,7 @@ def a_restored_policy_reaches_the_next_forward(setting: Setting) -> None:
 def a_saved_teacher_comes_back_and_what_does_not_fit_is_named(setting: Setting) -> None:
     """A restored teacher computes the same bits. Errors name a missing or foreign one. verl's pruning removes it."""
     this, worker = setting.this, setting.this.worker
-    directory = setting.directory / f"checkpoints_{os.environ['MASTER_PORT']}"
-    directory.mkdir(exist_ok=True)
+    directory = new_directory(setting.directory)
     this.init_teacher(context="same", refresh_interval=10)
     worker.keep_noise_floor(NOISE_FLOOR)
     snapshot_log_probs = this.teacher_log_probs()
@@ -446,13 +445,13 @@ def every_distinct_shard_is_saved_once(setting: Setting) -> None:
     this = setting.this
     this.init_teacher(context="same")
     this.update()
-    directory, own = setting.directory / f"shards_{os.environ['MASTER_PORT']}", this.parameters()
+    directory, own = new_directory(setting.directory), this.parameters()
     save(this.worker.self_teacher, str(directory), this.worker._place.first_with_shard)
     shards = [None] * this.world_size
     torch.distributed.all_gather_object(shards, {name: tensor.flatten().tolist() for name, tensor in own.items()})
     distinct = [rank for rank, shard in enumerate(shards) if shard not in shards[:rank]]
     assert sorted(directory.iterdir()) == sorted(path_of(directory, rank=rank) for rank in distinct)
-    disk = setting.directory / f"disk_{os.environ['MASTER_PORT']}_of_rank_{this.rank}"
+    disk = new_directory(setting.directory) / f"of_rank_{this.rank}"
     save(this.worker.self_teacher, str(disk), this.worker._place.first_with_shard)
     assert list(disk.iterdir()) == [path_of(disk)]
     with this.engine.eval_mode():
@@ -462,7 +461,7 @@ def every_distinct_shard_is_saved_once(setting: Setting) -> None:
 @law
 def a_teacher_without_a_copy_keeps_the_noise_floor_alone(setting: Setting) -> None:
     this, worker = setting.this, setting.this.worker
-    directory = setting.directory / f"noise_{os.environ['MASTER_PORT']}"
+    directory = new_directory(setting.directory)
     this.init_teacher(context="plain")
     worker.keep_noise_floor(NOISE_FLOOR)
     save(worker.self_teacher, str(directory), worker._place.first_with_shard)

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import os
+import tempfile
 from pathlib import Path
 
 import tiny
@@ -250,6 +251,13 @@ def fail_in_a_layer(this: Rank) -> None:
         raise RuntimeError("injected in a layer")
 
     layers[-1].mlp.register_forward_pre_hook(raise_in_layer)
+
+
+def new_directory(parent: Path) -> Path:
+    """The same on all ranks; no other call returns it."""
+    name = [tempfile.mkdtemp(dir=parent)]
+    torch.distributed.broadcast_object_list(name)
+    return Path(name[0])
 
 
 def teacher_file(this: Rank, directory: Path) -> Path:
