@@ -9,6 +9,7 @@ of the named module and ends. `python tests/support/ranks.py` is the warm proces
 """
 
 import contextlib
+import gc
 import json
 import os
 import socket
@@ -84,6 +85,8 @@ def serve() -> None:
     import verl.workers.engine_workers  # noqa: F401
 
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # ranks need not look through what was imported: a layout of the laws takes a fifth less
     for line in sys.stdin:
         request = json.loads(line)
         ranks = [_fork(request, rank) for rank in range(len(request["logs"]))]
