@@ -2,12 +2,14 @@
 
     python examples/study/arithmetic.py                 every cell and arm, 5 seeds; goes on where it was stopped
     python examples/study/arithmetic.py --measure       accuracy and mixed groups of each context before training
+    python examples/study/arithmetic.py --long          30 steps instead of 20, in the cell where these do not decide
 
 Needs the quick start's model (.quickstart/model, or --model).
 """
 
 import argparse
 import copy
+import dataclasses
 import itertools
 import os
 import random
@@ -22,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from verl_cast.teacher.context import TeacherContext
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "raw" / "arithmetic.jsonl"
+RAW = HERE / "raw"
 MODEL = HERE.parents[1] / ".quickstart" / "model"
 CONTEXTS = {
     "dense": HERE.parent / "quickstart" / "teacher.jinja",
@@ -31,7 +33,9 @@ CONTEXTS = {
 }
 
 PLAN = Plan(steps=20, problems=6, n=8, learning_rate=1e-5, evaluate_every=20, block=2)
+LONG = dataclasses.replace(PLAN, steps=30, evaluate_every=10)
 TEMPERATURE, TOP_K, MAX_TOKENS = 0.7, 20, 16
+ARMS_BY_NEED = ["grpo", "tenth_deadzone", "exact", "weights_only", "zero_variance_small", "no_flip"]
 QUESTION = "State the final answer to the following arithmetic problem: {} ="
 
 
@@ -175,17 +179,23 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=100, help="seeds below 100 gave the leads")
-    parser.add_argument("--arms", default="grpo,tenth_deadzone,exact,weights_only,zero_variance_small,no_flip")
-    parser.add_argument("--cells", default=",".join(cells()))
+    parser.add_argument("--arms", help="by default all, or grpo and tenth_deadzone with --long")
+    parser.add_argument("--cells", help="by default all, or sparse_fit with --long")
     parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--long", action="store_true")
     args = parser.parse_args()
+    plan, results, names, arms = PLAN, RAW / "arithmetic.jsonl", list(cells()), ARMS_BY_NEED
+    if args.long:
+        plan, results, names, arms = LONG, RAW / "arithmetic_long.jsonl", ["sparse_fit"], ["grpo", "tenth_deadzone"]
+    names = args.cells.split(",") if args.cells else names
+    arms = args.arms.split(",") if args.arms else arms
     if args.measure:
-        return measure(args.model, args.cells.split(","))
+        return measure(args.model, names)
     seeds = range(args.first_seed, args.first_seed + args.seeds)
-    for name, arm, seed in pending(RESULTS, seeds, args.cells.split(","), args.arms.split(","), by_cell=True):
+    for name, arm, seed in pending(results, seeds, names, arms, by_cell=True):
         torch.manual_seed(seed)
-        result = course(SmolLM.load(args.model), cells()[name], ARMS[arm], PLAN, seed)
-        append(RESULTS, {"cell": name, "arm": arm, "seed": seed, **result})
+        result = course(SmolLM.load(args.model), cells()[name], ARMS[arm], plan, seed)
+        append(results, {"cell": name, "arm": arm, "seed": seed, **result})
         print(f"{name} {arm} {seed}: held-out {result['held_out'][-1][1]} after {result['seconds']} s", flush=True)
 
 
