@@ -21,7 +21,7 @@ from verl_cast.tools.stats import mean_interval
 
 HERE = Path(__file__).parent
 PAGE = HERE / "README.md"
-STUDIES = ("knows", "arithmetic", "through_verl", "through_verl_loop")
+STUDIES = ("knows", "arithmetic", "arithmetic_long", "through_verl", "through_verl_loop")
 OUTCOMES = {
     "course": lambda run: 100 * run["course"],
     "end": lambda run: 100 * run["held_out"][-1][1],
@@ -119,7 +119,7 @@ TABLES = {
     "knows end": lambda: table(Runs.read("knows"), "end", NO_TRUST),
     "knows dead zone": lambda: dead_zone_table(Runs.read("knows")),
     "knows others": lambda: both_outcomes({label(arm): (Runs.read("knows"), arm) for arm in OTHERS}),
-    "arithmetic": lambda: pretrained_table(Runs.read("arithmetic"), PRETRAINED),
+    "arithmetic": lambda: pretrained_table(PRETRAINED, {"": "arithmetic", ", 30 steps": "arithmetic_long"}),
     "through verl": lambda: verl_table(Runs.read("through_verl"), Runs.read("through_verl_loop")),
 }
 
@@ -142,16 +142,22 @@ def dead_zone_table(runs: Runs) -> str:
     return both_outcomes(columns | {fresh: (runs.since(FRESH_FROM), "tenth_deadzone")})
 
 
-def pretrained_table(runs: Runs, arms: Sequence[str]) -> str:
-    """A row a cell: GRPO's own outcomes, then every arm's differences from it, and how many seeds each arm has."""
+def pretrained_table(arms: Sequence[str], studies: dict[str, str]) -> str:
+    """A row a cell: GRPO's own outcomes, then every arm's differences from it, and how many seeds each arm has.
+
+    Args:
+        studies: what follows a cell's name -> the study.
+    """
     heads = ["cell", "seeds", *(f"{label(arm)}, {outcome}" for arm in ("grpo", *arms) for outcome in OUTCOMES)]
     rows = []
-    for cell in runs.cells():
-        grpo = runs.of(cell, "grpo").values()
-        row = [f"{np.mean([value(run) for run in grpo]):.1f}" for value in OUTCOMES.values()]
-        differences = [runs.differences(cell, arm, value) for arm in arms for value in OUTCOMES.values()]
-        seeds = ", ".join(str(found.size) for found in differences[:: len(OUTCOMES)])
-        rows.append([cell, seeds, *row, *map(entry, differences)])
+    for suffix, study in studies.items():
+        runs = Runs.read(study)
+        for cell in runs.cells():
+            grpo = runs.of(cell, "grpo").values()
+            row = [f"{np.mean([value(run) for run in grpo]):.1f}" for value in OUTCOMES.values()]
+            differences = [runs.differences(cell, arm, value) for arm in arms for value in OUTCOMES.values()]
+            seeds = ", ".join(str(values.size) for values in differences[:: len(OUTCOMES)])
+            rows.append([cell + suffix, seeds, *row, *map(entry, differences)])
     return markdown(heads, rows)
 
 
