@@ -61,6 +61,8 @@ LESSONS = {
             ("knows", "dense_unfit", "weights_only", "end", "level"),
             ("arithmetic", "sparse_unfit", "weights_only", "end", "level"),
             ("arithmetic", "sparse_unfit", "tenth_deadzone", "course", "behind"),
+            ("arithmetic", "medium_unfit", "tenth_deadzone", "course", "behind"),
+            ("arithmetic", "medium_equal", "tenth_deadzone", "course", "behind"),
         ),
     ),
     "caught up": Lesson(
