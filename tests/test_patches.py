@@ -488,6 +488,15 @@ def cast_inside_verl(directory, runs):
     )
 
 
+@job("cast_by_hooks", after=("tiny",))
+def cast_by_hooks(directory, runs):
+    """The plugin on a verl with the hooks, killed after the step that follows its first one-pass update."""
+    done = run_apply(directory / "verl-hooked", PATCHES=general_patches(directory))
+    assert done.returncode == 0, done.stderr
+    environment = on_tree(directory / "verl-hooked")
+    return run_verl(directory, runs("tiny"), *CAST_SIX_STEPS, timeout=900, env=environment, kill_when="dump/step_3.pt")
+
+
 @pytest.mark.runs("cast_inside_verl", "cast")
 def test_verls_own_cast_is_the_plugins(runs):
     """Five real steps (FSDP2, vLLM) of `algorithm.adv_estimator=cast`: batches, advantages, weights, bit for bit."""
@@ -500,6 +509,17 @@ def test_verls_own_cast_is_the_plugins(runs):
     assert_same_parameters(own, plugin, 3)
     for own_metrics, metrics in zip(own.metrics[:4], plugin.metrics[:4], strict=True):
         assert set(own_metrics) == set(metrics) - {"timing_s/cast_dump", "timing_per_token_ms/cast_dump"}
+
+
+@pytest.mark.runs("cast_by_hooks", "cast")
+def test_the_plugin_trains_the_same_through_verls_hooks(runs):
+    by_hooks, plugin = runs("cast_by_hooks"), runs("cast")
+    assert by_hooks.returncode == -signal.SIGKILL, by_hooks.output[-5000:]
+    assert "verl_cast.training.classes.SelfTeacherTrainerSync" in by_hooks.output
+    assert [m["cast/one_pass"] for m in by_hooks.metrics[:2]] == [0, 1]
+    for step in (1, 2, 3):
+        assert by_hooks.batch(step)["trainer"] == "SelfTeacherTrainerSync"
+        assert_same_batches(by_hooks, plugin, step)
 
 
 @pytest.mark.runs("patched_verl", "grpo_without_plugin")
