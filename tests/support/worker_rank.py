@@ -255,7 +255,7 @@ def fail_in_a_layer(this: Rank) -> None:
 
 def new_directory(parent: Path) -> Path:
     """The same on all ranks; no other call returns it."""
-    name = [tempfile.mkdtemp(dir=parent)]
+    name = [tempfile.mkdtemp(dir=parent) if torch.distributed.get_rank() == 0 else None]
     torch.distributed.broadcast_object_list(name)
     return Path(name[0])
 
