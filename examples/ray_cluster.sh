@@ -8,7 +8,7 @@
 # `head` and `join` stay in the foreground; Ctrl-C ends that node's Ray, and no one else's. Every node needs verl's
 # environment with this repository, and must see the model, DATA_DIR and OUT_DIR. Toggles: NNODES, NGPUS (per node),
 # SCRIPT (run_qwen3_8b_fsdp.sh), PORT, HEAD_IP, and those of paper.sh. It has been tried with two Ray nodes on one
-# machine (tests/test_scripts.py), on no real cluster.
+# machine (tests/runs/test_scripts.py), on no real cluster.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source examples/shell.sh

@@ -37,7 +37,7 @@ cast=verl/experimental/cast
 mkdir -p "$tree/$cast"
 (
   cd ../verl_cast
-  find config advantage teacher training launch/__init__.py launch/check.py files.py wire.py -name '*.py' \
+  find config advantage teacher training checks/__init__.py checks/run.py files.py wire.py -name '*.py' \
     -not -name baselines.py -not -path '*/privileged/*' -not -path '*/stock_verl/*' -not -name dump.py -print0 |
     xargs -0 cp --parents --target-directory "$tree/$cast"
 )

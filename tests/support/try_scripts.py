@@ -15,7 +15,7 @@ import scripts
 import tiny
 from scripts import ABLATIONS, METHODS
 
-from verl_cast.launch.check import check_run
+from verl_cast.checks.run import check_run
 from verl_cast.tools import run_config
 
 

@@ -1,7 +1,7 @@
 """`algorithm.cast`: types, bounds and defaults of its keys. cast_trainer.yaml says what every key means.
 
 The defaults are those of the evaluated run (method section 9). Building a `CastConfig` validates it: a config object
-that exists makes sense. What depends on the rest of verl's config is checked in launch/check.py. The baselines' configs
+that exists makes sense. What depends on the rest of verl's config is checked in checks/run.py. The baselines' configs
 (baselines.py) are built from the same parts. Imports the standard library only.
 """
 

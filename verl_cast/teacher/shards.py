@@ -1,6 +1,6 @@
 """The policy's trainable parameters on one rank, as the engine holds them: live storage, by name.
 
-For FSDP2, FSDP1 and Megatron (verl's engines `fsdp2`, `fsdp`, `megatron`); launch/check.py refuses the others. The
+For FSDP2, FSDP1 and Megatron (verl's engines `fsdp2`, `fsdp`, `megatron`); checks/run.py refuses the others. The
 tensors are views of the storage that the forward reads and that updates are written to. Writing into them with `copy_`
 changes the model; `p.data = t` would cut a parameter off from Megatron's flat buffers. Offloaded parameters have no
 storage: everything here must run inside the engine's `eval_mode()`, which loads them.

@@ -17,7 +17,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from verl_cast.launch.check import apply_method_defaults
+from verl_cast.checks.run import apply_method_defaults
 from verl_cast.tools.cli import UserError
 
 VERL_CONFIG_MODULE = "verl.trainer.config"

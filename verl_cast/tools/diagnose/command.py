@@ -4,7 +4,7 @@
     DIR/diagnosis.html   one page, no network
     DIR/sampling.log     vLLM's log
 
-It also saves a record for every measured context. The doctor and the run's start read it (verl_cast.launch.fitness).
+It also saves a record for every measured context. The doctor and the run's start read it (verl_cast.checks.fitness).
 """
 
 import argparse

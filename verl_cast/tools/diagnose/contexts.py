@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import verl_cast
-from verl_cast.launch import fitness
+from verl_cast.checks import fitness
 from verl_cast.tools import stats
 
 STUDENT = "student"
@@ -56,7 +56,7 @@ def compare(student: dict[str, Any], teacher: dict[str, Any], seed: int) -> dict
 def fitness_record(
     setup: Any, student: dict[str, Any], teacher: dict[str, Any], samples: int, which: str, seed: int
 ) -> dict[str, Any]:
-    """The record for `verl_cast.launch.fitness`: the measurement and its settings.
+    """The record for `verl_cast.checks.fitness`: the measurement and its settings.
 
     Args:
         student, teacher: from `summarize` and `compare`.

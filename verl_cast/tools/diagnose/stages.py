@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from verl_cast.config.cast import NOISE
-from verl_cast.launch import fitness
+from verl_cast.checks import fitness
 from verl_cast.teacher.context import TeacherContext
 from verl_cast.tools.cli import UserError
 from verl_cast.tools.diagnose import contexts
@@ -82,7 +82,7 @@ def sample_and_verify(
 
 
 def compare_contexts(args: argparse.Namespace, setup: Setup, samples: Samples) -> dict[str, Any]:
-    """Accuracy under every context; saves a record per teacher context for `verl_cast.launch.fitness`."""
+    """Accuracy under every context; saves a record per teacher context for `verl_cast.checks.fitness`."""
     threshold = setup.method.correct_threshold
     student, *teachers = (
         contexts.summarize(name, samples.outputs[name], rewards, threshold) for name, rewards in samples.rewards.items()

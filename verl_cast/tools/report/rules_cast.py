@@ -6,7 +6,7 @@ verl_cast/advantage/README.md. Where the table has none, they are rules of thumb
 
 import math
 
-from verl_cast.launch import evidence
+from verl_cast.checks import evidence
 from verl_cast.tools.report.notes import FEW_FOR_WARNING, LOOK, OK, WARNING, Mean, Note, ends, last_third, mean, third
 from verl_cast.tools.report.runs import Run
 from verl_cast.tools.report.text import percent, signed

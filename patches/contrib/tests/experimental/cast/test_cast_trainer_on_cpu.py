@@ -21,7 +21,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from verl.experimental.cast.config import CastConfig, CastConfigError
-from verl.experimental.cast.launch.check import check_run
+from verl.experimental.cast.checks.run import check_run
 
 MEGATRON = "model_engine=megatron"
 ACTOR = "actor_rollout_ref.actor"

@@ -20,7 +20,7 @@ trainer with a self-teacher. That trainer names its actor worker; both come from
 from omegaconf import DictConfig
 
 from verl.experimental.cast.config.methods import is_cast_run
-from verl.experimental.cast.launch.check import apply_method_defaults, check_run, summary
+from verl.experimental.cast.checks.run import apply_method_defaults, check_run, summary
 from verl.experimental.cast.training.by_name import name_trainer
 
 

@@ -12,7 +12,7 @@ import torch
 from verl_cast import CastConfig, trajectories
 from verl_cast.advantage import compute_cast_advantage
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "examples"))
 
 import tour  # noqa: E402

@@ -11,7 +11,7 @@ from bench_steps import BASE, POINTS, BenchError, check, read_steps, summarize, 
 from bench_trainer import ARMS, GRPO, ONE_PASS, TWO_PASS, arm_of_step, let_grpo_through, memory_since_last_call
 from verl_run import command_and_environment
 
-from verl_cast.launch.check import apply_method_defaults, check_run
+from verl_cast.checks.run import apply_method_defaults, check_run
 
 LENGTH = 64
 

@@ -7,7 +7,7 @@ import verl  # noqa: F401  (registers the plugin)
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, agg_loss, get_policy_loss_fn
 from verl.workers.config import FSDPActorConfig, PolicyLossConfig
 
-from verl_cast.launch.check import LOSSES_WITHOUT_TOKEN_SIGNS
+from verl_cast.checks.run import LOSSES_WITHOUT_TOKEN_SIGNS
 from verl_cast.training.policy_loss import compute_policy_loss_cast
 
 AGG_MODES = ["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]

@@ -17,7 +17,7 @@ from verl_cast.config.cast import CastConfig
 from verl_cast.tools import run_config
 from verl_cast.tools.cli import UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 PACKAGED = ROOT / "verl_cast" / "config" / "cast_trainer.yaml"
 METHODS = {method.NAME: method for method in (CastConfig, *BASELINES)}
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_cast.config.cast import NOISE, CastConfig
 from verl_cast.config.methods import cast_config
-from verl_cast.launch import evidence
+from verl_cast.checks import evidence
 from verl_cast.platform import is_cpu
 
 _PREFIX = "algorithm.cast"
@@ -191,7 +191,7 @@ def interval_is_never_reached(config: DictConfig, method: CastConfig) -> str | N
 
 def context_is_unfit(config: DictConfig, method: CastConfig) -> str | None:
     """What `verl-cast diagnose` measured of this model and context, if it did."""
-    from verl_cast.launch import fitness
+    from verl_cast.checks import fitness
 
     if method.flip == "none":
         return None  # the verifier alone sets signs, so the policy does not move to the teacher

@@ -15,7 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 from records import fitness_record
 
-from verl_cast.launch import evidence, fitness
+from verl_cast.checks import evidence, fitness
 from verl_cast.tools import run_config
 
 
@@ -148,6 +148,6 @@ def test_a_user_without_a_home_is_said_and_ignored(run, caplog, monkeypatch):
 
 def test_looking_for_a_record_is_light():
     heavy = "{'torch', 'verl', 'vllm', 'verl_cast.tools.diagnose'}"
-    code = f"import sys, verl_cast.launch.fitness; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, verl_cast.checks.fitness; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -9,7 +9,7 @@ import yaml
 
 from verl_cast.tools import cli
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # Page -> its maximum number of lines.
 LENGTHS = {
     "README.md": 120,

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from verl_cast import CastConfig, CastConfigError, TeacherConfig
 from verl_cast.config.methods import cast_config
-from verl_cast.launch.check import (
+from verl_cast.checks.run import (
     LOSS_KEY,
     LOSSES_WITHOUT_TOKEN_SIGNS,
     METHOD_DEFAULTS,

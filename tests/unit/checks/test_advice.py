@@ -15,8 +15,8 @@ import pytest
 from omegaconf import OmegaConf
 from records import fitness_record
 
-from verl_cast.launch import advice, evidence, fitness
-from verl_cast.launch.check import check_run
+from verl_cast.checks import advice, evidence, fitness
+from verl_cast.checks.run import check_run
 from verl_cast.tools.run_config import compose
 
 CAST, ROLLOUT, ACTOR = "algorithm.cast", "actor_rollout_ref.rollout", "actor_rollout_ref.actor"
@@ -268,13 +268,13 @@ def test_every_piece_of_advice_is_shown_here():
 
 
 def test_importing_it_imports_neither_torch_nor_verl():
-    code = "import sys, verl_cast.launch.advice; print({'torch', 'verl'} & set(sys.modules))"
+    code = "import sys, verl_cast.checks.advice; print({'torch', 'verl'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
 
 
 # ------------------------------------------------------------------------------------- what follows from the study
 
-STUDY = Path(__file__).parent.parent / "examples" / "study"
+STUDY = Path(__file__).parents[3] / "examples" / "study"
 
 
 @pytest.fixture(scope="module")

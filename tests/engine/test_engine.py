@@ -37,7 +37,7 @@ LAYOUTS = {
     # verl's eval_mode() then reshards at its exit, which FSDP1 can do only after its own set-up.
     "fsdp-2-sharded": ("fsdp", 2, [f"{FSDP}.fsdp_size=2"]),
     "fsdp-2-original-parameters": ("fsdp", 2, [f"{FSDP}.fsdp_size=2", f"{FSDP}.use_orig_params=True"]),
-    # Hybrid sharding: replicas of the shards. FSDP1 needs two shards for it (launch/check.py refuses one).
+    # Hybrid sharding: replicas of the shards. FSDP1 needs two shards for it (checks/run.py refuses one).
     "fsdp-4-hybrid": ("fsdp", 4, [f"{FSDP}.fsdp_size=2"]),
     "fsdp2-2-hybrid": ("fsdp2", 2, [f"{FSDP}.fsdp_size=1"]),
     "megatron-1-offload": ("megatron", 1, [f"{MCORE}.param_offload=True", f"{MCORE}.optimizer_offload=True"]),

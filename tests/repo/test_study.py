@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from verl_cast.advantage import compute_cast_advantage
 from verl_cast.config import CastConfig
 
-STUDY = Path(__file__).parent.parent / "examples" / "study"
+STUDY = Path(__file__).parents[2] / "examples" / "study"
 sys.path.insert(0, str(STUDY))
 
 import arithmetic  # noqa: E402

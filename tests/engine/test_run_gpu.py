@@ -8,7 +8,7 @@ import first_gpu
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.timeout(300)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from queue_of_runs import job
 
-from verl_cast.launch import fitness
+from verl_cast.checks import fitness
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "examples" / "quickstart"))
 
 import watch  # noqa: E402

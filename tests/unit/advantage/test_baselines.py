@@ -22,7 +22,7 @@ from verl_cast import CastConfigError
 from verl_cast.advantage.compute import compute_advantage, rule_of
 from verl_cast.config.baselines import BASELINES, GrpoOpsdConfig, OpsdConfig, RlrtConfig, RlsdConfig
 from verl_cast.config.methods import METHODS, method_config
-from verl_cast.launch.check import apply_method_defaults, check_run, packaged_defaults, summary
+from verl_cast.checks.run import apply_method_defaults, check_run, packaged_defaults, summary
 from verl_cast.teacher.context import TeacherContext
 from verl_cast.teacher.privileged.context import PrivilegedContext, reference_messages
 from verl_cast.teacher.privileged.references import check_references, peers, references
@@ -229,7 +229,7 @@ def test_a_cast_run_never_loads_a_privileged_context():
     code = (
         "import sys, verl, verl.trainer.ppo.core_algos, verl.trainer.ppo.v1.trainer_base\n"
         "import verl_cast.training.trainer, verl_cast.training.worker, verl_cast.training.estimator\n"
-        "import verl_cast.launch.check\n"
+        "import verl_cast.checks.run\n"
         "print([name for name in sys.modules if '.privileged' in name])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

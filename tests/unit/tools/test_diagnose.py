@@ -821,7 +821,7 @@ def test_the_whole_diagnosis_through_vllm(runs):
     assert [one["context"] for one in result["direction"]] == ["plain", str(template)]
     assert "teacher (shown.jinja)" in done.stdout and len(list((cache / "fitness").glob("*.json"))) == 2
     looked_up = (
-        "import sys; from verl_cast.launch import fitness; from verl_cast.tools import run_config; "
+        "import sys; from verl_cast.checks import fitness; from verl_cast.tools import run_config; "
         "print(fitness.find(run_config.compose(sys.argv[1:]))['context'])"
     )
     command = [sys.executable, "-c", looked_up, *overrides_of(runs("tiny"))]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from test_metrics import hand_made
 
-README = Path(__file__).parent.parent / "verl_cast" / "advantage" / "README.md"
+README = Path(__file__).parents[3] / "verl_cast" / "advantage" / "README.md"
 DOCUMENTED = re.findall(r"^\| `((?:cast|timing_s)/\S+)` \|", README.read_text(), re.MULTILINE)
 STEPS = {1: hand_made(), 2: hand_made(flip="none"), 3: {name: i / 8 - 2 for i, name in enumerate(DOCUMENTED)}}
 

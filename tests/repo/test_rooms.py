@@ -21,14 +21,14 @@ ORDER = {
     "verifier": (),
     "platform": ("seams",),
     "teacher": ("config", "files", "wire"),
-    "launch": ("config", "files", "platform", "teacher"),
-    "training": ("advantage", "config", "launch", "seams", "teacher", "trajectories", "wire"),
-    "plugin": ("config", "launch", "platform", "seams", "training"),
+    "checks": ("config", "files", "platform", "teacher"),
+    "training": ("advantage", "config", "checks", "seams", "teacher", "trajectories", "wire"),
+    "plugin": ("config", "checks", "platform", "seams", "training"),
     "tools": (
         "advantage",
         "config",
         "files",
-        "launch",
+        "checks",
         "platform",
         "seams",
         "teacher",
@@ -115,5 +115,5 @@ def test_privileged_contexts_are_reached_by_baselines_and_the_diagnosis_alone():
         for name, at_once in imports(module):
             if name.startswith(PRIVILEGED) and not module.startswith(PRIVILEGED):
                 importers[at_once].add(module)
-    assert importers[False] == {"verl_cast.launch.check", "verl_cast.training.trainer", "verl_cast.training.worker"}
+    assert importers[False] == {"verl_cast.checks.run", "verl_cast.training.trainer", "verl_cast.training.worker"}
     assert importers[True] == {"verl_cast.tools.diagnose.privileged"}

@@ -28,7 +28,7 @@ from verl_run import command_and_environment
 
 import verl_cast.seams
 from verl_cast import CastConfig, TeacherConfig
-from verl_cast.launch import fitness
+from verl_cast.checks import fitness
 from verl_cast.teacher.weights import SelfTeacher
 from verl_cast.tools import cli
 from verl_cast.tools.cli import UserError

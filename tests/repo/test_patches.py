@@ -22,7 +22,7 @@ from verl_run import run_verl
 
 from verl_cast import CastConfig
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PATCHES = sorted((ROOT / "patches" / "verl").glob("*.patch"))
 GENERAL = [patch for patch in PATCHES if patch.name < "0004"]
 CONTRIB = ROOT / "patches" / "contrib"
