@@ -57,9 +57,9 @@ def _install_config_check(module: ModuleType) -> None:
 
     @functools.wraps(stock)
     def validate_config(config, *args, **kwargs):
-        from verl_cast.config.methods import is_cast_run, method_class
         from verl_cast.checks.advice import warnings_of
         from verl_cast.checks.run import apply_method_defaults, check_run, summary
+        from verl_cast.config.methods import is_cast_run, method_class
 
         method = method_class(config)
         if method is not None:

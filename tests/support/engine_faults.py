@@ -1,4 +1,4 @@
-"""One rank of a teacher's pass, or of a save, in which the last rank fails. tests/engine/test_engine.py starts the ranks."""
+"""One rank of a teacher's pass, or of a save, in which the last rank fails. tests/engine/test_engine.py starts them."""
 
 import os
 from pathlib import Path

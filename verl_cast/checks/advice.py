@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_cast.checks import evidence
 from verl_cast.config.cast import NOISE, CastConfig
 from verl_cast.config.methods import cast_config
-from verl_cast.checks import evidence
 from verl_cast.platform import is_cpu
 
 _PREFIX = "algorithm.cast"

@@ -26,10 +26,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_cast.checks import evidence
 from verl_cast.config.cast import CastConfigError
 from verl_cast.config.methods import cast_config
 from verl_cast.files import whole_file
-from verl_cast.checks import evidence
 from verl_cast.teacher.context import chat_template_kwargs, load_template
 
 logger = logging.getLogger("verl_cast")

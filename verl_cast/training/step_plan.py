@@ -13,9 +13,9 @@ from verl_cast import wire
 from verl_cast.advantage.base import EXCLUDED, TrajectoryAdvantage
 from verl_cast.advantage.compute import rule_of, trajectory_advantage
 from verl_cast.advantage.rule import Rule
+from verl_cast.checks.run import noise_floor_interval
 from verl_cast.config import MethodConfig
 from verl_cast.config.cast import NOISE
-from verl_cast.checks.run import noise_floor_interval
 from verl_cast.training.passes import step_allows_one_pass, weighs_by_old_log_probs
 
 # What `plan_step` reads of a batch.

@@ -24,9 +24,9 @@ import verl_cast
 from verl_cast import wire
 from verl_cast.advantage.compute import TokenAdvantage, rule_of
 from verl_cast.advantage.metrics import Noise, advantage_metrics, measured_noise, noise_metrics
+from verl_cast.checks.run import check_run, summary
 from verl_cast.config import CastConfig
 from verl_cast.config.methods import method_config
-from verl_cast.checks.run import check_run, summary
 from verl_cast.seams import SEAMS, check_seams
 from verl_cast.teacher.context import TeacherContext, chat_template_kwargs, load_template
 from verl_cast.teacher.node import copies_that_verl_pins

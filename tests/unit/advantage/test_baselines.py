@@ -20,9 +20,9 @@ from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, get_adv_
 
 from verl_cast import CastConfigError
 from verl_cast.advantage.compute import compute_advantage, rule_of
+from verl_cast.checks.run import apply_method_defaults, check_run, packaged_defaults, summary
 from verl_cast.config.baselines import BASELINES, GrpoOpsdConfig, OpsdConfig, RlrtConfig, RlsdConfig
 from verl_cast.config.methods import METHODS, method_config
-from verl_cast.checks.run import apply_method_defaults, check_run, packaged_defaults, summary
 from verl_cast.teacher.context import TeacherContext
 from verl_cast.teacher.privileged.context import PrivilegedContext, reference_messages
 from verl_cast.teacher.privileged.references import check_references, peers, references

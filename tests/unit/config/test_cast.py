@@ -10,7 +10,6 @@ import pytest
 from omegaconf import OmegaConf
 
 from verl_cast import CastConfig, CastConfigError, TeacherConfig
-from verl_cast.config.methods import cast_config
 from verl_cast.checks.run import (
     LOSS_KEY,
     LOSSES_WITHOUT_TOKEN_SIGNS,
@@ -19,6 +18,7 @@ from verl_cast.checks.run import (
     check_run,
     summary,
 )
+from verl_cast.config.methods import cast_config
 
 CAST = ("algorithm.adv_estimator=cast", "actor_rollout_ref.rollout.n=8")
 MEGATRON = ("model_engine=megatron",)

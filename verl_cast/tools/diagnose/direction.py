@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from verl_cast.advantage.metrics import centred, correlation
-from verl_cast.config.cast import FLIPS
 from verl_cast.checks import evidence
+from verl_cast.config.cast import FLIPS
 from verl_cast.tools import stats
 from verl_cast.tools.diagnose.rollouts import Rollouts
 

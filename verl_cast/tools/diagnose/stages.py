@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from verl_cast.config.cast import NOISE
 from verl_cast.checks import fitness
+from verl_cast.config.cast import NOISE
 from verl_cast.teacher.context import TeacherContext
 from verl_cast.tools.cli import UserError
 from verl_cast.tools.diagnose import contexts

@@ -17,10 +17,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from verl_cast.config.cast import NOISE, CastConfig, CastConfigError, DumpConfig, TeacherConfig
-from verl_cast.config.methods import ESTIMATOR_KEY, cast_config, is_cast_run, method_class, method_config
 from verl_cast.checks import advice
 from verl_cast.checks.run import METHOD_DEFAULTS, check_run, summary
+from verl_cast.config.cast import NOISE, CastConfig, CastConfigError, DumpConfig, TeacherConfig
+from verl_cast.config.methods import ESTIMATOR_KEY, cast_config, is_cast_run, method_class, method_config
 from verl_cast.teacher.node import PINNED_SHARE, copies_that_verl_pins
 from verl_cast.tools.cli import first_line
 from verl_cast.tools.doctor import contexts, data, estimate, rewards

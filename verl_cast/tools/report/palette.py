@@ -1,6 +1,6 @@
 """The page's colours, each for the light and for the dark mode.
 
-Text has a contrast of at least 4.5 on every ground that it stands on (tests/unit/tools/test_report.py measures it on the page).
+Text has a contrast of at least 4.5 on every ground that it stands on (tests/unit/tools/test_report.py measures it).
 """
 
 LIGHT, DARK = 0, 1
