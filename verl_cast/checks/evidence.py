@@ -1,6 +1,6 @@
 """Which setting the study recommends when, and the cells that say so: the one table of it.
 
-The study is examples/study; its page has the numbers. tests/unit/checks/test_advice.py holds every row against its results.
+The study is examples/study; its page has the numbers. test_advice.py holds every row against the raw results.
 """
 
 from dataclasses import dataclass
