@@ -106,7 +106,7 @@ class OnePassLoss:
 class OnePassLossOnLogits(OnePassLoss):
     """The same where the stock loss needs no entropy: it is formed from the logits, and so has no graph.
 
-    verl's engines call `process_logits` before the loss (patches/verl/0003b; on a verl without it, stock_verl does).
+    verl's engines call `process_logits` before the loss (patches/verl/0003b; on stock verl attach.py does).
 
     Args:
         entropy: the engine's own function.

@@ -31,7 +31,7 @@ from verl_cast.seams import SEAMS, check_seams
 from verl_cast.teacher.context import TeacherContext, chat_template_kwargs, load_template
 from verl_cast.teacher.node import copies_that_verl_pins
 from verl_cast.training.dump import FIELDS, TrajectoryDump
-from verl_cast.training.estimator import EstimatorInputs, estimator_inputs
+from verl_cast.training.estimator import EstimatorCall, estimator_call
 from verl_cast.training.passes import own_stage, why_two_passes
 from verl_cast.training.step_plan import REWARD_FIELDS, Step, plan_step
 
@@ -79,12 +79,12 @@ class SelfTeacherTrainerMixin:
     def _why_two_passes(self, ranks: list[dict[str, Any]]) -> str | None:
         """Why no step of this run can be one pass; None where steps can."""
         because = why_two_passes(self.config, self.method)
-        noise = sorted({setting for rank in ranks for setting in rank["noise"]})
-        if because is None and noise:
-            because = f"{', '.join(noise)}: the update's forward is another one"
+        training_only = sorted({setting for rank in ranks for setting in rank["training_only"]})
+        if because is None and training_only:
+            because = f"{', '.join(training_only)}: the update's forward differs"
         own = own_stage(self)
         if because is None and own is not None:
-            because = f"{own} has a _compute_old_log_prob of its own"
+            because = f"{own} changes the trainer's _compute_old_log_prob"
         return because
 
     # ------------------------------------------------------------------------------------------------ stages of a step
@@ -116,7 +116,11 @@ class SelfTeacherTrainerMixin:
         return batch
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        """verl's update; after a one-pass update verl's stages before it, with the log-probs that it computed."""
+        """verl's update; after a one-pass update verl's stages before it, with the log-probs that it computed.
+
+        The loss has formed a one-pass update's token advantages, one micro-batch at a time. The estimator forms the
+        same numbers again from the same log-probs, for the whole batch: for verl's records, the metrics and the dump.
+        """
         if not self._step.one_pass:
             return super()._update_actor(batch, metrics)
         batch.extra_info[wire.COMPLETED_STEPS] = self.global_steps - 1
@@ -166,48 +170,55 @@ class SelfTeacherTrainerMixin:
         return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
 
     def _compute_token_advantage(self, batch: KVBatchMeta, metrics: dict, inside: str) -> KVBatchMeta:
-        """verl's advantage stage with the estimator's inputs laid out; then metrics and dump.
+        """verl's advantage stage around our estimator, and the step's records.
 
         Args:
             inside: the stage of verl's timing in which this runs.
         """
-        step, noise = self._step, None
-        if step.measures_noise:
+        noise = None
+        if self._step.measures_noise:
             with self._stage("cast_noise", inside):
                 noise = self._measure_noise(batch)
-        rule = step.rule if noise is None else rule_of(self.method, self.global_steps - 1, noise.floor)
+        with estimator_call(self._estimator_call(batch, noise)) as call:
+            batch = super()._compute_advantage(batch, metrics)
+        if call.result is None:
+            raise RuntimeError(
+                f"CAST: verl's advantage stage did not call the estimator `{self.method.NAME}`. Stopping: the run "
+                "would be another method's."
+            )
+        self._record(batch, metrics, call, noise)
+        if self._dump.due(self.global_steps):
+            with self._stage("cast_dump", inside), self._dump.errors_logged(self.global_steps):
+                self._dump_trajectories(batch, call.result)
+        return batch
+
+    def _estimator_call(self, batch: KVBatchMeta, noise: Noise | None) -> EstimatorCall:
+        """What the estimator needs of this step; `noise` if it was measured in it."""
+        step = self._step
         if not step.teacher_runs:
             # The estimator takes the field in every step. In this one no row needs a gap, or every gap is 0.
             own = self._read(batch, ["old_log_probs"]).rename_key_("old_log_probs", wire.TEACHER_LOG_PROBS)
             tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=own)
-        inputs = EstimatorInputs(
-            rule=rule,
+        return EstimatorCall(
+            rule=step.rule if noise is None else rule_of(self.method, self.global_steps - 1, noise.floor),
             scored=step.scored,
             final_row=step.final_row,
             rewards=step.rewards,
             base=step.base if step.base_is_final else None,
         )
-        with estimator_inputs(inputs) as results:
-            batch = super()._compute_advantage(batch, metrics)
-        if len(results) != 1:
-            raise RuntimeError(
-                f"CAST: verl's advantage stage called the estimator `{self.method.NAME}` {len(results)} times. "
-                "Stopping: the run would be another method's."
-            )
-        result = results[0]
-        self._log(metrics, advantage_metrics(result, self._read(batch, ["entropy"]).to_padded_tensor()["entropy"]))
+
+    def _record(self, batch: KVBatchMeta, metrics: dict, call: EstimatorCall, noise: Noise | None) -> None:
+        """Log the step's numbers; print what the noise floor says."""
+        entropy = self._read(batch, ["entropy"]).to_padded_tensor()["entropy"]
+        self._log(metrics, advantage_metrics(call.result, entropy))
         if isinstance(self.method, CastConfig):
-            self._log(metrics, {"gap/deadzone": rule.gap_deadzone})
+            self._log(metrics, {"gap/deadzone": call.rule.gap_deadzone})
         else:
-            self._log(metrics, {"gap_weight": rule.gap_weight})
+            self._log(metrics, {"gap_weight": call.rule.gap_weight})
         if noise is not None:
-            in_doubt = noise_metrics(noise, result)
+            in_doubt = noise_metrics(noise, call.result)
             self._log(metrics, in_doubt)
             print(f"[verl_cast] step {self.global_steps}: {noise_in_words(in_doubt)}", flush=True)
-        if self._dump.due(self.global_steps):
-            with self._stage("cast_dump", inside), self._dump.errors_logged(self.global_steps):
-                self._dump_trajectories(batch, result)
-        return batch
 
     def _measure_noise(self, batch: KVBatchMeta) -> Noise | None:
         """Another pass of the policy over the same tokens; None where no token counts. The workers keep the floor."""

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from laid_out import inputs_of
+from laid_out import call_of
 from tensordict import NonTensorStack, TensorDict
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 from verl.utils import tensordict_utils as tu
@@ -16,9 +16,9 @@ from verl_cast import CastConfig, wire
 from verl_cast.advantage.base import ALL_WRONG, MIXED, BaseAdvantage
 from verl_cast.advantage.compute import rule_of, token_advantage, trajectory_advantage
 from verl_cast.config.methods import METHODS, method_config
-from verl_cast.training.estimator import ESTIMATORS, estimator_inputs
+from verl_cast.training.estimator import ESTIMATORS, estimator_call
 from verl_cast.training.one_pass_loss import ENTROPY, ROW, OnePassLossOnLogits
-from verl_cast.training.passes import training_noise, why_two_passes
+from verl_cast.training.passes import training_only_settings, why_two_passes
 from verl_cast.training.step_plan import plan_step
 from verl_cast.wire import final_rows
 
@@ -187,8 +187,8 @@ def test_an_unscored_row_that_needs_its_gap_stops_the_run():
     index = np.array(["a", "a"])
     base = trajectory_advantage(rule_of(CastConfig()), rewards, mask, index)
     for formed_before in (None, base):
-        inputs = inputs_of(CastConfig(), rewards, scored=torch.tensor([True, False]), base=formed_before)
-        with estimator_inputs(inputs), pytest.raises(RuntimeError, match="1 responses need the teacher's log-probs"):
+        call = call_of(CastConfig(), rewards, scored=torch.tensor([True, False]), base=formed_before)
+        with estimator_call(call), pytest.raises(RuntimeError, match="1 responses need the teacher's log-probs"):
             ESTIMATORS["cast"](rewards, mask, index, None, zeros, zeros)
 
 
@@ -196,11 +196,13 @@ def test_rewards_that_change_after_the_base_was_formed_stop_the_run():
     rewards = torch.tensor([[1.0], [0.0]])
     zeros, mask, index = torch.zeros(2, 1), torch.ones(2, 1, dtype=torch.int64), np.array(["a", "a"])
     base = trajectory_advantage(rule_of(CastConfig()), rewards, mask, index)
-    with estimator_inputs(inputs_of(CastConfig(), rewards, base=base)) as results:
-        ESTIMATORS["cast"](rewards, mask, index, None, zeros, zeros)
-        assert results[0].base is base, "formed once"
+    with estimator_call(call_of(CastConfig(), rewards, base=base)) as call:
         with pytest.raises(RuntimeError, match="the rewards of 2 responses have changed"):
             ESTIMATORS["cast"](1 - rewards, mask, index, None, zeros, zeros)
+        ESTIMATORS["cast"](rewards, mask, index, None, zeros, zeros)
+        assert call.result.base is base, "formed once"
+        with pytest.raises(RuntimeError, match="called the estimator `cast` twice"):
+            ESTIMATORS["cast"](rewards, mask, index, None, zeros, zeros)
 
 
 def micro_batch():
@@ -299,10 +301,10 @@ def test_what_acts_in_training_alone_is_found_in_settings_and_modules():
         module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.0))
 
     engine = Engine()
-    assert training_noise(engine, Qwen3Config()) == []
-    assert training_noise(engine, PhimoeConfig()) == ["router_jitter_noise=0.01"]
-    assert training_noise(engine, MixtralConfig(attention_dropout=0.2)) == ["attention_dropout=0.2"]
+    assert training_only_settings(engine, Qwen3Config()) == []
+    assert training_only_settings(engine, PhimoeConfig()) == ["router_jitter_noise=0.01"]
+    assert training_only_settings(engine, MixtralConfig(attention_dropout=0.2)) == ["attention_dropout=0.2"]
     engine.module = [torch.nn.Sequential(torch.nn.Dropout(0.1), torch.nn.Dropout(0.1))]
     engine.tf_config = type("Settings", (), {})()
     engine.tf_config.hidden_dropout = 0.3
-    assert training_noise(engine, Qwen3Config()) == ["Dropout=0.1", "hidden_dropout=0.3"]
+    assert training_only_settings(engine, Qwen3Config()) == ["Dropout=0.1", "hidden_dropout=0.3"]
