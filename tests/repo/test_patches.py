@@ -318,7 +318,6 @@ def python(code: str, tree: Path, cwd: Path, **environment: str) -> subprocess.C
 
 def test_on_a_verl_with_the_hooks_the_plugin_uses_them(hooked, tmp_path):
     code = """
-        import sys
         import verl.utils.config, verl.trainer.ppo.v1 as v1
         from omegaconf import OmegaConf
         from verl.trainer.ppo import core_algos

@@ -22,11 +22,13 @@ from verl.utils import tensordict_utils as tu
 
 import verl_cast
 from verl_cast import wire
+from verl_cast.advantage.base import TrajectoryAdvantage
 from verl_cast.advantage.compute import TokenAdvantage, rule_of
-from verl_cast.advantage.metrics import Noise, advantage_metrics, measured_noise, noise_metrics
+from verl_cast.advantage.metrics import Noise, advantage_metrics, measured_noise, noise_metrics, one_sided_rewards
 from verl_cast.checks.run import check_run, summary
 from verl_cast.config import CastConfig
 from verl_cast.config.methods import method_config
+from verl_cast.config.words import command_words
 from verl_cast.seams import SEAMS, check_seams
 from verl_cast.teacher.context import TeacherContext, chat_template_kwargs, load_template
 from verl_cast.teacher.node import copies_that_verl_pins
@@ -38,6 +40,9 @@ from verl_cast.training.step_plan import REWARD_FIELDS, Step, plan_step
 
 class SelfTeacherTrainerMixin:
     """Goes before a subclass of verl's PPOTrainer."""
+
+    _seen_images = False  # in a batch of this run
+    _warned_of_one_side = False  # that rewards differ on one side of the threshold
 
     def __init__(self, config: DictConfig):
         check_seams(*SEAMS)  # all of them, as everything is imported here
@@ -153,7 +158,16 @@ class SelfTeacherTrainerMixin:
             # After the first of several updates in a step the live weights are no longer those of π_old.
             live_is_old=self.local_trigger_step == 0,
             may_be_one_pass=self._two_passes_because is None,
+            holds_images=lambda: self._holds_images(batch),
         )
+
+    def _holds_images(self, batch: KVBatchMeta) -> bool:
+        """Whether rows of the run carry images: True in every step after the first such batch, and logged once."""
+        if self.processor is not None and not self._seen_images:
+            self._seen_images = carry_images(self._read(batch, ["multi_modal_inputs"]))
+            if self._seen_images:
+                print("[verl_cast] rows carry images: the noise floor is not measured (no cast/noise/*)", flush=True)
+        return self._seen_images
 
     def _lay_out(self, batch: KVBatchMeta, step: Step) -> KVBatchMeta:
         """Write what the workers need of the step into TransferQueue."""
@@ -213,12 +227,22 @@ class SelfTeacherTrainerMixin:
         self._log(metrics, advantage_metrics(call.result, entropy))
         if isinstance(self.method, CastConfig):
             self._log(metrics, {"gap/deadzone": call.rule.gap_deadzone})
+            self._warn_of_one_side(call.result.base)
         else:
             self._log(metrics, {"gap_weight": call.rule.gap_weight})
         if noise is not None:
             in_doubt = noise_metrics(noise, call.result)
             self._log(metrics, in_doubt)
             print(f"[verl_cast] step {self.global_steps}: {noise_in_words(in_doubt)}", flush=True)
+
+    def _warn_of_one_side(self, base: TrajectoryAdvantage) -> None:
+        """Once in a run: CAST takes rewards for equal that differ on one side of the threshold."""
+        rewards = one_sided_rewards(base)
+        if rewards is not None and not self._warned_of_one_side:
+            self._warned_of_one_side = True
+            print(
+                f"[verl_cast] warning: step {self.global_steps}: {one_side_in_words(self.method, *rewards)}", flush=True
+            )
 
     def _measure_noise(self, batch: KVBatchMeta) -> Noise | None:
         """Another pass of the policy over the same tokens; None where no token counts. The workers keep the floor."""
@@ -291,6 +315,22 @@ def _asking(batch: KVBatchMeta, stage: str) -> Iterator[None]:
         yield
     finally:
         batch.extra_info.pop(wire.STAGE, None)
+
+
+def carry_images(data: TensorDict) -> bool:
+    """Whether a row has images or other inputs beside text; `data`: multi_modal_inputs of the rows."""
+    return any(tu.get(data, "multi_modal_inputs"))
+
+
+def one_side_in_words(method: CastConfig, lowest: float, highest: float) -> str:
+    """What rewards that differ on one side of the threshold mean, with a threshold between them."""
+    side = "wrong" if highest <= method.correct_threshold else "correct"
+    remedy = command_words({"correct_threshold": (lowest + highest) / 2})
+    return (
+        f"rewards of one group differ (from {lowest:g} to {highest:g}), but all are {side} by "
+        f"correct_threshold={method.correct_threshold:g}: CAST gives its responses one base advantage. If the higher "
+        f"ones are correct and the lower ones are not: {remedy}"
+    )
 
 
 def noise_in_words(metrics: dict[str, float]) -> str:
