@@ -121,19 +121,24 @@ class SelfTeacherWorkerMixin:
     def compute_log_prob(self, data: TensorDict) -> TensorDict | None:
         """verl's log-probs, with the teacher's; or those of the latest one-pass update. wire.STAGE selects."""
         stage = tu.pop(data, wire.STAGE)
+        if stage is None:
+            return super().compute_log_prob(data)
         if stage == wire.WITH_TEACHER:
             return self.compute_log_prob_with_teacher(data)
         if stage == wire.OF_UPDATE:
             return self.log_probs_of_update(data)
-        return super().compute_log_prob(data)
+        raise KeyError(stage)
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def update_actor(self, data: TensorDict) -> TensorDict | None:
         """verl's update, or the one-pass update (wire.STAGE). Afterwards a snapshot is no longer the policy."""
-        if tu.pop(data, wire.STAGE) == wire.ONE_PASS:
+        stage = tu.pop(data, wire.STAGE)
+        if stage is None:
+            output = super().update_actor(data)
+        elif stage == wire.ONE_PASS:
             output = self.update_actor_in_one_pass(data)
         else:
-            output = super().update_actor(data)
+            raise KeyError(stage)
         if self.self_teacher is not None:
             self.self_teacher.policy_moved()
         return output
