@@ -1,8 +1,8 @@
-"""Is one pass exact? Every reason why a step can, or cannot, do without a pass for old log-probs.
+"""Is one pass exact? Every reason why a step can, or cannot, skip the pass for old log-probs.
 
 Where a rollout batch feeds one optimizer step, log π_old is what the update's own forward computes. The gap can then be
 formed inside the update (one_pass_loss.py), and the self-teacher's pass is the only one before it. This module decides
-where that is exact; verl's own pass runs everywhere else. Three things decide:
+where that is exact; verl's pass runs everywhere else. Three things decide:
 
 * the run's settings: `why_two_passes`;
 * what only its processes know: `training_only_settings` (the workers' model), `own_stage` (the trainer's class);
@@ -27,7 +27,7 @@ _TRAINING_ONLY = ("dropout", "pdrop", "drop_rate", "drop_path", "layerdrop", "ji
 
 
 def why_two_passes(config: DictConfig, method: MethodConfig) -> str | None:
-    """Why no step of this run can do without a pass for old log-probs: key, value and reason. None where steps can.
+    """Why no step of this run can skip the pass for old log-probs: key, value and reason. None if steps can.
 
     Args:
         config: verl's, of a run that `check_run` accepts.

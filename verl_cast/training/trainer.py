@@ -1,9 +1,9 @@
 """The trainer with a self-teacher: one mixin over verl's V1 trainers (sync, colocate_async, separate_async).
 
-It changes three stages of verl's step: old log-probs, advantages, update. README.md, beside this file, follows a step
-through them. With two passes the teacher's pass runs with verl's pass for old log-probs, and the estimator gets both.
-With one pass (passes.py) the update forms the gap, and verl's own bookkeeping of old log-probs and advantages follows
-it. Noise floor and trajectory dump are measured here too, where they were asked for.
+It changes three stages of verl's step: old log-probs, advantages, update. README.md follows a step through them. With
+two passes the teacher's pass runs with verl's pass for old log-probs, and the estimator gets both. With one pass
+(passes.py) the update forms the gap, and verl's stages of old log-probs and advantages follow it. Noise floor and
+trajectory dump are measured here too.
 
 The method is CAST or one of the baselines. Trainers of runs with another estimator are verl's own.
 """
@@ -64,12 +64,12 @@ class SelfTeacherTrainerMixin:
         origin = (
             "of the update's own forward (one pass)"
             if self._two_passes_because is None
-            else f"of a pass of their own ({self._two_passes_because})"
+            else f"of a separate pass ({self._two_passes_because})"
         )
         print(f"[verl_cast] old log-probs: {origin}")
 
     def _init_teacher(self) -> list[dict[str, Any]]:
-        """Build the teacher on every rank; returns what each says of it."""
+        """Build the teacher on every rank; returns what each reports."""
         teacher, kwargs, template = self.method.teacher, chat_template_kwargs(self.config), None
         if isinstance(self.method, CastConfig):
             template = load_template(teacher.context)
@@ -95,7 +95,7 @@ class SelfTeacherTrainerMixin:
     # ------------------------------------------------------------------------------------------------ stages of a step
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        """Plan the step. Then verl's pass with the teacher's; in a one-pass step the teacher's alone."""
+        """Plan the step. Then verl's pass with the teacher's; in a one-pass step only the teacher's."""
         self._step = step = self._plan_step(batch)
         self._log(metrics, step.metrics())
         batch = self._lay_out(batch, step)
@@ -106,7 +106,7 @@ class SelfTeacherTrainerMixin:
                 if len(output) != len(batch):
                     raise RuntimeError(f"CAST: teacher log-probs for {len(output)} of {len(batch)} responses.")
         elif step.teacher_runs:
-            with _asking(batch, wire.WITH_TEACHER):
+            with _variant(batch, wire.WITH_TEACHER):
                 batch = super()._compute_old_log_prob(batch, metrics)
         else:
             batch = super()._compute_old_log_prob(batch, metrics)
@@ -130,14 +130,14 @@ class SelfTeacherTrainerMixin:
             return super()._update_actor(batch, metrics)
         batch.extra_info[wire.COMPLETED_STEPS] = self.global_steps - 1
         batch.extra_info[wire.GAP_IS_ZERO] = self._step.gap_is_zero
-        with _asking(batch, wire.ONE_PASS):
+        with _variant(batch, wire.ONE_PASS):
             batch = super()._update_actor(batch, metrics)
         with self._stage("cast_after_update", inside="update_actor"):
             # The workers need the rows' lengths and nothing else, and run no forward.
             rows = KVBatchMeta(
                 keys=batch.keys, tags=batch.tags, partition_id=batch.partition_id, fields=["response_mask"]
             )
-            with _asking(rows, wire.OF_UPDATE):
+            with _variant(rows, wire.OF_UPDATE):
                 batch = super()._compute_old_log_prob(rows, metrics)
             return self._compute_token_advantage(batch, metrics, inside="cast_after_update")
 
@@ -295,7 +295,7 @@ class SelfTeacherTrainerMixin:
 
     @contextlib.contextmanager
     def _stage(self, name: str, inside: str) -> Iterator[None]:
-        """A stage of its own in verl's timing, taken out of the one that it runs in."""
+        """A separate stage in verl's timing, subtracted from the one that it runs in."""
         started = time.perf_counter()
         try:
             yield
@@ -308,8 +308,8 @@ class SelfTeacherTrainerMixin:
 
 
 @contextlib.contextmanager
-def _asking(batch: KVBatchMeta, stage: str) -> Iterator[None]:
-    """verl's stage inside asks the workers for more than verl's own: a stage of wire.py."""
+def _variant(batch: KVBatchMeta, stage: str) -> Iterator[None]:
+    """Let verl's stage inside run this variant on the workers (wire.STAGE)."""
     batch.extra_info[wire.STAGE] = stage
     try:
         yield
