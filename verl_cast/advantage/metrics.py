@@ -1,4 +1,4 @@
-"""The numbers of one batch. README.md, beside this file, explains each of them and says what is healthy.
+"""The numbers of one batch. README.md explains each of them, and what is healthy.
 
 The trainer puts the method's name before the names here: it logs `gap/mean` of a CAST run as `cast/gap/mean`. verl
 combines the numbers of several updates by their names (one with `max`, `min`, `sum` or `total` in it is not averaged).

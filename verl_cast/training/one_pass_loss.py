@@ -1,4 +1,4 @@
-"""The actor's loss in a one-pass update: it forms the gap itself (passes.py says where).
+"""The actor's loss in a one-pass update: it forms the gap itself (passes.py decides where).
 
 In the first and only update of a rollout batch, log π_old is the log-prob that the update's own forward has just
 computed, detached. The teacher's log-probs and the trajectory's B lie beside it, so that each micro-batch's token

@@ -60,7 +60,7 @@ def why_two_passes(config: DictConfig, method: MethodConfig) -> str | None:
     ]
     for part in ("", ".fsdp_config", ".megatron"):
         key = f"{_ACTOR}{part}.pad_to_length"
-        reasons.append((key, value(key), "verl hands out no logits under it, and the entropy would be lost"))
+        reasons.append((key, value(key), "verl passes no logits under it, and the entropy would be lost"))
     for key, applies, reason in reasons:
         if applies:
             shown = value(key)

@@ -98,7 +98,7 @@ class SelfTeacherTrainerMixin:
         """Plan the step. Then verl's pass with the teacher's; in a one-pass step only the teacher's."""
         self._step = step = self._plan_step(batch)
         self._log(metrics, step.metrics())
-        batch = self._lay_out(batch, step)
+        batch = self._store_plan(batch, step)
         if step.one_pass:
             if step.teacher_runs:
                 batch.extra_info["temperature"] = self.config.actor_rollout_ref.rollout.temperature
@@ -169,7 +169,7 @@ class SelfTeacherTrainerMixin:
                 print("[verl_cast] rows carry images: the noise floor is not measured (no cast/noise/*)", flush=True)
         return self._seen_images
 
-    def _lay_out(self, batch: KVBatchMeta, step: Step) -> KVBatchMeta:
+    def _store_plan(self, batch: KVBatchMeta, step: Step) -> KVBatchMeta:
         """Write what the workers need of the step into TransferQueue."""
         if not (step.teacher_runs or step.one_pass):
             return batch
@@ -222,7 +222,7 @@ class SelfTeacherTrainerMixin:
         )
 
     def _record(self, batch: KVBatchMeta, metrics: dict, call: EstimatorCall, noise: Noise | None) -> None:
-        """Log the step's numbers; print what the noise floor says."""
+        """Log the step's numbers; print the noise floor."""
         entropy = self._read(batch, ["entropy"]).to_padded_tensor()["entropy"]
         self._log(metrics, advantage_metrics(call.result, entropy))
         if isinstance(self.method, CastConfig):
@@ -279,7 +279,7 @@ class SelfTeacherTrainerMixin:
     # ------------------------------------------------------------------------------------------------ metrics and time
 
     def _log(self, metrics: dict, own: dict[str, float]) -> None:
-        """Our metrics, under the method's name: no baseline's number says CAST."""
+        """Our metrics, under the method's name: a baseline's are not CAST's."""
         metrics.update({f"{self.method.NAME}/{name}": value for name, value in own.items()})
 
     def _teacher_cost(self) -> dict[str, float]:

@@ -15,7 +15,7 @@ import pytest
 import reference_baselines
 import tiny
 import torch
-from laid_out import call_of
+from estimator_calls import call_of
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, get_adv_estimator_fn
 
 from verl_cast import CastConfigError

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
-from laid_out import call_of
+from estimator_calls import call_of
 from omegaconf import OmegaConf
 
 import verl_cast

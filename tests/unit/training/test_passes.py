@@ -6,7 +6,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from laid_out import call_of
+from estimator_calls import call_of
 from tensordict import NonTensorStack, TensorDict
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 from verl.utils import tensordict_utils as tu
