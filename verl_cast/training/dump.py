@@ -163,9 +163,7 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     A token that holds only a part of a character has no text: the token that completes the character has it.
     """
     texts: list[str] = []
-    start = done = (
-        0  # texts are known up to `done`; decoding begins at `start`, for the context
-    )
+    start = done = 0  # texts are known up to `done`; decoding begins at `start`, for the context
     for end in range(1, len(ids) + 1):
         known = tokenizer.decode(ids[start:done], skip_special_tokens=False)
         text = tokenizer.decode(ids[start:end], skip_special_tokens=False)
