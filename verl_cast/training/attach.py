@@ -1,4 +1,4 @@
-"""Attaches CAST to verl: the only file that changes a function or class of verl.
+"""Attaches CAST to verl: the only file that changes how verl trains (platform/ changes verl for runs on a CPU).
 
 plugin.py calls it as verl's modules are loaded: `check_before_run` (verl.utils.config), `register` (core_algos) and
 `choose_trainers` (trainer_base). The classes make up for what stock verl lacks. patches/verl adds it as hooks, and on a
