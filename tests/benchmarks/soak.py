@@ -17,8 +17,8 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import psutil
-from scipy.stats import theilslopes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
@@ -105,9 +105,9 @@ def growth(directory: Path, steps: int) -> list[str]:
     for kind in sorted({kind for row in rows for kind in row["processes"]}):
         for name, bound in BOUNDS.items():
             points = [(row["step"], row["processes"].get(kind, {}).get(name, 0.0)) for row in rows]
-            x, y = zip(*points, strict=True)
-            slope, _, low, _ = theilslopes(y, x)
-            grows = 100 * slope > bound and low > 0
+            x, y = np.array(points).T
+            slope, fifth = np.polyfit(x, y, 1)[0], max(1, len(y) // 5)
+            grows = 100 * slope > bound and np.median(y[-fifth:]) > y[:fifth].max()  # beyond the scatter
             print(f"{kind:32s}{name:12s}{y[0]:10.1f} → {y[-1]:10.1f}   {100 * slope:+8.2f}{'  GROWS' if grows else ''}")
             grown += [f"{kind}: {name}"] if grows else []
     return grown
