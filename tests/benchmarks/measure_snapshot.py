@@ -13,8 +13,8 @@ The model computes nothing. Every round measures:
 A swap in and out copies every byte four times, a refresh once.
 """
 
+import argparse
 import statistics
-import sys
 import time
 
 import torch
@@ -108,7 +108,9 @@ def measure(lora: bool, rounds: int) -> float:
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rounds", nargs="?", type=int, default=15)
+    rounds = parser.parse_args().rounds
     full, lora = measure(False, rounds), measure(True, rounds)
     print(f"milliseconds of a swap for each MiB of the shard: full {1000 * full:.3f}, LoRA {1000 * lora:.3f}")
 
