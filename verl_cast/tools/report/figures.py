@@ -1,21 +1,18 @@
-"""What a figure of the report is, and which figures of figure_table.py have data. No plotting here.
+"""All figures of the report, section by section. drawing.py draws them.
 
-A line figure draws each run's lines in the run's colour; the second line is dashed, the third dotted. A figure is left
-out if no run has its metrics. A run is left out of figures whose metrics it lacks. So a run without CAST is never drawn
-as a CAST run.
+A figure draws each run's lines in the run's colour: the first solid, the second dashed, the third dotted. A run
+without the first line's metric is not in the figure, and a figure without runs is left out: a run without CAST is never
+drawn as a CAST run.
 """
 
-import math
 from dataclasses import dataclass
 
-from verl_cast.tools.report import explained
-from verl_cast.tools.report.explained import Explained
+from verl_cast.tools.report.healthy import HEALTHY, Range
 from verl_cast.tools.report.runs import Run
 
-LINES, BANDS, STACK, STAGES = "lines", "bands", "stack", "stages"
 STYLES = ("solid", "dashed", "dotted")
-FEW_MIXED_GROUPS = 4  # a correlation within fewer groups is mostly chance
-MIXED_COUNT = "{method}/group/mixed_count"  # not every run logs it
+MIN_MIXED_GROUPS = 4  # a correlation within fewer is mostly chance
+MAX_VALIDATIONS = 3
 
 
 @dataclass(frozen=True)
@@ -23,8 +20,8 @@ class Line:
     """A curve: a metric, or the ratio of two (`over`). `{method}` in a metric stands for the run's method.
 
     Attributes:
-        in_mixed_groups: whether only mixed groups enter the metric. From few of them it is chance, so steps that are
-            known to have fewer than FEW_MIXED_GROUPS are left out.
+        in_mixed_groups: whether only mixed groups enter the metric. Steps with fewer than MIN_MIXED_GROUPS are not
+            drawn.
     """
 
     metric: str
@@ -32,98 +29,237 @@ class Line:
     over: str = ""
     in_mixed_groups: bool = False
 
-    def logged(self, run: Run) -> tuple[list[int], list[float]]:
-        return run.ratio(self.metric, self.over) if self.over else run.series(self.metric)
+    def series(self, run: Run) -> dict[int, float]:
+        """{step: value} that is drawn."""
+        values = run.series(self.metric, self.over)
+        mixed = run.values("{method}/group/mixed_count") if self.in_mixed_groups else {}
+        few = {step for step, count in mixed.items() if count < MIN_MIXED_GROUPS}
+        return {step: value for step, value in values.items() if step not in few}
 
-    def series(self, run: Run) -> tuple[list[int], list[float]]:
-        """Steps and values that are drawn."""
-        steps, values = self.logged(run)
-        if not self.in_mixed_groups:
-            return steps, values
-        few = {step for step, count in zip(*run.series(MIXED_COUNT), strict=True) if count < FEW_MIXED_GROUPS}
-        kept = [(step, value) for step, value in zip(steps, values, strict=True) if step not in few]
-        return [step for step, _ in kept], [value for _, value in kept]
+    @property
+    def healthy(self) -> Range | None:
+        return None if self.over else HEALTHY.get(self.metric.removeprefix("{method}/"))
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: its lines and its caption.
+    """One figure.
 
     Attributes:
-        caption: what the metric table does not say: verl's own metrics, and how the figure is drawn.
-        kind: LINES; BANDS: the quantile bands of the gap around its median; STACK: shares that add up to 1, one panel a
-            run; STAGES: mean seconds per stage, one bar a run.
-        unit: of the y axis; "share" draws 0 to 1 as per cent, "log" a logarithmic axis.
-        zero: whether a line marks y = 0.
-        smooth: whether a long run is drawn with its running mean.
+        caption: what is drawn; `healthy` adds the ranges of healthy.py.
+        unit: of the y axis.
+        log: whether the y axis is logarithmic.
+        between: pairs of metrics; the area between the two is shaded.
+        marks: a metric; steps where it is 1 have a ground in the run's colour.
     """
 
     key: str
     title: str
     lines: tuple[Line, ...]
-    caption: str = ""
+    caption: str
     unit: str = ""
-    kind: str = LINES
-    zero: bool = False
-    smooth: bool = True
+    log: bool = False
+    between: tuple[tuple[str, str], ...] = ()
+    marks: str = ""
 
-    def explained(self) -> list[tuple[str, Explained]]:
-        """The metric table on the figure's lines: (name of the line, or "" for the only one; its row)."""
-        if self.kind == STAGES:
-            return []
-        rows = []
-        for i, line in enumerate(self.lines):
-            row = explained.metrics().get(line.metric.replace("{method}", explained.METHOD))
-            if row is None or line.over or len(self.lines) > 1 and not line.label:
-                continue
-            style = f" ({STYLES[i]})" if self.kind == LINES and len(self.lines) > 1 else ""
-            rows.append((line.label + style, row))
-        return rows
+    def has(self, run: Run) -> bool:
+        line = self.lines[0]
+        return bool(run.values(line.metric, line.over))
 
-
-@dataclass(frozen=True)
-class Section:
-    title: str
-    figures: tuple[Figure, ...]
+    @property
+    def key_text(self) -> str:
+        """The style and the healthy range of each line, in words; the page's legend names the runs."""
+        parts = []
+        for line, style in zip(self.lines, STYLES, strict=False):
+            healthy = f"healthy: {line.healthy}" if line.healthy else ""
+            if len(self.lines) > 1:
+                parts.append(f"{line.label} ({', '.join(filter(None, (style, healthy)))})")
+            elif healthy:
+                parts.append(healthy)
+        return f"{', '.join(parts).capitalize()}." if parts else ""
 
 
-MAX_VALIDATION_FIGURES = 6
+SECTIONS: tuple[tuple[str, tuple[Figure, ...]], ...] = (
+    (
+        "Learning",
+        (
+            Figure("reward", "Mean reward", (Line("critic/score/mean"),), "Mean reward of the step's responses."),
+            Figure(
+                "groups",
+                "Groups",
+                (
+                    Line("{method}/group/mixed_share", "mixed"),
+                    Line("{method}/group/all_correct_share", "all correct"),
+                    Line("{method}/group/all_wrong_share", "all wrong"),
+                ),
+                "Shares of the step's groups. Only mixed groups let the verifier compare responses.",
+            ),
+        ),
+    ),
+    (
+        "Is the teacher better?",
+        (
+            Figure(
+                "trust",
+                "Trust in the teacher",
+                (Line("{method}/trust/teacher_share", "teacher"), Line("{method}/trust/policy_share", "policy")),
+                "Measured shares of correct responses, in the teacher's context and under the student's prompt. On coloured "
+                "ground the teacher was trusted; the other steps are GRPO's.",
+                marks="{method}/trust/trusted",
+            ),
+            Figure(
+                "agreement",
+                "Correlation of gap and correctness",
+                (
+                    Line("{method}/gap/correctness_corr_in_group", "within groups", in_mixed_groups=True),
+                    Line("{method}/gap/correctness_corr", "over all responses"),
+                ),
+                "Above 0 the teacher prefers correct responses. Within groups the difficulty of problems is taken out; "
+                f"steps with fewer than {MIN_MIXED_GROUPS} mixed groups are not drawn there.",
+            ),
+            Figure(
+                "gap_by_correctness",
+                "Mean gap by correctness",
+                (Line("{method}/gap/correct_mean", "correct"), Line("{method}/gap/wrong_mean", "wrong")),
+                "Healthy: the gap of correct responses lies above that of wrong ones.",
+                unit="nats",
+            ),
+        ),
+    ),
+    (
+        "Gap",
+        (
+            Figure(
+                "gap",
+                "Gap g = log π_teacher − log π_old",
+                (Line("{method}/gap/mean", "mean"), Line("{method}/gap/p50", "median")),
+                "Over tokens, before the dead zone. Shaded: the middle half, and 5 to 95 % of the tokens.",
+                unit="nats",
+                between=(("{method}/gap/p05", "{method}/gap/p95"), ("{method}/gap/p25", "{method}/gap/p75")),
+            ),
+            Figure(
+                "noise",
+                "Size of the gap and the engine's noise",
+                (
+                    Line("{method}/gap/abs_mean", "mean |g|"),
+                    Line("{method}/noise/p99", "noise (99 % of the tokens)"),
+                    Line("{method}/gap/deadzone", "dead zone"),
+                ),
+                "Healthy: the gap lies far above the noise, which is drawn where it was measured and is not 0.",
+                unit="nats",
+                log=True,
+            ),
+            Figure(
+                "in_noise",
+                "Gaps within the engine's noise",
+                (Line("{method}/noise/gap_share"),),
+                "Share of tokens whose gap is not above the noise, outside the dead zone: its sign may be chance.",
+            ),
+        ),
+    ),
+    (
+        "Flips and advantages",
+        (
+            Figure(
+                "flips",
+                "Flipped tokens",
+                (
+                    Line("{method}/flip/correct_share", "of correct responses"),
+                    Line("{method}/flip/wrong_share", "of wrong responses"),
+                ),
+                "Shares of tokens whose advantage has the opposite sign of the base advantage.",
+            ),
+            Figure(
+                "clips",
+                "Clipped weights and advantages",
+                (
+                    Line("{method}/weight/clipped_share", "weight"),
+                    Line("{method}/advantage/clipped_share", "advantage"),
+                ),
+                "Shares of tokens that a bound changes. With weights always clipped, only signs are left of the gap.",
+            ),
+            Figure(
+                "zero_variance",
+                "Advantage mass without contrast",
+                (Line("{method}/advantage/zero_variance_mass"),),
+                "Share of Σ|Â| from all-correct and all-wrong groups, where only the gap tells tokens apart.",
+            ),
+            Figure(
+                "advantage",
+                "Size of the advantage",
+                (Line("{method}/advantage/abs_mean", "token |Â|"), Line("{method}/base/abs_mean", "base |B|")),
+                "Means over tokens and over responses.",
+            ),
+            Figure(
+                "advantage_mean",
+                "Mean advantage",
+                (Line("{method}/advantage/mean"),),
+                "Far below 0 for many steps, more probability is pushed away than drawn in, and entropy grows.",
+            ),
+        ),
+    ),
+    (
+        "Signs of a collapse",
+        (
+            Figure(
+                "entropy",
+                "Entropy of the policy",
+                (
+                    Line("actor/entropy", "all responses"),
+                    Line("{method}/entropy/correct_mean", "correct"),
+                    Line("{method}/entropy/wrong_mean", "wrong"),
+                ),
+                "Healthy: it falls slowly. Near 0 the policy explores no more; growth means that it drifts.",
+                unit="nats",
+            ),
+            Figure(
+                "length",
+                "Response length",
+                (
+                    Line("response_length/mean", "all responses"),
+                    Line("{method}/length/correct_mean", "correct"),
+                    Line("{method}/length/wrong_mean", "wrong"),
+                ),
+                "Healthy: it changes slowly. A change while the reward falls is how a collapse begins.",
+                unit="tokens",
+            ),
+        ),
+    ),
+    (
+        "Cost",
+        (
+            Figure("seconds", "Seconds per step", (Line("timing_s/step"),), "Peaks are checkpoints and validations."),
+            Figure(
+                "teacher_cost",
+                "CAST's share of a step",
+                (
+                    Line("timing_s/cast_teacher", "teacher's pass", over="timing_s/step"),
+                    Line("timing_s/cast_trust", "measuring trust", over="timing_s/step"),
+                ),
+                "Seconds of each over those of the step. In one-pass steps the teacher's pass replaces the pass for old "
+                "log-probs.",
+            ),
+        ),
+    ),
+)
 
 
-def with_data(table: tuple[Section, ...], runs: list[Run]) -> list[tuple[Section, list[Figure]]]:
-    """The sections with data, each with those of its figures that have data."""
+def with_data(runs: list[Run]) -> list[tuple[str, list[Figure]]]:
+    """The sections with data, each with those of its figures that at least one run is in."""
     found = []
-    for section in table:
-        figures = [figure for figure in section.figures if any(has_data(figure, run) for run in runs)]
-        if section.title == "Learning":
-            figures += validation_figures(runs)
+    for title, figures in SECTIONS:
+        if title == "Learning":
+            figures += _validations(runs)
+        figures = [figure for figure in figures if any(figure.has(run) for run in runs)]
         if figures:
-            found.append((section, figures))
+            found.append((title, figures))
     return found
 
 
-def has_data(figure: Figure, run: Run) -> bool:
-    """Whether a figure draws this run: STAGES needs any of its lines, STACK all, the other kinds the first."""
-    if figure.kind == STAGES:
-        return any(run.has(line.metric) for line in figure.lines)
-    if figure.kind == STACK:
-        return all(run.has(line.metric) for line in figure.lines)
-    values = [value for value in figure.lines[0].logged(run)[1] if not math.isnan(value)]
-    # Without an accelerator verl logs 0 GB: nothing was measured.
-    return any(values) if figure.unit == "GB" else bool(values)
-
-
-def validation_figures(runs: list[Run]) -> list[Figure]:
-    """One figure per validation score of verl (`val-core/...`), for the first MAX_VALIDATION_FIGURES names."""
+def _validations(runs: list[Run]) -> tuple[Figure, ...]:
+    """A figure for each of verl's first validation scores (`val-core/...`)."""
     names = sorted({n for run in runs for values in run.steps.values() for n in values if n.startswith("val-core/")})
-    left_out = len(names) - MAX_VALIDATION_FIGURES
-    more = f" {left_out} more val-core metrics are in the metrics file." if left_out > 0 else ""
-    return [
-        Figure(
-            f"validation_{i}",
-            f"Validation: {name.removeprefix('val-core/')}",
-            (Line(name),),
-            f"Measured every trainer.test_freq steps. Healthy: it rises with the reward, and stays high.{more}",
-        )
-        for i, name in enumerate(names[:MAX_VALIDATION_FIGURES])
-    ]
+    return tuple(
+        Figure(f"validation_{i}", f"Validation: {name.removeprefix('val-core/')}", (Line(name),), "verl's own score.")
+        for i, name in enumerate(names[:MAX_VALIDATIONS])
+    )
