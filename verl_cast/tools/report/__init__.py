@@ -3,7 +3,7 @@
 It shows what a tracker does not: every dumped token coloured by its advantage, and the method's curves beside their
 healthy ranges.
 
-    command.py      arguments, terminal output, --watch
+    command.py      arguments, terminal output
     metrics_file.py a file of verl's file logger -> {step: {name: value}}
     runs.py         the runs below a directory, each with its metrics, trajectory dumps and name
     healthy.py      the healthy range of a metric, for figures and findings

@@ -1,8 +1,6 @@
-"""`verl-cast report RUN_DIR ... [-o report.html] [--watch]`: arguments and terminal output."""
+"""`verl-cast report RUN_DIR ... [-o report.html]`: arguments and terminal output."""
 
 import argparse
-import contextlib
-import time
 from pathlib import Path
 
 from verl_cast.tools.cli import UserError
@@ -10,8 +8,6 @@ from verl_cast.tools.report import findings, notes, runs
 
 # Maximum number of response tokens on the page. Each takes about 50 bytes; plotly.js takes 5 MB.
 MAX_TOKENS = 150_000
-POLL_SECONDS = 5
-RELOAD_SECONDS = 30  # of a watched page in the browser
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,42 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"maximum number of response tokens from trajectory dumps on the page (default: {MAX_TOKENS:,})",
     )
-    parser.add_argument(
-        "--watch",
-        action="store_true",
-        help="make the page again whenever the runs' files change, until Ctrl-C; the open page reloads itself",
-    )
 
 
 def main(args: argparse.Namespace) -> int:
     if args.max_tokens < 1:
         raise UserError(f"--max-tokens {args.max_tokens}: must be at least 1.")
-    if args.watch:
-        with contextlib.suppress(KeyboardInterrupt):
-            _watch(args)
-        print("\nThe watch ends; the page's last version follows, which reloads no more.")
-    _make(args)
-    return 0
-
-
-def _watch(args: argparse.Namespace) -> None:
-    """Make the page now and after every change. A run without metrics yet is waited for."""
-    seen = None
-    while True:
-        stats = {}
-        for path in runs.files(args.runs):
-            with contextlib.suppress(FileNotFoundError):
-                stats[path] = path.stat().st_mtime_ns, path.stat().st_size
-        if stats != seen:
-            seen = stats
-            try:
-                _make(args, RELOAD_SECONDS)
-            except UserError as error:
-                print(f"waiting: {error}", flush=True)
-        time.sleep(POLL_SECONDS)
-
-
-def _make(args: argparse.Namespace, reload_seconds: int | None = None) -> None:
     try:
         found = runs.find(args.runs)
     except OSError as error:
@@ -78,7 +43,7 @@ def _make(args: argparse.Namespace, reload_seconds: int | None = None) -> None:
     from verl_cast.tools.report import page  # imports plotly, so only once there is something to draw
 
     try:
-        page.write(found, output, args.max_tokens, reload_seconds)
+        page.write(found, output, args.max_tokens)
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error.strerror}); name another file with -o.") from error
     for run in found:
@@ -90,5 +55,5 @@ def _make(args: argparse.Namespace, reload_seconds: int | None = None) -> None:
             if note.level != notes.OK:
                 print(f"  {note.level}: {note.title}. {note.seen}")
     size = f"{output.stat().st_size / 2**20:.1f} MiB, opens without network"
-    watching = f"; the page reloads every {reload_seconds} s, Ctrl-C ends the watch" if reload_seconds else ""
-    print(f"report: {output} ({size}{watching})", flush=True)
+    print(f"report: {output} ({size})")
+    return 0

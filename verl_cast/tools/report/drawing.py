@@ -9,7 +9,7 @@ import html
 import math
 from typing import Any
 
-from verl_cast.tools.report.figures import Figure, Line
+from verl_cast.tools.report.figures import Figure, series
 from verl_cast.tools.report.runs import Run
 
 RUN_COLOURS = ("#2b8cc4", "#e0702d", "#17a27d", "#c967a0", "#a9820f", "#7d8790")
@@ -26,18 +26,18 @@ def draw(figure: Figure, runs: list[Run], x_range: tuple[float, float]) -> dict[
     for place, run in chosen:
         colour = run_colour(place)
         for low, high in figure.between:
-            traces.append(_edge(Line(low).series(run), place))
-            traces.append({**_edge(Line(high).series(run), place), "fill": "tonexty", "fillcolor": f"{colour}2e"})
+            traces.append(_edge(series(run, low), place))
+            traces.append({**_edge(series(run, high), place), "fill": "tonexty", "fillcolor": f"{colour}2e"})
         if figure.marks:
             shapes += [
                 _ground(f"{colour}33", x0=step - 0.5, x1=step + 0.5, y0=0, y1=1, yref="paper")
                 for step, value in run.values(figure.marks).items()
                 if value
             ]
-        for line, dash in zip(figure.lines, DASHES, strict=False):
-            points = line.series(run)
+        for (label, metric), dash in zip(figure.lines.items(), DASHES, strict=False):
+            points = series(run, metric)
             if points:
-                names = (run.name if len(chosen) > 1 else "", line.label)
+                names = [run.name] * (len(chosen) > 1) + [label] * (len(figure.lines) > 1)
                 traces.append(
                     {
                         "x": list(points),
@@ -46,7 +46,7 @@ def draw(figure: Figure, runs: list[Run], x_range: tuple[float, float]) -> dict[
                         "line": {"color": colour, "dash": dash, "width": 2},
                         "marker": {"size": 5, "symbol": "circle" if dash == "solid" else "circle-open"},
                         # plotly reads HTML in names
-                        "name": html.escape(" · ".join(filter(None, names)) or run.name),
+                        "name": html.escape(" · ".join(names) or run.name),
                         "meta": place,
                     }
                 )
@@ -54,7 +54,7 @@ def draw(figure: Figure, runs: list[Run], x_range: tuple[float, float]) -> dict[
     y_axis["title"] = {"text": figure.unit, "standoff": 6}
     if figure.log:
         y_axis |= {"type": "log", "exponentformat": "power", "dtick": 1}
-    healthy = figure.lines[0].healthy
+    healthy = figure.ranges.get(next(iter(figure.lines)))
     if healthy:
         values = [value for trace in traces for value in trace["y"] if value is not None]
         edges = [edge for edge in (healthy.low, healthy.high) if math.isfinite(edge)]
@@ -70,7 +70,14 @@ def draw(figure: Figure, runs: list[Run], x_range: tuple[float, float]) -> dict[
         "yaxis": y_axis,
         "shapes": shapes,
         "showlegend": sum(trace.get("showlegend", True) for trace in traces) > 1,
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 11}},
+        "legend": {
+            "orientation": "h",
+            "traceorder": "normal",
+            "x": 0,
+            "y": 1.02,
+            "yanchor": "bottom",
+            "font": {"size": 11},
+        },
         "height": 270,
         "margin": {"l": 52, "r": 10, "t": 30, "b": 38},
         "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12},

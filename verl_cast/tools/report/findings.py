@@ -4,6 +4,7 @@ Numbers are as verl logs them. Healthy ranges are those of healthy.py; other thr
 note gives the numbers. Settings in an advice are whole words, which can be pasted behind a command.
 """
 
+import itertools
 import math
 import statistics
 from dataclasses import dataclass
@@ -111,7 +112,9 @@ def trust(run: Run) -> Note | None:
         for step, share, policy in dict.fromkeys((measured[0], measured[-1]) if measured else ())
     )
     seen = f" The teacher's measured share of correct responses: {seen}." if seen else ""
-    steps = _stretches(trusted)
+    # as stretches without a step of 0 between them
+    stretches = itertools.groupby(trusted, key=lambda step: trusted[step] > 0)
+    steps = [span(list(stretch)) for is_trusted, stretch in stretches if is_trusted]
     if not steps:
         return Note(
             LOOK,
@@ -121,18 +124,6 @@ def trust(run: Run) -> Note | None:
         )
     title = "The teacher was trusted in every step" if all(trusted.values()) else "The teacher was trusted at times"
     return Note(OK, title, f"Trusted at {listed(steps)}; in all other steps the run was GRPO.{seen}")
-
-
-def _stretches(trusted: dict[int, float]) -> list[str]:
-    """The steps with 1, as stretches without a step of 0 between them."""
-    found, stretch = [], []
-    for step, value in trusted.items():
-        if value:
-            stretch.append(step)
-        elif stretch:
-            found.append(span(stretch))
-            stretch = []
-    return found + [span(stretch)] * bool(stretch)
 
 
 def agreement(run: Run) -> Note | None:
@@ -168,7 +159,7 @@ def groups(run: Run) -> Note | None:
     if mixed is None or right is None or wrong is None:
         return None
     seen = (
-        f"Groups over {mixed.span}: {mixed.value:.2f} mixed (healthy: {HEALTHY['group/mixed_share']}), "
+        f"Over {mixed.span}: {mixed.value:.2f} mixed (healthy: {HEALTHY['group/mixed_share']}), "
         f"{right.value:.2f} all correct, {wrong.value:.2f} all wrong."
     )
     one_sided = recent(run, "cast/reward/varies_on_one_side_share")
@@ -264,23 +255,11 @@ def banded(run: Run, rule: Banded) -> Note | None:
     return Note(LOOK, rule.outside, f"{rule.what}: {seen}", rule.advice)
 
 
-def drift(run: Run) -> Note | None:
-    trend = ends(run, "cast/gap/mean")
-    if trend is None or not trend[1].value < min(trend[0].value - 0.02, -1.5 * abs(trend[0].value)):
-        return None
-    return Note(
-        LOOK,
-        "Policy and teacher drift apart",
-        "Mean gap {0.value:+.3f} nats over {0.span}, {1.value:+.3f} over {1.span}.".format(*trend),
-        f"Renew the teacher more often ({command_words({'teacher.refresh_interval': 5})}), or lower the learning rate.",
-    )
-
-
 def entropy(run: Run) -> Note | None:
     trend = ends(run, "actor/entropy")
     if trend is None or trend[0].value <= 0:
         return None
-    seen = "Entropy of the policy {0.value:.3g} nats over {0.span}, {1.value:.3g} over {1.span}.".format(*trend)
+    seen = "{0.value:.3g} nats over {0.span}, {1.value:.3g} over {1.span}.".format(*trend)
     ratio, gain = trend[1].value / trend[0].value, _reward_gain(run)
     if ratio < 0.3 and gain <= 0.02:
         advice = "The policy stops exploring without gaining reward: lower the learning rate."
@@ -297,7 +276,7 @@ def length(run: Run) -> Note | None:
     trend = ends(run, "response_length/mean")
     if trend is None or trend[0].value <= 0:
         return None
-    seen = "Responses have {0.value:.0f} tokens over {0.span}, {1.value:.0f} over {1.span}.".format(*trend)
+    seen = "{0.value:.0f} tokens over {0.span}, {1.value:.0f} over {1.span}.".format(*trend)
     if 0.6 < trend[1].value / trend[0].value < 1.7:
         return Note(OK, "Response length", seen)
     if _reward_gain(run) < -0.02:
@@ -309,20 +288,6 @@ def length(run: Run) -> Note | None:
 def _reward_gain(run: Run) -> float:
     trend = ends(run, "critic/score/mean")
     return 0.0 if trend is None else trend[1].value - trend[0].value
-
-
-def teacher_never_ran(run: Run) -> Note | None:
-    trusted = run.values("cast/trust/trusted")
-    forwards = {step: v for step, v in run.values("cast/teacher/forward").items() if trusted.get(step, 1)}
-    if len(forwards) < ENOUGH_STEPS or sum(forwards.values()) > 0:
-        return None
-    return Note(
-        WARNING,
-        "The teacher never ran a forward",
-        f"cast/teacher/forward is 0 over {span(forwards)}: without gaps, CAST has only its base advantages.",
-        "With context=same and refresh_interval=1 the teacher is always the policy. Set "
-        + command_words({"teacher.refresh_interval": 10}),
-    )
 
 
 def cost(run: Run) -> Note | None:
@@ -349,21 +314,7 @@ def _mean(values: dict[int, float]) -> float:
     return statistics.fmean(values.values())
 
 
-RULES = (
-    kind,
-    not_finite,
-    few_steps,
-    late_start,
-    reward,
-    trust,
-    agreement,
-    groups,
-    drift,
-    entropy,
-    length,
-    teacher_never_ran,
-    cost,
-)
+RULES = (kind, not_finite, few_steps, late_start, reward, trust, agreement, groups, entropy, length, cost)
 
 
 def notes(run: Run) -> list[Note]:

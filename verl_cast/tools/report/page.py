@@ -22,12 +22,11 @@ from verl_cast.tools.report.notes import OK
 from verl_cast.tools.report.runs import Run
 
 
-def write(runs: list[Run], output: Path, max_tokens: int, reload_seconds: int | None = None) -> None:
+def write(runs: list[Run], output: Path, max_tokens: int) -> None:
     """Write the page. Remarks about dumps are added to the runs.
 
     Args:
         max_tokens: maximum number of response tokens on the page.
-        reload_seconds: how often the page reloads itself; None: never.
 
     Raises:
         OSError: the file cannot be written.
@@ -49,7 +48,6 @@ def write(runs: list[Run], output: Path, max_tokens: int, reload_seconds: int | 
         figure_data={figure.key: drawing.draw(figure, runs, x_range) for _, chosen in sections for figure in chosen},
         view=view,
         colour=drawing.run_colour,
-        reload_seconds=reload_seconds,
         version=verl_cast.__version__,
         made=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )

@@ -113,18 +113,6 @@ def find(paths: list[Path]) -> list[Run]:
     return [run for run, _ in found.values()]
 
 
-def files(paths: list[Path]) -> list[Path]:
-    """All files that `find` may read."""
-    found = []
-    for path in paths:
-        if path.is_dir():
-            metrics, dumps = _walk(path)
-            found += metrics + [file for dump in dumps for file in trajectories.files(dump).values()]
-        else:
-            found.append(path)
-    return found
-
-
 def _of_files(paths: list[Path]) -> list[Run]:
     read = ((path, metrics_file.read(path)) for path in paths)
     return [Run("", metrics.steps, path, {}, metrics.remarks) for path, metrics in read if metrics.steps]
