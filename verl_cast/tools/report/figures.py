@@ -204,7 +204,7 @@ SECTIONS: tuple[tuple[str, tuple[Figure, ...]], ...] = (
                     "teacher's pass": "timing_s/cast_teacher over timing_s/step",
                     "measuring trust": "timing_s/cast_trust over timing_s/step",
                 },
-                "In seconds. With one pass the teacher's pass replaces the pass for old log-probs.",
+                "Shares of its seconds. With one pass, the teacher's pass replaces the pass for old log-probs.",
             ),
         ),
     ),

@@ -122,8 +122,10 @@ def trust(run: Run) -> Note | None:
             f"None of {len(trusted)} steps used the teacher.{seen}",
             f"Its context does not make a better policy so far. {DIAGNOSE}, or write another context.",
         )
-    title = "The teacher was trusted in every step" if all(trusted.values()) else "The teacher was trusted at times"
-    return Note(OK, title, f"Trusted at {listed(steps)}; in all other steps the run was GRPO.{seen}")
+    if all(trusted.values()):
+        return Note(OK, "The teacher was trusted in every step", f"Trusted at {steps[0]}.{seen}")
+    text = f"Trusted at {listed(steps)}; in all other steps the run was GRPO.{seen}"
+    return Note(OK, "The teacher was trusted at times", text)
 
 
 def agreement(run: Run) -> Note | None:
