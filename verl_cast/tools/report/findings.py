@@ -169,7 +169,7 @@ def groups(run: Run) -> Note | None:
         return Note(
             WARNING if one_sided.enough else LOOK,
             "Rewards vary, and never cross the threshold",
-            f"{seen} In {one_sided.value:.2f} of the groups rewards differ, and all are on one side of "
+            f"{seen} In {one_sided.value:.2f} of the all-correct and all-wrong groups rewards differ, on one side of "
             "correct_threshold.",
             f"CAST cannot tell these responses apart. {_threshold(run)}",
         )
