@@ -50,7 +50,7 @@ def draw(figure: Figure, runs: list[Run], x_range: tuple[float, float]) -> dict[
                         "meta": place,
                     }
                 )
-    y_axis = {"gridcolor": GRID, "zerolinecolor": AXIS, "nticks": 6, "automargin": True, "exponentformat": "e"}
+    y_axis = {"gridcolor": GRID, "zerolinecolor": AXIS, "nticks": 6, "automargin": True, "hoverformat": ".4~g"}
     y_axis["title"] = {"text": figure.unit, "standoff": 6}
     if figure.log:
         y_axis |= {"type": "log", "exponentformat": "power", "dtick": 1}
@@ -63,7 +63,13 @@ def draw(figure: Figure, runs: list[Run], x_range: tuple[float, float]) -> dict[
         y_axis["range"] = bottom - pad, top + pad
         y0, y1 = max(healthy.low, bottom - pad), min(healthy.high, top + pad)
         shapes.append(_ground(HEALTHY_GROUND, x0=0, x1=1, y0=y0, y1=y1, xref="paper"))
-    x_axis = {"range": x_range, "title": {"text": "step", "standoff": 4}, "showgrid": False, "zeroline": False}
+    x_axis = {
+        "range": x_range,
+        "title": {"text": "step", "standoff": 4},
+        "showgrid": False,
+        "zeroline": False,
+        "showspikes": False,
+    }
     x_axis |= {"linecolor": AXIS, "ticks": "outside", "ticklen": 3, "tickcolor": AXIS, "tickformat": "d"}
     layout = {
         "xaxis": x_axis | ({"dtick": 1} if x_range[1] - x_range[0] <= 15 else {}),
