@@ -214,10 +214,13 @@ def test_the_numbers_are_those_of_verls_own_file_logger(tmp_path, monkeypatch):
     for step, values in metrics.items():
         logger.log({name: np.float64(value) for name, value in values.items()}, step)
     logger.finish()
+    with (tmp_path / "metrics.jsonl").open("a") as file:  # as Python's json writes it
+        file.write('{"step": 5, "data": {"actor/entropy": Infinity}}\n')
+    metrics[5] = {"actor/entropy": math.nan}
     read = metrics_file.read(tmp_path / "metrics.jsonl")
     metrics[3]["actor/entropy"] = math.nan
     np.testing.assert_equal(read.steps, metrics)
-    assert ["actor/grad_norm (1)" in r and "actor/entropy (1)" in r for r in read.remarks] == [True]
+    assert ["actor/grad_norm (1)" in r and "actor/entropy (2)" in r for r in read.remarks] == [True]
 
 
 def test_a_half_written_last_line_is_skipped_and_said(tmp_path):
@@ -281,7 +284,8 @@ def test_runs_their_names_and_their_dumps(tmp_path):
     write_dump(tmp_path / "b" / "cast" / "checkpoints" / "cast_trajectories", steps=(1,), num_groups=1, size=2)
     rollouts = '{"input": "x", "output": "y", "step": 1}\n'  # verl's rollout dump
     (tmp_path / "b" / "cast" / "0.jsonl").write_text(30 * rollouts)
-    write_jsonl(tmp_path / "b" / "cast" / "ray" / "session_1" / "metrics.jsonl", metrics)
+    for skipped in ("ray", "global_step_2"):
+        write_jsonl(tmp_path / "b" / "cast" / skipped / "metrics.jsonl", metrics)
     found = runs.find([tmp_path / "a" / "cast", tmp_path / "b" / "cast", tmp_path / "b" / "cast" / "metrics.jsonl"])
     assert [(run.name, list(run.dump_files)) for run in found] == [("a/cast", []), ("b/cast", [1])]
 
