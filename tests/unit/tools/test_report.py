@@ -491,7 +491,7 @@ def test_twins_are_compared_on_common_steps_or_not_at_all():
     last = [np.mean([run.steps[s]["critic/score/mean"] for s in (9, 10)]) for run in (cast, twin)]
     assert reward.seen.startswith(f"{last[0]:.3f} and {last[1]:.3f} over the last 2 of the 10 steps")
     seconds = [np.median([run.steps[s]["timing_s/step"] for s in range(2, 11)]) for run in (cast, twin)]
-    assert f"{seconds[0] / seconds[1]:.2f} ×" in cost.seen
+    assert f"(medians of 9 common steps): {seconds[0] / seconds[1]:.2f} ×" in cost.seen
     assert findings.comparison([cast, cast]) == [] == findings.comparison([twin])
     assert findings.comparison([cast, a_run(metrics_of_a_run(3, cast=False))]) == []
 
@@ -531,6 +531,13 @@ def test_a_run_without_cast_is_in_no_figure_about_cast_and_no_figure_is_empty():
     assert {figure.key for figure in drawn} == {"reward", "validation_0", "entropy", "length"}
     for figure in drawn:
         assert [len(trace["x"]) > 0 for trace in drawing.draw(figure, [twin], (0, 13))["data"]] == [True]
+
+
+def test_a_runs_name_is_text_in_a_figure():
+    """plotly reads some HTML in names."""
+    both = [runs.Run(name, metrics_of_a_run(2), None) for name in ("<b>a</b>", "b")]
+    drawn = drawing.draw(figures.SECTIONS[0][1][0], both, (0, 3))
+    assert [trace["name"] for trace in drawn["data"]] == ["&lt;b&gt;a&lt;/b&gt;", "b"]
 
 
 def test_every_metric_in_a_figure_or_a_finding_is_one_that_is_logged():
@@ -827,7 +834,7 @@ def test_small_gaps_keep_their_sign_and_the_dead_zone_is_named(tmp_path, open_pa
     page.locator(".toggle label", has_text="gap g").click()
     tokens = page.locator(".response").first.locator(".tok")
     tokens.nth(0).hover()
-    assert tooltip(page)["gap g"] == pytest.approx(-3e-6)
+    assert tooltip(page)["gap g"] == pytest.approx(-3e-6) and "zone" not in page.locator("#tooltip").inner_text()
     assert "--negative" in tokens.nth(0).evaluate("t => t.style.background")
     pairs = zip(rows[0]["old_log_probs"], rows[0]["teacher_log_probs"], strict=True)
     exact = [old == teacher for old, teacher in pairs]
