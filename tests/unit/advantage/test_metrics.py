@@ -1,5 +1,6 @@
 """The `cast/*` metrics have the right values, verl averages them correctly, and one table explains each of them."""
 
+import metric_table
 import numpy as np
 import pytest
 import torch
@@ -8,7 +9,6 @@ from verl.trainer.ppo.v1.utils import MetricsAggregator
 from verl_cast import CastConfig
 from verl_cast.advantage.compute import compute_advantage, rule_of, token_advantage, trajectory_advantage
 from verl_cast.advantage.metrics import advantage_metrics, measured_noise, noise_metrics, one_sided_rewards
-from verl_cast.tools.report import explained
 
 _TEACHER = (
     "age",
@@ -223,5 +223,5 @@ def test_verl_averages_every_one_of_them():
 
 def test_the_table_explains_every_metric_and_no_other():
     stages = {f"timing_s/{stage}" for stage in STAGES}
-    assert set(explained.metrics()) == set(hand_made()) | TRAINER_METRICS | NOISE_METRICS | stages
-    assert all(row.what and row.healthy for row in explained.metrics().values())
+    assert set(metric_table.rows()) == set(hand_made()) | TRAINER_METRICS | NOISE_METRICS | stages
+    assert all(row.what and row.healthy for row in metric_table.rows().values())
