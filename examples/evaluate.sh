@@ -27,6 +27,7 @@ STEP=0
 RESUME=(trainer.resume_mode=disable)
 NAME=${NAME:-$(basename "${MODEL_PATH:-untrained}")}
 if [ -n "$CHECKPOINT" ]; then
+  CHECKPOINT=${CHECKPOINT%/}
   STEP=${CHECKPOINT##*global_step_}
   if [[ ! $STEP =~ ^[0-9]+$ || (! -d $CHECKPOINT/actor && $DRY_RUN = 0) ]]; then
     refuse "CHECKPOINT=$CHECKPOINT is no checkpoint of verl; name a directory global_step_N that has a directory actor."
