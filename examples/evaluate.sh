@@ -15,6 +15,7 @@ set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 SCRIPT=$HERE/${SCRIPT:-run_qwen3_fsdp.sh}
 CHECKPOINT=${CHECKPOINT:-}           # .../global_step_N; without it, MODEL_PATH is evaluated
+NAME=${NAME:-}                       # of the row in the table (default: the run's, or the model's)
 BENCHMARKS=${BENCHMARKS:-aime24 aime25 aime26 math500 hmmt25} # files in DATA_DIR
 DATA_DIR=${DATA_DIR:-$PWD/data}
 OUT_DIR=${OUT_DIR:-$PWD/runs}        # gets evaluation/NAME
@@ -25,7 +26,6 @@ toggle DRY_RUN
 
 STEP=0
 RESUME=(trainer.resume_mode=disable)
-NAME=${NAME:-$(basename "${MODEL_PATH:-untrained}")}
 if [ -n "$CHECKPOINT" ]; then
   CHECKPOINT=${CHECKPOINT%/}
   STEP=${CHECKPOINT##*global_step_}
@@ -33,8 +33,9 @@ if [ -n "$CHECKPOINT" ]; then
     refuse "CHECKPOINT=$CHECKPOINT is no checkpoint of verl; name a directory global_step_N that has a directory actor."
   fi
   RESUME=(trainer.resume_mode=resume_path ++trainer.resume_from_path="$(realpath -m "$CHECKPOINT")")
-  [ "$NAME" != untrained ] || NAME=$(basename "$(realpath -m "$CHECKPOINT/../..")")
+  NAME=${NAME:-$(basename "$(realpath -m "$CHECKPOINT/../..")")}
 fi
+NAME=${NAME:-$(basename "${MODEL_PATH:-untrained}")}
 FILES=()
 for benchmark in $BENCHMARKS; do
   FILES+=("$DATA_DIR/$benchmark.parquet")
