@@ -3,7 +3,7 @@
 # one of the scripts here. Then pass_at_k.py reads the samples that verl wrote.
 #
 #   MODEL_PATH=Qwen/Qwen3-8B SIZE=8b bash examples/evaluate.sh                     a Hugging Face model
-#   CHECKPOINT=runs/NAME/checkpoints/global_step_300 bash examples/evaluate.sh     a checkpoint, as verl resumes it
+#   CHECKPOINT=runs/MINE/checkpoints/global_step_300 bash examples/evaluate.sh     a checkpoint, as verl resumes it
 #   SCRIPT=run_qwen3_megatron.sh CHECKPOINT=... bash examples/evaluate.sh          a checkpoint of another script
 #   bash examples/evaluate.sh data.max_response_length=8192                        any of verl's settings come last
 #
@@ -15,10 +15,10 @@ set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 SCRIPT=$HERE/${SCRIPT:-run_qwen3_fsdp.sh}
 CHECKPOINT=${CHECKPOINT:-}           # .../global_step_N; without it, MODEL_PATH is evaluated
-NAME=${NAME:-}                       # of the row in the table (default: the run's, or the model's)
+EXPERIMENT=${EXPERIMENT:-}           # name of the row in the table (default: the run's, or the model's)
 BENCHMARKS=${BENCHMARKS:-aime24 aime25 aime26 math500 hmmt25} # files in DATA_DIR
 DATA_DIR=${DATA_DIR:-$PWD/data}
-OUT_DIR=${OUT_DIR:-$PWD/runs}        # gets evaluation/NAME
+OUT_DIR=${OUT_DIR:-$PWD/runs}        # gets evaluation/EXPERIMENT
 SAMPLES=${SAMPLES:-16}               # per problem
 DRY_RUN=${DRY_RUN:-0}                # print the commands, start nothing
 source "$HERE/shell.sh"
@@ -33,16 +33,16 @@ if [ -n "$CHECKPOINT" ]; then
     refuse "CHECKPOINT=$CHECKPOINT is no checkpoint of verl; name a directory global_step_N that has a directory actor."
   fi
   RESUME=(trainer.resume_mode=resume_path ++trainer.resume_from_path="$(realpath -m "$CHECKPOINT")")
-  NAME=${NAME:-$(basename "$(realpath -m "$CHECKPOINT/../..")")}
+  EXPERIMENT=${EXPERIMENT:-$(basename "$(realpath -m "$CHECKPOINT/../..")")}
 fi
-NAME=${NAME:-$(basename "${MODEL_PATH:-untrained}")}
+EXPERIMENT=${EXPERIMENT:-$(basename "${MODEL_PATH:-untrained}")}
 FILES=()
 for benchmark in $BENCHMARKS; do
   FILES+=("$DATA_DIR/$benchmark.parquet")
   [ "$DRY_RUN" = 1 ] || [ -f "${FILES[-1]}" ] || refuse "${FILES[-1]} is missing; python $HERE/prepare_data.py writes it."
 done
 LIST="[$(IFS=, && echo "${FILES[*]}")]"
-DUMP=$OUT_DIR/evaluation/$NAME/validation/$STEP.jsonl
+DUMP=$OUT_DIR/evaluation/$EXPERIMENT/validation/$STEP.jsonl
 
 # The evaluation of the paper's run: the last box counts, no thinking (paper.sh), no penalties (verl's values).
 EVALUATION=(
@@ -67,7 +67,7 @@ EVALUATION=(
 if [ -f "$DUMP" ]; then
   echo "$DUMP is there, so nothing is sampled; remove it to evaluate again."
 else
-  METHOD=grpo ABLATION=none EXPERIMENT=$NAME OUT_DIR=$OUT_DIR/evaluation bash "$SCRIPT" "${EVALUATION[@]}" "$@"
+  METHOD=grpo ABLATION=none EXPERIMENT=$EXPERIMENT OUT_DIR=$OUT_DIR/evaluation bash "$SCRIPT" "${EVALUATION[@]}" "$@"
 fi
-TABLE=(python "$HERE/pass_at_k.py" --samples "$SAMPLES" --data "${FILES[@]}" --dump "$NAME=$DUMP")
+TABLE=(python "$HERE/pass_at_k.py" --samples "$SAMPLES" --data "${FILES[@]}" --dump "$EXPERIMENT=$DUMP")
 if [ "$DRY_RUN" = 1 ]; then quoted "${TABLE[@]}"; else "${TABLE[@]}"; fi

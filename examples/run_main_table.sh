@@ -51,7 +51,7 @@ runs=$(dirname "$(dirname "$runs")")
 dumps=()
 evaluate() { # NAME STEP CHECKPOINT
   dumps+=("$1=$runs/evaluation/$1/validation/$2.jsonl")
-  step env SCRIPT="$SCRIPT_NAME" NAME="$1" CHECKPOINT="$3" DATA_DIR="$data" OUT_DIR="$runs" SAMPLES="$SAMPLES" \
+  step env SCRIPT="$SCRIPT_NAME" EXPERIMENT="$1" CHECKPOINT="$3" DATA_DIR="$data" OUT_DIR="$runs" SAMPLES="$SAMPLES" \
     BENCHMARKS="$BENCHMARKS" bash "$HERE/evaluate.sh" "${of_evaluation[@]}" "${EVALUATE[@]}"
 }
 

@@ -156,7 +156,7 @@ def evaluate_on_cpu(
     """examples/evaluate.sh with the tiny model's problems as the benchmark `tiny`, and its random reward.
 
     Args:
-        toggles: as CHECKPOINT=..., NAME=...
+        toggles: as CHECKPOINT=..., EXPERIMENT=...
         arguments: settings of verl at the end of the command.
     """
     engine = "megatron" if "SCRIPT=run_qwen3_megatron.sh" in toggles else "fsdp2"
