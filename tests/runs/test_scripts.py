@@ -247,7 +247,9 @@ def test_the_main_table_trains_evaluates_and_joins():
     command = ["bash", scripts.EXAMPLES / "run_main_table.sh", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     base, *lines, table = map(shlex.split, done.stdout.splitlines())
-    assert {"SCRIPT=run_qwen3_4b_fsdp.sh", "EXPERIMENT=Qwen3-4B", "CHECKPOINT=", "OUT_DIR=/out", "SAMPLES=16"} <= set(base)
+    assert {"SCRIPT=run_qwen3_4b_fsdp.sh", "EXPERIMENT=Qwen3-4B", "CHECKPOINT=", "OUT_DIR=/out", "SAMPLES=16"} <= set(
+        base
+    )
     dumps = ["Qwen3-4B=/out/evaluation/Qwen3-4B/validation/0.jsonl"]
     for method, train, evaluate in zip(("grpo", "cast"), lines[::2], lines[1::2], strict=True):
         name = f"qwen3_4b_fsdp_lora_{method}"
