@@ -1,4 +1,4 @@
-"""Laws of examples/evaluate.sh and pass_at_k.py: the paper's evaluation through verl, and its numbers from verl's dump."""
+"""Laws of examples/evaluate.sh and pass_at_k.py: the paper's evaluation by verl, and its numbers from verl's dump."""
 
 import asyncio
 import importlib.util
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scripts
-import test_end_to_end  # noqa: F401: adds the run "cast" to the queue
+import test_end_to_end  # noqa: F401 (it adds the run "cast" to the queue)
 import tiny
 import torch
 from omegaconf import OmegaConf
@@ -105,7 +105,7 @@ def data(path, *sources):
 
 
 def test_a_table_by_hand(tmp_path):
-    """Two data sources. All prompts are alike, and two problems of a source have the same scores: uids tell them apart."""
+    """Two data sources. All prompts are alike, and two problems have the same scores: uids tell them apart."""
     scores = {"a": [1, 0, 0, 1], "b": [0, 0, 0, 0], "c": [0, 0, 0, 0], "d": [1, 1, 1, 1]}
     sources = dict.fromkeys("abc", "math500") | {"d": "aime24"}
     rows = [(uid, i, 0, float(s), sources[uid]) for uid, of in scores.items() for i, s in enumerate(of)]

@@ -20,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from scripts import ABLATIONS, FSDP, MEGATRON, METHODS, TRAININGS
 
 from verl_cast import trajectories
-from verl_cast.config.methods import cast_config
 from verl_cast.checks.run import check_run
+from verl_cast.config.methods import cast_config
 from verl_cast.tools import run_config
 from verl_cast.training.passes import why_two_passes
 
