@@ -7,7 +7,6 @@ reference answer, and no CAST setting selects it.
     setup.py        model, problems, prompts and verifier of a verl command
     sampling.py     vLLM with the run's own sampling settings
     contexts.py     accuracy in each context
-    rollouts.py     trajectories, sampled here or read from a dump
     scoring.py      log-probs by a plain transformers forward
     privileged.py   the context with the answer
     gaps.py         gaps of the answer-free and the privileged teachers

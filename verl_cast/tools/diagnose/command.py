@@ -36,13 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="teacher contexts to compare with the run's own: plain or template files, separated by commas",
     )
-    parser.add_argument(
-        "--rollouts",
-        action="append",
-        default=[],
-        metavar="PATH",
-        help="sample nothing, analyse the gaps of these rollouts: dump files, a dump directory, or a run directory",
-    )
     parser.add_argument("--no-gaps", action="store_true", help="leave out the privileged teacher")
     parser.add_argument("--out", default="cast_diagnosis", metavar="DIR", help="default ./cast_diagnosis")
     parser.add_argument("--seed", type=int, default=0, help="for drawing, sampling and intervals (default 0)")
@@ -66,36 +59,57 @@ def main(args: argparse.Namespace) -> int:
         ) from error
     # The heavy imports come after the arguments have been read.
     from verl_cast.tools.diagnose import gaps, page, summary
-    from verl_cast.tools.diagnose.rollouts import read_dump
-    from verl_cast.tools.diagnose.setup import Setup
+    from verl_cast.tools.diagnose.contexts import STUDENT
+    from verl_cast.tools.diagnose.sampling import sample
+    from verl_cast.tools.diagnose.scoring import Scorer
+    from verl_cast.tools.diagnose.setup import Setup, Verifier
+    from verl_cast.training.dump import token_texts
 
     setup = Setup(run_config.compose(args.overrides, args.config_name, args.config_path), args.overrides)
-    contexts = [name for entry in args.contexts for name in entry.split(",") if name]
-    if args.rollouts:
-        (rollouts, run), accuracy = read_dump(args.rollouts, args.problems, args.seed), None
-        setup.use_run(run)
-    else:
-        rollouts, accuracy = _sampled(args, setup, [setup.method.teacher.context, *contexts])
-        contexts = [setup.method.teacher.context, *contexts]
-    _score(args, setup, rollouts, contexts)
+    setup.check_sampling()
+    verifier, problems = Verifier(setup), setup.problems(args.data, args.problems, args.seed)
+    prompts, shown = _prompts(args, setup, problems)
+
+    _say(f"sampling {len(problems)} problems x {args.samples} in {len(prompts)} contexts (vLLM)")
+    found = sample(setup, [ids for group in prompts.values() for ids in group], args.samples, args.seed)
+    outputs = {name: found[i * len(problems) : (i + 1) * len(problems)] for i, name in enumerate(prompts)}
+    _say("verifying with the run's own reward")
+    rewards = {
+        name: np.array([[verifier.score(p, o["ids"]) for o in one] for p, one in zip(problems, group, strict=True)])
+        for name, group in outputs.items()
+    }
+    ids = [[one["ids"] for one in group] for group in outputs[STUDENT]]
+    _say(f"scoring {len(problems) * args.samples} responses")
+    scorer = Scorer(setup.model_path, setup.temperature, setup.trust_remote_code)
+    log_probs = {name: scorer.log_probs(those, ids, name) for name, those in {**prompts, **shown}.items()}
+    own = setup.method.teacher.context
+    if own == "same":
+        log_probs = {STUDENT: log_probs[STUDENT], own: log_probs[STUDENT], **log_probs}
+    flat = [one for group in ids for one in group]
+    responses = gaps.Responses(
+        context=own,
+        questions=[problem.messages[-1]["content"] for problem in problems for _ in range(args.samples)],
+        groups=np.repeat(np.arange(len(problems)), args.samples),
+        correct=rewards[STUDENT].ravel() > setup.method.correct_threshold,
+        ids=flat,
+        texts=[token_texts(setup.tokenizer, one) for one in flat],
+        log_probs=log_probs,
+    )
     result = {
         "verl_cast": verl_cast.__version__,
         "made_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": {d.name: d.version for p in PACKAGES for d in importlib.metadata.distributions(name=p)},
         "model": setup.model_path,
-        "context": rollouts.context,
+        "context": own,
         "temperature": setup.temperature,
         "seed": args.seed,
         "overrides": args.overrides,
-        "accuracy": accuracy,
-        "rollouts": {
-            "about": rollouts.about,
-            "trajectories": len(rollouts.trajectories),
-            "correct": int(rollouts.correct.sum()),
-            "problems": len(set(rollouts.groups.tolist())),
-            "distance": rollouts.distance,
-        },
-        "gaps": gaps.analyse(rollouts, frozenset(setup.tokenizer.all_special_ids), args.seed),
+        "data": args.data,
+        "problems": len(problems),
+        "samples": args.samples,
+        "correct": int(responses.correct.sum()),
+        "accuracy": _accuracy(outputs, rewards, setup.method.correct_threshold, args.seed),
+        "gaps": gaps.analyse(responses, frozenset(setup.tokenizer.all_special_ids), args.seed),
     }
     with whole_file(directory / "diagnosis.json") as scratch:
         scratch.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -106,71 +120,31 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _sampled(args: argparse.Namespace, setup: Any, names: list[str]) -> tuple[Any, dict[str, Any]]:
-    """Rollouts with the student's prompt, and the accuracy with it and in every context."""
-    from verl_cast.tools.diagnose.contexts import STUDENT, compare, summarize
-    from verl_cast.tools.diagnose.privileged import privileged_messages
-    from verl_cast.tools.diagnose.rollouts import sampled
-    from verl_cast.tools.diagnose.sampling import sample
-    from verl_cast.tools.diagnose.setup import Verifier
-
-    setup.check_sampling()
-    verifier, problems = Verifier(setup), setup.problems(args.data, args.problems, args.seed)
-    if not args.no_gaps:
-        for problem in problems:  # refused before the sampling
-            privileged_messages(problem.messages, problem.reference)
-    prompts = {STUDENT: [setup.prompt_ids(problem.messages) for problem in problems]}
-    for name in names:
-        context = setup.context(name)
-        if not context.is_same:  # the student's own prompt is not sampled again
-            pairs = zip(problems, prompts[STUDENT], strict=True)
-            prompts[name] = [setup.teacher_ids(context, problem.messages, ids) for problem, ids in pairs]
-    _say(f"sampling {len(problems)} problems x {args.samples} in {len(prompts)} contexts (vLLM)")
-    found = sample(setup, [ids for group in prompts.values() for ids in group], args.samples, args.seed)
-    _say("verifying with the run's own reward")
-    summaries, outputs, rewards = {}, {}, {}
-    for i, name in enumerate(prompts):
-        outputs[name] = found[i * len(problems) : (i + 1) * len(problems)]
-        graded = zip(problems, outputs[name], strict=True)
-        rewards[name] = np.array([[verifier.score(problem, one["ids"]) for one in group] for problem, group in graded])
-        summaries[name] = summarize(name, outputs[name], rewards[name], setup.method.correct_threshold)
-    student = summaries.pop(STUDENT)
-    accuracy = {
-        "problems": len(problems),
-        "samples": args.samples,
-        "data": args.data,
-        "student": student,
-        "teachers": [compare(student, teacher, args.seed) for teacher in summaries.values()],
-    }
-    return sampled(setup, problems, outputs[STUDENT], rewards[STUDENT]), accuracy
-
-
-def _score(args: argparse.Namespace, setup: Any, rollouts: Any, names: list[str]) -> None:
-    """Fill in the log-probs that the rollouts lack."""
+def _prompts(args: argparse.Namespace, setup: Any, problems: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Token ids of every problem's prompts: those to sample by STUDENT and context, and the privileged teacher's."""
+    from verl_cast.tools.diagnose.contexts import STUDENT
     from verl_cast.tools.diagnose.gaps import PRIVILEGED
     from verl_cast.tools.diagnose.privileged import privileged_messages
-    from verl_cast.tools.diagnose.scoring import Scorer
 
-    rows = rollouts.trajectories
-    _say(f"scoring {len(rows)} responses")
-    prompts = {}
-    for name in names:
-        context = setup.context(name)
-        if name not in rollouts.teachers and not context.is_same:  # a dump has its own teacher's log-probs
-            prompts[name] = [setup.teacher_ids(context, t.messages, t.prompt_ids) for t in rows]
+    students = [setup.prompt_ids(problem.messages) for problem in problems]
+    prompts, shown = {STUDENT: students}, {}
+    for name in [setup.method.teacher.context, *",".join(args.contexts).split(",")]:
+        if name not in ("", "same"):  # `same` is the student's own prompt
+            context = setup.context(name)
+            pairs = zip(problems, students, strict=True)
+            prompts[name] = [setup.teacher_ids(context, problem.messages, ids) for problem, ids in pairs]
     if not args.no_gaps:
-        shown = [privileged_messages(t.messages, t.reference) for t in rows]
-        prompts[PRIVILEGED] = [setup.prompt_ids(messages, limit=False) for messages in shown]
-    scorer = Scorer(setup.model_path, setup.temperature, setup.trust_remote_code)
-    responses = [t.response_ids for t in rows]
-    student = scorer.log_probs([t.prompt_ids for t in rows], responses, "student")
-    if rollouts.old:
-        differences = [np.abs(s - o)[t.mask] for s, o, t in zip(student, rollouts.old, rows, strict=True)]
-        rollouts.distance = float(np.concatenate(differences).mean())
-    else:
-        rollouts.old = student
-    rollouts.teachers |= {name: rollouts.old for name in names if name == "same" and name not in rollouts.teachers}
-    rollouts.teachers |= {name: scorer.log_probs(ids, responses, name) for name, ids in prompts.items()}
+        chats = [privileged_messages(problem.messages, problem.reference) for problem in problems]
+        shown[PRIVILEGED] = [setup.prompt_ids(chat, limit=False) for chat in chats]
+    return prompts, shown
+
+
+def _accuracy(outputs: dict[str, Any], rewards: dict[str, Any], threshold: float, seed: int) -> list[dict[str, Any]]:
+    """A row for the student's prompt, then one for each context, compared with it."""
+    from verl_cast.tools.diagnose.contexts import compare, summarize
+
+    student, *teachers = (summarize(name, outputs[name], rewards[name], threshold) for name in outputs)
+    return [student, *(compare(student, teacher, seed) for teacher in teachers)]
 
 
 def _say(words: str) -> None:

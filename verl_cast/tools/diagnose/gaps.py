@@ -5,6 +5,8 @@ split into correct and wrong responses, and by position and class of token.
 """
 
 import re
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import pandas
 
 from verl_cast.advantage.metrics import centred, correlation
 from verl_cast.tools import stats
-from verl_cast.tools.diagnose.rollouts import Rollouts
+from verl_cast.tools.diagnose.contexts import STUDENT
 
 PRIVILEGED = "privileged"
 ABOVE = (0.0, 0.1, 0.5)  # thresholds on |g| for the agreement in sign, nats
@@ -21,29 +23,60 @@ SHOWN, SHOWN_TOKENS = 4, 400  # responses of the token view, as many correct as 
 FIFTHS = ("first fifth", "second fifth", "third fifth", "fourth fifth", "last fifth")
 
 
-def analyse(rollouts: Rollouts, special_ids: frozenset[int], seed: int) -> dict[str, Any]:
-    """All results about the gaps of `rollouts.teachers`.
+@dataclass(frozen=True)
+class Responses:
+    """N responses to student's prompts, as policy and teachers score them.
+
+    Attributes:
+        context: of the run's own teacher.
+        questions: (N,) last message of the prompt.
+        groups: (N,) problem of the response, as 0, 1, 2, ...
+        correct: (N,) bool.
+        ids, texts: N lists of the T tokens.
+        log_probs: N arrays (T,) by STUDENT and by teacher: contexts, PRIVILEGED.
+    """
+
+    context: str
+    questions: list[str]
+    groups: np.ndarray
+    correct: np.ndarray
+    ids: list[list[int]]
+    texts: list[list[str]]
+    log_probs: dict[str, list[np.ndarray]]
+
+    @property
+    def teachers(self) -> list[str]:
+        return [name for name in self.log_probs if name != STUDENT]
+
+    def gaps(self, teacher: str) -> list[np.ndarray]:
+        """N arrays (T,), the gap of every token in nats (method section 3)."""
+        pairs = zip(self.log_probs[teacher], self.log_probs[STUDENT], strict=True)
+        return [scored.astype(np.float64) - old for scored, old in pairs]
+
+
+def analyse(responses: Responses, special_ids: frozenset[int], seed: int) -> dict[str, Any]:
+    """All results about the teachers' gaps.
 
     Args:
         special_ids: the tokenizer's special tokens.
     """
-    table = token_table(rollouts, special_ids)
+    table = token_table(responses, special_ids)
     by_side = {"all": table, **dict(iter(table.groupby("responses")))}
     result = {
         "teachers": [
             {
                 "teacher": name,
                 "gap": {side: stats.distribution(tokens[name].to_numpy()) for side, tokens in by_side.items()},
-                **relation(rollouts, name, seed),
+                **relation(responses, name, seed),
             }
-            for name in rollouts.teachers
+            for name in responses.teachers
         ],
-        "tokens": _shown(rollouts, seed),
+        "tokens": _shown(responses, seed),
         "compared": None,
     }
-    if PRIVILEGED in rollouts.teachers:
-        pair = (rollouts.context, PRIVILEGED)
-        last = table[table.last].assign(position="last token")
+    if PRIVILEGED in responses.teachers:
+        pair = (responses.context, PRIVILEGED)
+        last = table[table["last"]].assign(position="last token")
         result["compared"] = {
             "agreement": [
                 {"responses": side, **stats.sign_agreement(*(tokens[name].to_numpy() for name in pair), above)}
@@ -57,31 +90,26 @@ def analyse(rollouts: Rollouts, special_ids: frozenset[int], seed: int) -> dict[
     return result
 
 
-def token_table(rollouts: Rollouts, special_ids: frozenset[int]) -> pandas.DataFrame:
-    """One row per token that counts: responses (correct, wrong), position, last, class, and each teacher's gap."""
-    counted = np.concatenate([t.mask for t in rollouts.trajectories])
-    lengths = [len(t.mask) for t in rollouts.trajectories]
+def token_table(responses: Responses, special_ids: frozenset[int]) -> pandas.DataFrame:
+    """One row per token: responses (correct, wrong), position, last, class, and each teacher's gap."""
+    lengths = [len(ids) for ids in responses.ids]
+    tokens = zip(chain(*responses.ids), chain(*responses.texts), strict=True)
     columns = {
-        "responses": np.repeat(np.where(rollouts.correct, "correct", "wrong"), lengths),
+        "responses": np.repeat(np.where(responses.correct, "correct", "wrong"), lengths),
         "position": np.concatenate([np.array(FIFTHS)[np.arange(n) * 5 // n] for n in lengths]),
         "last": np.concatenate([np.arange(n) == n - 1 for n in lengths]),
-        "class": [
-            "special" if token in special_ids else token_class(text)
-            for t in rollouts.trajectories
-            for token, text in zip(t.response_ids, t.texts, strict=True)
-        ],
-        **{name: np.concatenate(rollouts.gaps(name)) for name in rollouts.teachers},
+        "class": ["special" if token in special_ids else token_class(text) for token, text in tokens],
     }
-    return pandas.DataFrame(columns)[counted]
+    return pandas.DataFrame({**columns, **{name: np.concatenate(responses.gaps(name)) for name in responses.teachers}})
 
 
-def relation(rollouts: Rollouts, teacher: str, seed: int) -> dict[str, Any]:
-    """A trajectory's mean gap against its correctness: correlation and AUC, each {"value", "interval"}.
+def relation(responses: Responses, teacher: str, seed: int) -> dict[str, Any]:
+    """A response's mean gap against its correctness: correlation and AUC, each {"value", "interval"}.
 
     Positive (AUC above 0.5): the teacher finds correct responses more likely, relative to the policy, than wrong ones.
     """
-    mean_gap = np.array([np.nanmean(gap) for gap in rollouts.gaps(teacher)])
-    correct, groups = rollouts.correct, rollouts.groups
+    mean_gap = np.array([gap.mean() for gap in responses.gaps(teacher)])
+    correct, groups = responses.correct, responses.groups
     # Centred before resampling: a group keeps its own mean, however often it is drawn.
     in_group, truth = centred(mean_gap, groups), centred(correct.astype(float), groups)
     statistics = {
@@ -138,21 +166,18 @@ def _histogram(table: pandas.DataFrame, pair: tuple[str, str]) -> list[dict[str,
     return rows
 
 
-def _shown(rollouts: Rollouts, seed: int) -> list[dict[str, Any]]:
-    """The token view: responses drawn at random, with every token's text and gaps (None where it does not count)."""
-    order = np.random.default_rng(seed).permutation(len(rollouts.trajectories))
-    chosen = [i for side in (True, False) for i in order[rollouts.correct[order] == side][: SHOWN // 2]]
-    gaps = {name: rollouts.gaps(name) for name in rollouts.teachers}
+def _shown(responses: Responses, seed: int) -> list[dict[str, Any]]:
+    """The token view: responses drawn at random, with the text and the gaps of every token."""
+    order = np.random.default_rng(seed).permutation(len(responses.ids))
+    chosen = [i for side in (True, False) for i in order[responses.correct[order] == side][: SHOWN // 2]]
+    gaps = {name: responses.gaps(name) for name in responses.teachers}
     return [
         {
-            "prompt": str(rollouts.trajectories[i].messages[-1]["content"]),
-            "responses": "correct" if rollouts.trajectories[i].correct else "wrong",
-            "tokens": rollouts.trajectories[i].texts[:SHOWN_TOKENS],
-            "left_out": max(0, len(rollouts.trajectories[i].texts) - SHOWN_TOKENS),
-            "gaps": {
-                name: [None if np.isnan(gap) else round(float(gap), 4) for gap in values[i][:SHOWN_TOKENS]]
-                for name, values in gaps.items()
-            },
+            "question": responses.questions[i],
+            "responses": "correct" if responses.correct[i] else "wrong",
+            "tokens": responses.texts[i][:SHOWN_TOKENS],
+            "left_out": max(0, len(responses.texts[i]) - SHOWN_TOKENS),
+            "gaps": {name: values[i][:SHOWN_TOKENS].tolist() for name, values in gaps.items()},
         }
         for i in chosen
     ]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import markupsafe
+import numpy as np
 import pandas
 import plotly.express as px
 import plotly.graph_objects as go
@@ -23,36 +24,31 @@ STRONGEST = 1.0  # nats; larger gaps have the same colour
 
 def render(result: dict[str, Any]) -> str:
     """The page of one diagnosis; `result` is what `command.py` writes as JSON."""
-    figures, accuracy, compared = {}, result["accuracy"], result["gaps"]["compared"]
-    if accuracy is not None:
-        figures["accuracy"] = _accuracy(accuracy)
+    compared, figures = result["gaps"]["compared"], {"accuracy": _accuracy(result["accuracy"])}
     if compared is not None:
         figures["histogram"] = _bars(compared["histogram"], "gap", "share")
         figures["position"] = _bars(compared["position"], "part", "mean", [*FIFTHS, "last token"])
         figures["class"] = _bars(compared["class"], "part", "mean")
-    teachers = [] if accuracy is None else accuracy["teachers"]
     return html_page.render(
         __package__,
         "page.html.jinja",
         {**{f.__name__: f for f in (summary.short, summary.number, summary.percent, summary.interval)}, "shade": shade},
         result=result,
         verdicts=summary.verdicts(result),
-        verdict=next((one["verdict"] for one in teachers if one["context"] == result["context"]), ""),
+        verdict=next((one["verdict"] for one in result["accuracy"][1:] if one["context"] == result["context"]), ""),
         figures={name: _html(figure) for name, figure in figures.items()},
     )
 
 
-def shade(gap: float | None) -> str:
+def shade(gap: float) -> str:
     """The background of a token with this gap."""
-    if gap is None:
-        return "none"
     return f"rgba({'37,99,235' if gap > 0 else '220,38,38'},{min(1, abs(gap) / STRONGEST) * 0.6:.2f})"
 
 
-def _accuracy(accuracy: dict[str, Any]) -> go.Figure:
+def _accuracy(accuracy: list[dict[str, Any]]) -> go.Figure:
     """Accuracy in each context with its 95 % interval; the dotted line is the student's."""
-    rows = pandas.DataFrame([accuracy["student"], *accuracy["teachers"]])
-    low, high = zip(*rows["interval"], strict=True)
+    rows = pandas.DataFrame(accuracy)
+    low, high = np.array(rows["interval"].tolist()).T
     figure = px.scatter(
         x=rows["accuracy"],
         y=[html.escape(summary.short(name)) for name in rows["context"]],  # plotly reads tags in its labels
@@ -79,6 +75,7 @@ def _bars(rows: list[dict[str, Any]], x: str, y: str, order: Sequence[str] = ())
         facet_row="teacher",
         category_orders={x: list(order)},
         color_discrete_map=COLOURS,
+        hover_data=[] if x == "gap" else ["tokens", "agreement"],
         labels={"share": "tokens", "mean": "mean gap, nats", "gap": "gap, nats (end bins: and beyond)", "part": ""},
         height=460,
     )

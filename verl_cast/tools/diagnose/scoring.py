@@ -49,40 +49,36 @@ class Scorer:
         self.temperature = temperature
 
     def log_probs(
-        self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], label: str
+        self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[Sequence[int]]], label: str
     ) -> list[np.ndarray]:
         """
         Args:
-            prompts, responses: token ids of N rows; none may be empty.
+            prompts: token ids of P prompts.
+            responses: to each prompt, token ids of its responses; none may be empty.
             label: of the progress bar.
 
         Returns:
-            N arrays (T,) float32, log π of every response token, in nats.
+            for every response, in order, (T,) float32, log π of its tokens in nats.
 
         Raises:
-            UserError: a row is longer than the model allows.
+            UserError: a prompt with its response is longer than the model allows.
         """
-        longest = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
+        longest = max(len(p) + max(map(len, group)) for p, group in zip(prompts, responses, strict=True))
         for name, limit in length_limits(self.model.config.get_text_config(), None, 1).items():
             if longest > limit:
                 raise UserError(
                     f"a context with its response is {longest} tokens long, but {name} allows {limit}; use a shorter "
                     "context or a smaller data.max_response_length."
                 )
-        by_prompt: dict[tuple[int, ...], list[int]] = {}
-        for i in sorted(range(len(prompts)), key=lambda i: len(responses[i])):
-            by_prompt.setdefault(tuple(prompts[i]), []).append(i)
-        scored: dict[int, np.ndarray] = {}
-        with tqdm(total=len(prompts), desc=f"scoring ({label})", leave=False, disable=None) as bar:
-            for prompt, rows in by_prompt.items():
-                for start in range(0, len(rows), MAX_ROWS):
-                    part = rows[start : start + MAX_ROWS]
-                    scored |= zip(part, self._score(prompt, [responses[i] for i in part]), strict=True)
-                    bar.update(len(part))
-        return [scored[i] for i in range(len(prompts))]
+        scored: list[np.ndarray] = []
+        pairs = zip(prompts, responses, strict=True)
+        for prompt, group in tqdm(pairs, total=len(prompts), desc=f"scoring ({label})", leave=False, disable=None):
+            for start in range(0, len(group), MAX_ROWS):
+                scored += self._score(prompt, group[start : start + MAX_ROWS])
+        return scored
 
     @torch.inference_mode()
-    def _score(self, prompt: Sequence[int], responses: list[Sequence[int]]) -> list[np.ndarray]:
+    def _score(self, prompt: Sequence[int], responses: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """The prompt runs once; the responses continue its cache, a slice of their width at a time."""
         number, before = len(responses), len(prompt)
         output = self.model(torch.tensor([prompt], device=self.device), use_cache=True, logits_to_keep=1)

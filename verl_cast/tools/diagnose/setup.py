@@ -23,8 +23,6 @@ from verl_cast.tools.cli import UserError, first_line
 
 REWARD_MANAGERS = ("naive", "dapo")  # verl's managers that grade one response by its text, in this process
 MODEL_KEY = "actor_rollout_ref.model.path"
-TEMPERATURE_KEY = "actor_rollout_ref.rollout.temperature"
-_INSTEAD = "or analyse the rollouts of a run (--rollouts RUN_DIR)"
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,8 @@ class Setup:
         self.temperature = float(self.rollout.temperature)
         if self.temperature <= 0:
             raise UserError(
-                f"{TEMPERATURE_KEY}={self.temperature:g}: gaps exist only for a policy that samples; set the "
-                f"temperature that you train with ({TEMPERATURE_KEY}=1)."
+                f"actor_rollout_ref.rollout.temperature={self.temperature:g}: without sampling there are no gaps; set "
+                "the temperature that you train with (actor_rollout_ref.rollout.temperature=1)."
             )
         model = config.actor_rollout_ref.model
         if model.get("lora_adapter_path", None) is not None:
@@ -73,21 +71,6 @@ class Setup:
         self.chat_template_kwargs = chat_template_kwargs(config)
         self.model_path = str(Path(str(model.path)).expanduser())
         self.trust_remote_code = bool(model.get("trust_remote_code", False))
-
-    def use_run(self, run: Mapping[str, Any]) -> None:
-        """Use temperature and model (unless the command names one) of a dump's run.
-
-        Raises:
-            UserError: the command names another temperature; the dump's log-probs are valid only at their own.
-        """
-        if MODEL_KEY not in self.named:
-            self.model_path = str(Path(run["model"]).expanduser())
-        if TEMPERATURE_KEY in self.named and self.temperature != run["temperature"]:
-            raise UserError(
-                f"{TEMPERATURE_KEY}={self.temperature:g}: the dump's run sampled at {run['temperature']:g}; leave the "
-                "key out."
-            )
-        self.temperature = run["temperature"]
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -175,7 +158,7 @@ class Setup:
             if value not in (None, works):
                 raise UserError(
                     f"actor_rollout_ref.rollout.{key}={value}: diagnose samples one response per prompt; set "
-                    f"actor_rollout_ref.rollout.{key}={works}, {_INSTEAD}."
+                    f"actor_rollout_ref.rollout.{key}={works} for this look."
                 )
 
 
@@ -190,10 +173,10 @@ class Verifier:
         if manager.source != "register" or manager.name not in REWARD_MANAGERS:
             raise UserError(
                 f"reward.reward_manager.name={manager.name}: diagnose supports {' and '.join(REWARD_MANAGERS)}; set "
-                f"reward.reward_manager.name={REWARD_MANAGERS[0]}, {_INSTEAD}."
+                f"reward.reward_manager.name={REWARD_MANAGERS[0]} for this look."
             )
         if reward.reward_model.enable:
-            raise UserError(f"reward.reward_model.enable=True: no verifier; set it to False, {_INSTEAD}.")
+            raise UserError("reward.reward_model.enable=True is no verifier; set reward.reward_model.enable=False.")
         try:
             self._manager = load_reward_manager(setup.config, setup.tokenizer)
         except (FileNotFoundError, AttributeError) as error:

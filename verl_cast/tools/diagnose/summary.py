@@ -28,43 +28,33 @@ def interval(bounds: Any, form: str = "+.2f") -> str:
 
 
 def verdicts(result: dict[str, Any]) -> list[str]:
-    """A sentence for each context that was sampled; the run's own first."""
-    accuracy = result["accuracy"]
-    if accuracy is None:
-        return []
-    found = [] if result["context"] != "same" else ["same: teacher and student read one prompt: nothing to compare."]
+    """A sentence for each context that was sampled, and how the run itself measures it."""
     means = {
         "better": "better than the student",
         "not better": "not better than the student",
         "undecided": "undecided; raise --problems to decide",
     }
-    for one in accuracy["teachers"]:
+    found = ["same: teacher and student read one prompt, so nothing differs"] if result["context"] == "same" else []
+    for one in result["accuracy"][1:]:
         own = ", this run's teacher" if one["context"] == result["context"] else ""
         found.append(f"{short(one['context'])}{own}: {means[one['verdict']]}")
     return [*found, IN_THE_RUN]
 
 
 def text(result: dict[str, Any]) -> str:
-    lines = []
-    if result["accuracy"] is not None:
-        lines += _accuracy(result["accuracy"]) + [line for words in verdicts(result) for line in _wrapped(words)]
-    rollouts, gaps = result["rollouts"], result["gaps"]
-    lines += ["", f"Gaps of {rollouts['trajectories']} responses, {rollouts['correct']} of them correct"]
-    lines += _wrapped(f"{rollouts['about']}.")
-    if rollouts["distance"] is not None:
-        lines += _wrapped(
-            f"The scoring model is {rollouts['distance']:.3f} nats per token away from the rollouts' policy. If that "
-            "is much, name the checkpoint of that step (actor_rollout_ref.model.path)."
-        )
+    """The whole text."""
+    gaps = result["gaps"]
+    lines = [*_accuracy(result), *(line for words in verdicts(result) for line in _wrapped(words)), ""]
+    lines.append("Gaps: log-prob of the teacher less that of the policy, on the student's responses")
     lines.append(
-        f"  {'teacher':26s}{'mean gap':>9s}{'g > 0':>7s}{'correct':>9s}{'wrong':>7s}{'AUC':>6s}  "
-        f"{'95 %':14s}{'correlation':>11s}"
+        f"  {'teacher':26s}{'mean':>7s}{'g > 0':>7s}{'correct':>9s}{'wrong':>7s}{'AUC':>6s}  {'95 %':14s}"
+        f"{'correlation':>11s}"
     )
     for one in gaps["teachers"]:
         everything, auc = one["gap"]["all"], one["auc"]
         means = [number(one["gap"].get(side, {}).get("mean")) for side in ("correct", "wrong")]
         lines.append(
-            f"  {short(one['teacher'])[:25]:26s}{everything['mean']:+9.2f}{percent(everything['positive']):>7s}"
+            f"  {short(one['teacher'])[:25]:26s}{everything['mean']:+7.2f}{percent(everything['positive']):>7s}"
             f"{means[0]:>9s}{means[1]:>7s}{number(auc['value'], '.2f'):>6s}  {interval(auc['interval'], '.2f'):14s}"
             f"{number(one['correlation']['value']):>11s}"
         )
@@ -81,14 +71,12 @@ def _wrapped(sentence: str) -> list[str]:
     return textwrap.wrap(sentence, WIDTH, initial_indent="  ", subsequent_indent="    ", break_long_words=False)
 
 
-def _accuracy(accuracy: dict[str, Any]) -> list[str]:
-    lines = [f"Contexts: {accuracy['problems']} problems x {accuracy['samples']} samples"]
+def _accuracy(result: dict[str, Any]) -> list[str]:
+    lines = [f"Contexts: {result['problems']} problems x {result['samples']} samples"]
     lines.append(f"  {'context':30s}{'accuracy':>8s}  {'95 %':14s}{'difference':>25s}{'tokens':>9s}{'cut off':>9s}")
-    for one in [accuracy["student"], *accuracy["teachers"]]:
-        is_student = one is accuracy["student"]
-        name = "student" if is_student else f"teacher ({short(one['context'])})"
-        difference = None if is_student else one["difference"]
-        words = "" if is_student else f"{difference['value']:+.2f} ({interval(difference['interval'])})"
+    for i, one in enumerate(result["accuracy"]):
+        name = f"teacher ({short(one['context'])})" if i else "student"
+        words = f"{one['difference']['value']:+.2f} ({interval(one['difference']['interval'])})" if i else ""
         lines.append(
             f"  {name[:30]:30s}{one['accuracy']:8.2f}  {interval(one['interval'], '.2f'):14s}{words:>25s}"
             f"{one['length_mean']:9.1f}{percent(one['truncated_share']):>9s}"
