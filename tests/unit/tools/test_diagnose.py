@@ -308,29 +308,28 @@ def test_prompts_are_those_of_verls_agent_loop(setup):
     from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
     builder = create_continuous_token_builder(setup.tokenizer)
-    for problem in setup.problems("val", 3, seed=0):
-        assert setup.prompt_ids(problem.messages) == list(builder.build_initial_tokens(problem.messages))
+    for row in setup.problems("val", 3, seed=0):
+        assert setup.prompt_ids(row["raw_prompt"]) == list(builder.build_initial_tokens(row["raw_prompt"]))
 
 
 def test_problems_are_drawn_once_and_by_the_seed(setup):
     def questions(number, seed):
-        return [problem.messages[0]["content"] for problem in setup.problems("val", number, seed)]
+        return [row["raw_prompt"][0]["content"] for row in setup.problems("val", number, seed)]
 
     assert len(set(questions(64, 0))) == len(questions(1000, 0)) == 64
     assert questions(8, 1) == questions(8, 1) != questions(8, 2)
-    assert setup.problems("val", 64, 0)[0].reference == "0"
 
 
 def test_the_verifier_is_the_runs_own(setup, tiny_directory):
     from verl_cast.tools.diagnose.setup import Verifier
 
-    verifier, problem = Verifier(setup), setup.problems("val", 1, 0)[0]
+    verifier, row = Verifier(setup), setup.problems("val", 1, 0)[0]
     namespace = {}
     exec((tiny_directory / "reward.py").read_text(), namespace)
     texts = ["one", "two", "three", "", "more"]
     ids = [[*setup.tokenizer(text)["input_ids"], setup.tokenizer.eos_token_id] for text in texts]
     expected = [namespace["compute_score"]("", text, "")["score"] for text in texts]
-    assert [verifier.score(problem, one) for one in ids] == expected and 0 < sum(expected) < len(texts)
+    assert [verifier.score(row, one) for one in ids] == expected and 0 < sum(expected) < len(texts)
 
 
 @pytest.mark.parametrize(
@@ -522,12 +521,13 @@ def test_the_privileged_context_shows_the_answer_in_the_last_user_message():
     messages = [{"role": "user", "content": "first"}, {"role": "assistant", "content": "a"}]
     messages.append({"role": "user", "content": "What is 1 + 1?"})
     before = copy.deepcopy(messages)
-    shown = privileged.privileged_messages(messages, "{2}")
+    shown = privileged.privileged_messages({"raw_prompt": messages, "reward_model": {"ground_truth": "{2}"}})
     assert messages == before and shown[:2] == before[:2]
     assert shown[2]["content"].startswith("What is 1 + 1?") and "\n{2}\n" in shown[2]["content"]
-    for bad in ([{"role": "system", "content": "x"}], [{"role": "user", "content": [{"type": "image"}]}]):
+    image = [{"role": "user", "content": [{"type": "image"}]}]
+    for bad, answer in (([{"role": "system", "content": "x"}], "2"), (image, "2"), (messages, ""), (messages, None)):
         with pytest.raises(UserError, match="--no-gaps"):
-            privileged.privileged_messages(bad, "2")
+            privileged.privileged_messages({"raw_prompt": bad, "reward_model": {"ground_truth": answer}})
 
 
 def test_no_module_that_trains_imports_the_privileged_context():

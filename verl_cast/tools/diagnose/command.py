@@ -74,10 +74,10 @@ def main(args: argparse.Namespace) -> int:
     found = sample(setup, [ids for group in prompts.values() for ids in group], args.samples, args.seed)
     outputs = {name: found[i * len(problems) : (i + 1) * len(problems)] for i, name in enumerate(prompts)}
     _say("verifying with the run's own reward")
-    rewards = {
-        name: np.array([[verifier.score(p, o["ids"]) for o in one] for p, one in zip(problems, group, strict=True)])
-        for name, group in outputs.items()
-    }
+    rewards = {}
+    for name, groups in outputs.items():
+        pairs = zip(problems, groups, strict=True)
+        rewards[name] = np.array([[verifier.score(row, one["ids"]) for one in group] for row, group in pairs])
     ids = [[one["ids"] for one in group] for group in outputs[STUDENT]]
     _say(f"scoring {len(problems) * args.samples} responses")
     scorer = Scorer(setup.model_path, setup.temperature, setup.trust_remote_code)
@@ -88,7 +88,7 @@ def main(args: argparse.Namespace) -> int:
     flat = [one for group in ids for one in group]
     responses = gaps.Responses(
         context=own,
-        questions=[problem.messages[-1]["content"] for problem in problems for _ in range(args.samples)],
+        questions=[row["raw_prompt"][-1]["content"] for row in problems for _ in range(args.samples)],
         groups=np.repeat(np.arange(len(problems)), args.samples),
         correct=rewards[STUDENT].ravel() > setup.method.correct_threshold,
         ids=flat,
@@ -126,16 +126,15 @@ def _prompts(args: argparse.Namespace, setup: Any, problems: Any) -> tuple[dict[
     from verl_cast.tools.diagnose.gaps import PRIVILEGED
     from verl_cast.tools.diagnose.privileged import privileged_messages
 
-    students = [setup.prompt_ids(problem.messages) for problem in problems]
+    students = [setup.prompt_ids(row["raw_prompt"]) for row in problems]
     prompts, shown = {STUDENT: students}, {}
     for name in [setup.method.teacher.context, *",".join(args.contexts).split(",")]:
         if name not in ("", "same"):  # `same` is the student's own prompt
             context = setup.context(name)
             pairs = zip(problems, students, strict=True)
-            prompts[name] = [setup.teacher_ids(context, problem.messages, ids) for problem, ids in pairs]
+            prompts[name] = [setup.teacher_ids(context, row["raw_prompt"], ids) for row, ids in pairs]
     if not args.no_gaps:
-        chats = [privileged_messages(problem.messages, problem.reference) for problem in problems]
-        shown[PRIVILEGED] = [setup.prompt_ids(chat, limit=False) for chat in chats]
+        shown[PRIVILEGED] = [setup.prompt_ids(privileged_messages(row), limit=False) for row in problems]
     return prompts, shown
 
 

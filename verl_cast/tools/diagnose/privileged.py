@@ -4,7 +4,7 @@ CAST's teacher is answer-free (method section 8). The diagnosis compares its gap
 (section 10). The reference is the data's `reward_model.ground_truth`: an answer, not a worked solution as in OPSD.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from verl_cast.teacher.privileged.context import reference_messages
@@ -13,15 +13,16 @@ from verl_cast.tools.cli import UserError
 _WITHOUT = "leave the privileged teacher out with --no-gaps."
 
 
-def privileged_messages(messages: Sequence[Mapping[str, Any]], reference: str | None) -> list[dict[str, Any]]:
-    """The chat with the reference in its last user message.
+def privileged_messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The chat of a row of the data, with the row's reference in its last user message.
 
     Raises:
         UserError: there is no reference or no user message, or the message holds more than text.
     """
-    if reference is None:
+    reference = (row.get("reward_model") or {}).get("ground_truth")
+    if reference in (None, ""):
         raise UserError(f"a problem has no reference answer (reward_model.ground_truth); {_WITHOUT}")
     try:
-        return reference_messages(messages, reference)
+        return reference_messages(row["raw_prompt"], str(reference))
     except ValueError as error:
         raise UserError(f"{error}; {_WITHOUT}") from error

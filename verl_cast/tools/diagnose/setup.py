@@ -9,7 +9,6 @@ import contextlib
 import functools
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +22,6 @@ from verl_cast.tools.cli import UserError, first_line
 
 REWARD_MANAGERS = ("naive", "dapo")  # verl's managers that grade one response by its text, in this process
 MODEL_KEY = "actor_rollout_ref.model.path"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One row of the data.
-
-    Attributes:
-        messages: the chat messages of the prompt.
-        reference: the reference answer as text; None where the data have none.
-        fields: what verl's reward manager gets besides the response.
-    """
-
-    messages: list[dict[str, Any]]
-    reference: str | None
-    fields: dict[str, Any]
 
 
 class Setup:
@@ -114,8 +98,8 @@ class Setup:
         """
         return _user_errors(context.prompt_ids, messages, ids)
 
-    def problems(self, which: str, number: int, seed: int) -> list[Problem]:
-        """`number` problems of the run's data, drawn without repetition; all where there are fewer.
+    def problems(self, which: str, number: int, seed: int) -> list[dict[str, Any]]:
+        """`number` rows of verl's dataset class, drawn without repetition; all where there are fewer.
 
         Args:
             which: val or train.
@@ -139,17 +123,11 @@ class Setup:
             raise UserError(
                 f"{key}: no problem is left in {', '.join(files)}; raise data.max_prompt_length if it dropped all."
             )
-        rows = np.random.default_rng(seed).permutation(len(dataset))[:number]
-        return [self._problem(dataset[int(row)]) for row in sorted(rows)]
-
-    def _problem(self, row: dict[str, Any]) -> Problem:
-        messages = [dict(message) for message in row["raw_prompt"]]
-        if any(not isinstance(message["content"], str) for message in messages):
-            raise UserError("the data hold images or other parts besides text; name data of text only.")
-        fields = {"data_source": row.get("data_source"), "reward_model": row.get("reward_model") or {}}
-        fields["extra_info"] = dict(row.get("extra_info") or {})
-        reference = fields["reward_model"].get("ground_truth")
-        return Problem(messages, None if reference in (None, "") else str(reference), fields)
+        chosen = sorted(np.random.default_rng(seed).permutation(len(dataset))[:number])
+        rows = [dataset[int(row)] for row in chosen]
+        if any(not isinstance(message["content"], str) for row in rows for message in row["raw_prompt"]):
+            raise UserError(f"{key}: {', '.join(files)} hold images or other parts besides text; name data of text.")
+        return rows
 
     def check_sampling(self) -> None:
         """Refuse commands whose rollouts are not one response to one prompt."""
@@ -184,16 +162,17 @@ class Verifier:
                 f"the reward function cannot be loaded; set reward.custom_reward_function.path ({first_line(error)})"
             ) from error
 
-    def score(self, problem: Problem, response_ids: Sequence[int]) -> float:
-        """The reward of one response."""
+    def score(self, row: Mapping[str, Any], response_ids: Sequence[int]) -> float:
+        """The reward of a response to a row of the data."""
         import torch
         from verl import DataProto
 
         responses = torch.tensor([list(response_ids)])
-        fields = {name: np.array([value], dtype=object) for name, value in problem.fields.items()}
-        fields["extra_info"] = np.array([dict(problem.fields["extra_info"])], dtype=object)  # verl writes into it
+        fields = {name: row.get(name) for name in ("data_source", "reward_model")}
+        fields["extra_info"] = dict(row.get("extra_info") or {})  # verl writes into it
         data = DataProto.from_dict(
-            tensors={"responses": responses, "attention_mask": torch.ones_like(responses)}, non_tensors=fields
+            tensors={"responses": responses, "attention_mask": torch.ones_like(responses)},
+            non_tensors={name: np.array([value], dtype=object) for name, value in fields.items()},
         )
         loop: asyncio.AbstractEventLoop = self._manager.loop
         return float(loop.run_until_complete(self._manager.run_single(data))["reward_score"])
