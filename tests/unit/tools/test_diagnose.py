@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -353,6 +354,20 @@ def test_a_command_that_cannot_be_diagnosed_is_refused(overrides, extra, words):
         Verifier(setup)
         setup.problems("val", 2, 0)
     assert words in str(error.value)
+
+
+def test_vllm_gets_the_settings_of_the_run(overrides, monkeypatch):
+    from verl_cast.tools.diagnose.sampling import engine_arguments
+
+    vllm = ["+actor_rollout_ref.rollout.engine_kwargs.vllm.block_size=32"]
+    setup = changed(None, "actor_rollout_ref.rollout.max_model_len=100", *vllm, overrides=overrides)
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    found = engine_arguments(setup, longest_prompt=64)
+    assert (found["dtype"], found["enforce_eager"], found["block_size"]) == ("float32", True, 32)
+    assert found["max_model_len"] == 100 and engine_arguments(setup, longest_prompt=200)["max_model_len"] == 212
+    assert 2**30 <= found["kv_cache_memory_bytes"] < psutil.virtual_memory().total  # vLLM's CPU build
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    assert "kv_cache_memory_bytes" not in engine_arguments(setup, longest_prompt=64)
 
 
 def test_a_model_that_transformers_cannot_load_is_named(tmp_path):

@@ -40,7 +40,7 @@ def sample(setup: Any, prompts: Sequence[Sequence[int]], samples: int, seed: int
         detokenize=False,
     )
     try:
-        engine = LLM(**_engine_arguments(setup, max(map(len, prompts))), seed=seed)
+        engine = LLM(**engine_arguments(setup, max(map(len, prompts))), seed=seed)
         outputs = engine.generate([{"prompt_token_ids": list(ids)} for ids in prompts], parameters)
         engine.llm_engine.engine_core.shutdown()  # frees the accelerator for the scoring
     except Exception as error:  # vLLM raises whatever its parts raise
@@ -54,7 +54,7 @@ def sample(setup: Any, prompts: Sequence[Sequence[int]], samples: int, seed: int
     ]
 
 
-def _engine_arguments(setup: Any, longest_prompt: int) -> dict[str, Any]:
+def engine_arguments(setup: Any, longest_prompt: int) -> dict[str, Any]:
     """vLLM's arguments, from the run's own `actor_rollout_ref.rollout`."""
     from vllm.platforms import current_platform
 
