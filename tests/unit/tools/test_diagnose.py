@@ -522,10 +522,12 @@ def test_the_text_names_every_context_with_its_verdict():
 
 
 def test_the_same_context_has_nothing_to_compare():
-    responses = made_up(names=("same",))
+    responses = made_up(names=("same", gaps.PRIVILEGED))
     responses.log_probs["same"] = responses.log_probs[contexts.STUDENT]
     result = result_of(responses, {"student": 0.5}, context="same")
-    assert "so nothing differs" in summary.text(result) and page.render(result)
+    text = summary.text(result)
+    assert "so nothing differs" in text and "agree in sign" not in text and "trust" not in text
+    assert "Agreement in sign" not in page.render(result)
     assert result["gaps"]["teachers"][0]["gap"]["all"]["abs_mean"] == 0
 
 

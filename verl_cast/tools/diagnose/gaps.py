@@ -74,7 +74,7 @@ def analyse(responses: Responses, special_ids: frozenset[int], seed: int) -> dic
         "tokens": _shown(responses, seed),
         "compared": None,
     }
-    if PRIVILEGED in responses.teachers:
+    if PRIVILEGED in responses.teachers and responses.context != "same":  # whose gap is 0 here
         pair = (responses.context, PRIVILEGED)
         last = table[table["last"]].assign(position="last token")
         result["compared"] = {

@@ -34,10 +34,12 @@ def verdicts(result: dict[str, Any]) -> list[str]:
         "not better": "not better than the student",
         "undecided": "undecided; raise --problems to decide",
     }
-    found = ["same: teacher and student read one prompt, so nothing differs"] if result["context"] == "same" else []
+    found = []
     for one in result["accuracy"][1:]:
         own = ", this run's teacher" if one["context"] == result["context"] else ""
         found.append(f"{short(one['context'])}{own}: {means[one['verdict']]}")
+    if result["context"] == "same":
+        return ["same: teacher and student read one prompt, so nothing differs before the training", *found]
     return [*found, IN_THE_RUN]
 
 
