@@ -289,8 +289,8 @@ def study():
         return importlib.import_module("results")
 
 
-# (claim, raw file, cell, arm, outcome, verdict). The file is `knows` (the tiny model) or `arithmetic` (SmolLM2). The verdict
-# is the arm against GRPO: ahead, level (less than 3 points away) or behind. README and pages make these claims.
+# (claim, raw file, cell, arm, outcome, verdict). The file is `knows` (the tiny model) or `arithmetic` (SmolLM2). The
+# verdict is the arm against GRPO: ahead, level (less than 3 points away) or behind. Pages make these claims.
 FIT = "With a fit context the recommended setting is ahead of GRPO where few groups are mixed, and level elsewhere."
 NOT_BETTER = "With a context that is not better only flip=none with both bases 0 ends level with GRPO."
 CAUGHT_UP = "Flips in mixed groups cost accuracy once the policy has caught up with its teacher."
