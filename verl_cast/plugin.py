@@ -16,7 +16,7 @@ import verl
 import wrapt
 
 from verl_cast.platform import is_cpu
-from verl_cast.seams import SUPPORTED_VERL, check_seams, has_cast, has_hooks
+from verl_cast.seams import SEAMS, UnsupportedVerl, check_seams, check_version, has_cast, has_hooks
 
 logger = logging.getLogger("verl_cast")
 
@@ -59,12 +59,18 @@ def _install_config_check(module: ModuleType) -> None:
     def validate_config(config, *args, **kwargs):
         from verl_cast.checks.advice import warnings_of
         from verl_cast.checks.run import apply_method_defaults, check_run, summary
+        from verl_cast.checks.spelling import settings_of_a_twin
+        from verl_cast.checks.stack import stack_warnings
         from verl_cast.config.methods import is_cast_run, method_class
 
         method = method_class(config)
         if method is not None:
             if problems:
                 raise RuntimeError(f"algorithm.adv_estimator={method.NAME}: {problems[0]}")
+            untested = check_version(verl.__version__)
+            if untested is not None:
+                check_seams(*SEAMS)  # all of them here: a worker would find a changed one after models are loaded
+                print(f"[verl_cast] warning: {untested}")
             for change in apply_method_defaults(config):
                 print(f"[verl_cast] {change}")
         check_run(config)
@@ -75,9 +81,10 @@ def _install_config_check(module: ModuleType) -> None:
         result = stock(config, *args, **kwargs)
         if method is not None:
             print(summary(config))
-        if is_cast_run(config):
-            for warning in warnings_of(config):
+            for warning in stack_warnings(config) + (warnings_of(config) if is_cast_run(config) else []):
                 print(f"[verl_cast] warning: {warning}")
+        for sentence in settings_of_a_twin(config):
+            print(f"[verl_cast] {sentence}.")
         return result
 
     module.validate_config = validate_config
@@ -120,19 +127,17 @@ def _install_packaged_config(module: ModuleType) -> None:
 
 
 def _register() -> None:
-    is_supported = verl.__version__.startswith(f"{SUPPORTED_VERL}.")
-    if is_supported and is_cpu():
+    try:
+        check_version(verl.__version__)
+    except UnsupportedVerl as error:
+        _report(f"{error} Nothing is registered, and algorithm.adv_estimator=cast is unknown.")
+        return
+    if is_cpu():
         from verl_cast.platform import cpu
 
         cpu.install()
     if has_cast():
         _step_aside()
-        return
-    if not is_supported:
-        _report(
-            f"verl {verl.__version__} is installed, verl_cast supports {SUPPORTED_VERL}.x; nothing is registered, and "
-            f"algorithm.adv_estimator=cast is unknown. Install verl {SUPPORTED_VERL}.x, or a verl_cast for this verl."
-        )
         return
     wrapt.register_post_import_hook(_install_packaged_config, "hydra.core.config_store")
     wrapt.register_post_import_hook(_install_config_check, "verl.utils.config")

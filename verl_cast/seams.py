@@ -9,7 +9,10 @@ import inspect
 from pathlib import Path
 from types import ModuleType
 
-SUPPORTED_VERL = "0.9"
+from packaging.version import Version
+
+OLDEST_VERL = "0.9.0"  # the first with an entry-point group for plugins
+TESTED_VERL = "0.9.1"
 
 # module -> qualified name -> parameter names
 SEAMS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -114,6 +117,29 @@ def has_cast() -> bool:
     return (_sources() / "experimental" / "cast" / "__init__.py").exists()
 
 
+class UnsupportedVerl(RuntimeError):
+    """A verl that is older than every version with the seams."""
+
+
+def check_version(version: str) -> str | None:
+    """Whether a version of verl may be tried: every version from OLDEST_VERL on, as long as its seams hold.
+
+    Returns:
+        A warning where it is not the version that the tests ran with; None where it is.
+
+    Raises:
+        UnsupportedVerl: it is older, or not a version.
+    """
+    if version == "unknown" or Version(version) < Version(OLDEST_VERL):
+        raise UnsupportedVerl(f"verl {version} is installed, and verl_cast needs {OLDEST_VERL} or newer.")
+    if version == TESTED_VERL:
+        return None
+    return (
+        f"verl {version}: verl_cast was tested with verl {TESTED_VERL}. The signature of every function that it relies "
+        f"on is checked before the run; pip install verl=={TESTED_VERL} for the tested one."
+    )
+
+
 class SeamChanged(RuntimeError):
     """A function that verl_cast relies on is missing or takes other parameters than it did.
 
@@ -152,5 +178,5 @@ def check_seams(*module_names: str) -> None:
             if found != expected:
                 raise SeamChanged(
                     f"verl_cast relies on {module_name}.{qualified_name}({', '.join(expected)}), which takes "
-                    f"({', '.join(found)}) here. Use verl {SUPPORTED_VERL}.x, or a verl_cast made for this verl."
+                    f"({', '.join(found)}) here. Use verl {TESTED_VERL}, or a verl_cast made for this verl."
                 )

@@ -20,7 +20,8 @@ from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, get_adv_
 
 from verl_cast import CastConfigError
 from verl_cast.advantage.compute import compute_advantage, rule_of
-from verl_cast.checks.run import apply_method_defaults, check_run, packaged_defaults, summary
+from verl_cast.checks.run import apply_method_defaults, check_run, summary
+from verl_cast.checks.spelling import packaged_defaults
 from verl_cast.config.baselines import BASELINES, GrpoOpsdConfig, OpsdConfig, RlrtConfig, RlsdConfig
 from verl_cast.config.methods import METHODS, method_config
 from verl_cast.teacher.context import TeacherContext

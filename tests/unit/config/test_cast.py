@@ -68,13 +68,13 @@ def test_defaults_are_those_of_the_evaluated_run():
         ({"gap_weight": True}, "algorithm.cast.gap_weight", "finite number"),
         ({"gap_weight": -0.1}, "algorithm.cast.gap_weight", "at least 0"),
         ({"gap_weight": float("nan")}, "algorithm.cast.gap_weight", "finite number"),
-        ({"noise_floor_interval": None, "gap_deadzone": "noise"}, "algorithm.cast.noise_floor_interval", "use 0"),
+        ({"noise_floor_interval": None, "gap_deadzone": "noise"}, "algorithm.cast.noise_floor_interval", "interval=0"),
         ({"flip_groups": "mixed"}, "algorithm.cast.flip_groups", "one of all, zero_variance"),
         ({"gap_deadzone": -1}, "algorithm.cast.gap_deadzone", "at least 0"),
         ({"gap_deadzone": "loud"}, "algorithm.cast.gap_deadzone", "or noise"),
         ({"base_correct": -1}, "algorithm.cast.base_correct", "at least 0"),
         ({"base_wrong": -1}, "algorithm.cast.base_wrong", "at least 0"),
-        ({"positive_clip": [1.05, 0.8]}, "algorithm.cast.positive_clip", "use [0.8,1.05]"),
+        ({"positive_clip": [1.05, 0.8]}, "algorithm.cast.positive_clip", "positive_clip=[0.8,1.05]"),
         ({"negative_clip": [0.5, 0.9]}, "algorithm.cast.negative_clip", "at least 1"),
         ({"negative_clip": 1.2}, "algorithm.cast.negative_clip", "two numbers"),
         ({"positive_clip": [-0.1, 1.05]}, "algorithm.cast.positive_clip", "at least 0"),
@@ -130,7 +130,7 @@ def test_command_line_reaches_the_config(compose):
 def test_a_plain_cast_run_passes_and_is_summarised(compose):
     config = compose(*CAST)
     check_run(config)
-    for word in ("flip=both", "snapshot/10", "context=plain", "8 responses per prompt"):
+    for word in ("all defaults", "snapshot weights", "context plain", "8 responses per prompt"):
         assert word in summary(config)
 
 
