@@ -165,6 +165,24 @@ def parameters_of(module: ModuleType, qualified_name: str, expected: tuple[str, 
     return tuple(parameter.name for parameter in parameters)
 
 
+def changed_seams(module_name: str) -> list[tuple[str, str]]:
+    """Name and sentence of every seam of a module that is missing or takes other parameters (imported here)."""
+    module, changed = importlib.import_module(module_name), []
+    for qualified_name, expected in SEAMS[module_name].items():
+        try:
+            found = parameters_of(module, qualified_name, expected)
+        except SeamChanged as problem:
+            changed.append((qualified_name, str(problem)))
+            continue
+        if found != expected:
+            sentence = (
+                f"verl_cast relies on {module_name}.{qualified_name}({', '.join(expected)}), which takes "
+                f"({', '.join(found)}) here. Use verl {TESTED_VERL}, or a verl_cast made for this verl."
+            )
+            changed.append((qualified_name, sentence))
+    return changed
+
+
 def check_seams(*module_names: str) -> None:
     """Check every seam of the given modules (imported here if they are not yet).
 
@@ -172,11 +190,5 @@ def check_seams(*module_names: str) -> None:
         SeamChanged: with the name of the first seam that differs.
     """
     for module_name in module_names:
-        module = importlib.import_module(module_name)
-        for qualified_name, expected in SEAMS[module_name].items():
-            found = parameters_of(module, qualified_name, expected)
-            if found != expected:
-                raise SeamChanged(
-                    f"verl_cast relies on {module_name}.{qualified_name}({', '.join(expected)}), which takes "
-                    f"({', '.join(found)}) here. Use verl {TESTED_VERL}, or a verl_cast made for this verl."
-                )
+        for _, sentence in changed_seams(module_name):
+            raise SeamChanged(sentence)

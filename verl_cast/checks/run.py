@@ -300,16 +300,18 @@ def check_micro_batches(config: DictConfig) -> None:
         with complaints:
             remedy = f"{ranks} ranks cannot share an update's {update} rows ({rollout.n} responses per prompt)."
             raise CastConfigError("actor_rollout_ref.actor.ppo_mini_batch_size", actor.ppo_mini_batch_size, remedy)
-    sizes = [("rollout.log_prob_micro_batch_size_per_gpu", step), ("actor.ppo_micro_batch_size_per_gpu", update)]
+    sizes = [
+        ("rollout.log_prob_micro_batch_size_per_gpu", "a step", step),
+        ("actor.ppo_micro_batch_size_per_gpu", "an update", update),
+    ]
     if actor.use_dynamic_bsz:
         sizes = []
     if actor.use_kl_loss and not config.actor_rollout_ref.ref.log_prob_use_dynamic_bsz:
-        sizes.append(("ref.log_prob_micro_batch_size_per_gpu", step))
-    for name, rows in sizes:
+        sizes.append(("ref.log_prob_micro_batch_size_per_gpu", "a step", step))
+    for name, what, rows in sizes:
         key, here = f"actor_rollout_ref.{name}", rows // ranks
         size = OmegaConf.select(config, key)
         if size and here % size:
-            what = "an update" if rows == update else "a step"
             with complaints:
                 remedy = f"a rank has {here} rows of {what}, which fill no whole number of such micro-batches; use "
                 raise CastConfigError(key, size, f"{remedy}{key}={math.gcd(here, size)}.")
