@@ -18,7 +18,9 @@ from verl_cast.checks.run import (
     check_run,
     summary,
 )
+from verl_cast.checks.spelling import settings_of_a_twin
 from verl_cast.config.methods import cast_config
+from verl_cast.config.words import narration
 
 CAST = ("algorithm.adv_estimator=cast", "actor_rollout_ref.rollout.n=8")
 MEGATRON = ("model_engine=megatron",)
@@ -373,7 +375,7 @@ def test_a_template_without_the_question_is_refused(compose, tmp_path, shown):
         check_run(config)
 
 
-@pytest.mark.parametrize("estimator", ["grpo", "gae"])
+@pytest.mark.parametrize("estimator", ["rloo", "gae"])
 @pytest.mark.parametrize(
     "override", ["+algorithm.cast.flip=none", "actor_rollout_ref.actor.policy_loss.loss_mode=cast"]
 )
@@ -406,3 +408,84 @@ def test_method_defaults_fill_in_verls_stock_values_only(compose):
     assert config.actor_rollout_ref.actor.policy_loss.loss_mode == "vanilla"
     assert "not the method's own: actor_rollout_ref.actor.policy_loss.loss_mode" in summary(config)
     assert config.actor_rollout_ref.actor.clip_ratio_high == 0.2
+
+
+def test_a_twin_may_keep_casts_words_and_names_them(compose):
+    """Not its loss, which would be no twin's."""
+    config = compose("algorithm.adv_estimator=grpo", "+algorithm.cast.flip=none")
+    check_run(config)
+    [sentence] = settings_of_a_twin(config)
+    assert "trains verl's GRPO: algorithm.cast (algorithm.cast.flip='none') is not read" in sentence
+    assert settings_of_a_twin(compose(*CAST, "+algorithm.cast.flip=none")) == []
+    with pytest.raises(CastConfigError, match="adv_estimator=cast, or leave out"):
+        check_run(compose("algorithm.adv_estimator=grpo", f"{LOSS_KEY}=cast"))
+
+
+def test_an_estimator_in_capitals_is_refused(compose):
+    with pytest.raises(CastConfigError, match="lower case; use algorithm.adv_estimator=cast"):
+        check_run(compose("algorithm.adv_estimator=CAST"))
+
+
+SIZES = ("data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=4", "trainer.n_gpus_per_node=2")
+ROLLOUT_SIZE = "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu"
+ACTOR_SIZE = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"
+
+
+@pytest.mark.parametrize(
+    "overrides, key, right",
+    [
+        # a rank has 32 rows of a step, 16 of an update
+        ((f"{ROLLOUT_SIZE}=32", f"{ACTOR_SIZE}=16"), None, None),
+        ((f"{ROLLOUT_SIZE}=32", f"{ACTOR_SIZE}=32"), f"{ACTOR_SIZE}=32", f"{ACTOR_SIZE}=16"),
+        ((f"{ROLLOUT_SIZE}=12", f"{ACTOR_SIZE}=16"), f"{ROLLOUT_SIZE}=12", f"{ROLLOUT_SIZE}=4"),
+        ((f"{ACTOR_SIZE}=32", "actor_rollout_ref.actor.use_dynamic_bsz=True"), None, None),
+        ((f"{ACTOR_SIZE}=32", f"{FSDP}.ulysses_sequence_parallel_size=2"), None, None),
+        (
+            (f"{ROLLOUT_SIZE}=1", "actor_rollout_ref.actor.use_kl_loss=True"),
+            None,
+            None,
+        ),
+        (
+            (
+                "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=64",
+                "actor_rollout_ref.actor.use_kl_loss=True",
+            ),
+            "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=64",
+            "log_prob_micro_batch_size_per_gpu=32",
+        ),
+        # padding fills a step up to whole updates: 5 prompts become 8
+        ((f"{ROLLOUT_SIZE}=32", "data.train_batch_size=5"), None, None),
+        (("trainer.n_gpus_per_node=3",), "actor_rollout_ref.actor.ppo_mini_batch_size=4", "3 ranks cannot share"),
+        (
+            ("trainer.v1.trainer_mode=separate_async", "trainer.v1.separate_async.parameter_sync_step=3"),
+            "data.train_batch_size=8",
+            "use a multiple",
+        ),
+        (
+            ("actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=True",),
+            "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=True",
+            "log_prob_use_dynamic_bsz=False",
+        ),
+    ],
+)
+def test_micro_batches_that_would_end_the_first_step_are_refused(compose, overrides, key, right):
+    """`prepare_micro_batches` of verl's workers asserts that a rank's rows fill them."""
+    config = compose(*CAST, *SIZES, *overrides)
+    if key is None:
+        return check_run(config)
+    with pytest.raises(CastConfigError) as error:
+        check_run(config)
+    assert str(error.value).startswith(f"{key}: ") and right in str(error.value)
+
+
+def test_the_start_line_names_every_setting_that_differs(compose):
+    """Whatever the narration is; test_words.py has the law that it names every field."""
+    config = compose(
+        *CAST,
+        "+algorithm.cast.flip_groups=zero_variance",
+        "+algorithm.cast.base_wrong=0.1",
+        "+algorithm.cast.dump.groups=2",
+    )
+    line = summary(config)
+    assert f" is active: {narration(cast_config(config))} |" in line and "flip_groups=zero_variance" in line
+    assert f" is active: {narration(CastConfig())} |" in summary(compose(*CAST))
