@@ -173,9 +173,8 @@ def compose(overrides: list[str], config_name: str = "ppo_trainer", config_path:
         try:
             config = hydra.compose(config_name, overrides=overrides)
         except HydraException as error:
-            raise UserError(
-                f"hydra cannot compose this command: {_explained(error, config_name, overrides)}"
-            ) from error
+            reason = _explained(error, config_name, overrides)
+            raise UserError(f"hydra cannot compose this command: {reason}") from error
     apply_method_defaults(config, overrides)
     return config
 
@@ -193,7 +192,7 @@ def _explained(error: Exception, config_name: str, overrides: Sequence[str]) -> 
     words = (override.lstrip("+~") for override in overrides)
     word = next((word for word in words if re.match(rf"{re.escape(cause.full_key)}[.=]", word)), "")
     key, _, value = word.partition("=")
-    if key.startswith(tuple(f"{method.key()}." for method in METHODS.values())):
+    if cause.full_key in [method.key() for method in METHODS.values()]:
         return f"verl's config has no key {cause.full_key}; write ++{word}, or use --config-name=cast_trainer"
     if setting_of(key) is not None:
         return f"verl's config has no key {key}; for CAST's setting write ++algorithm.cast.{setting_of(key)}={value}"
