@@ -155,8 +155,8 @@ def _check_filter(config: DictConfig, method: CastConfig) -> None:
         raise CastConfigError(
             "algorithm.filter_groups.enable",
             True,
-            "it removes the all-correct and all-wrong groups, which CAST trains on; set it to False. To train on mixed "
-            f"groups only, use {command_words({'base_correct': 0, 'base_wrong': 0})}.",
+            "it removes the all-correct and all-wrong groups, which CAST trains on; use algorithm.filter_groups.enable="
+            f"False. To train on mixed groups only, use {command_words({'base_correct': 0, 'base_wrong': 0})}.",
         )
 
 
@@ -222,13 +222,13 @@ def _check_rest_of_verl(config: DictConfig, method: type[MethodConfig], complain
     refuse_if(
         "actor_rollout_ref.rollout.n",
         lambda v: method.COMPARES_A_GROUP and (not isinstance(v, int) or v < 2),
-        f"{title} compares the responses of a group; set actor_rollout_ref.rollout.n to 2 or more (the paper uses 8).",
+        f"{title} compares the responses of a group; use actor_rollout_ref.rollout.n=8 as in the paper, or 2 or more.",
     )
     refuse_if(
         "actor_rollout_ref.rollout.temperature",
         lambda v: not isinstance(v, int | float) or v <= 0,
-        "all responses of a group would be the same, and log-probs exist only at temperatures above 0; set it to 1.0 "
-        "or another value that samples.",
+        "all responses of a group would be the same, and log-probs exist only at temperatures above 0; use "
+        "actor_rollout_ref.rollout.temperature=1.0, or another value that samples.",
     )
     refuse_if("critic.enable", bool, f"{title} has no critic; leave critic.enable unset.")
     refuse_if(
@@ -239,7 +239,8 @@ def _check_rest_of_verl(config: DictConfig, method: type[MethodConfig], complain
     refuse_if(
         "algorithm.rollout_correction.bypass_mode",
         bool,
-        "the gap needs old log-probs of the training engine, not the rollout engine's; set it to False.",
+        "the gap needs old log-probs of the training engine, not the rollout engine's; use "
+        "algorithm.rollout_correction.bypass_mode=False.",
     )
     with complaints:
         _check_loss(config, method)
@@ -249,16 +250,18 @@ def _check_rest_of_verl(config: DictConfig, method: type[MethodConfig], complain
         f"the self-teacher supports {', '.join(SUPPORTED_STRATEGIES)}.",
     )
     for key, works, reason in ENGINE_SETTINGS:  # a key of another engine is not in the config, and None
-        remedy = f"{reason}; set it to {'null' if works is None else works}."
-        refuse_if(f"actor_rollout_ref.actor.{key}", lambda v, works=works: v not in (None, works), remedy)
+        key = f"actor_rollout_ref.actor.{key}"
+        remedy = f"{reason}; use ++{key}={'null' if works is None else works}."
+        refuse_if(key, lambda v, works=works: v not in (None, works), remedy)
     strategy = OmegaConf.select(config, STRATEGY_KEY)
     if strategy == "fsdp2" and _updates_between_syncs(config) > 1:
         for key in ("param_offload", "offload_policy"):
+            key = f"actor_rollout_ref.actor.fsdp_config.{key}"
             refuse_if(
-                f"actor_rollout_ref.actor.fsdp_config.{key}",
+                key,
                 bool,
                 f"with {SYNC_KEY} above 1 verl's copy of the old policy is an alias of offloaded parameters, "
-                "which loses updates; set it to False, or the step to 1.",
+                f"which loses updates; use {key}=False, or {SYNC_KEY}=1.",
             )
     ranks = OmegaConf.select(config, "trainer.nnodes") * OmegaConf.select(config, "trainer.n_gpus_per_node")
     if strategy == "fsdp" and ranks > 1:
@@ -266,7 +269,7 @@ def _check_rest_of_verl(config: DictConfig, method: type[MethodConfig], complain
             "actor_rollout_ref.actor.fsdp_config.fsdp_size",
             lambda v: v == 1,
             f"PyTorch's FSDP1 then shares no gradients, and each of the {ranks} ranks trains a policy of its own (with "
-            "GRPO too); use actor.strategy=fsdp2, or another size.",
+            f"GRPO too); use {STRATEGY_KEY}=fsdp2, or another size.",
         )
     refuse_if("distillation.enabled", bool, f"{title} is its own teacher; leave verl's distillation off.")
     if is_cpu():
@@ -337,7 +340,7 @@ def _check_loss(config: DictConfig, method: type[MethodConfig]) -> None:
             LOSS_KEY,
             value,
             f"this loss drops the signs of token advantages, and {method.TITLE} trains with them; use "
-            f"loss_mode={usual}.",
+            f"{LOSS_KEY}={usual}.",
         )
     if OmegaConf.select(config, "actor_rollout_ref.model.external_lib"):
         return  # a worker imports it, and it may register losses
@@ -349,7 +352,7 @@ def _check_loss(config: DictConfig, method: type[MethodConfig]) -> None:
         raise CastConfigError(
             LOSS_KEY,
             value,
-            f"verl has no such loss{f'; did you mean {near[0]}?' if near else '.'} Use loss_mode={usual}, or one of "
+            f"verl has no such loss{f'; did you mean {near[0]}?' if near else '.'} Use {LOSS_KEY}={usual}, or one of "
             f"{', '.join(good)}.",
         )
 
