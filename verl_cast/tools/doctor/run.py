@@ -63,7 +63,10 @@ def sections(config: DictConfig) -> Iterator[Section]:
         yield "Everything else", [note("", "skipped: these checks need a command that verl_cast and verl accept")]
         return
     steps, line = start.steps(config, found.total)
-    yield f"What {subject(config)} will do", [*_settings(config, method), *line, *start.resume(config, method, steps)]
+    yield (
+        f"What {'GRPO' if method is None else method.TITLE} will do",
+        [*_settings(config, method), *line, *start.resume(config, method, steps)],
+    )
     if found.chats:
         teacher = method.teacher if isinstance(method, CastConfig) else None
         yield "Prompts", contexts.check(config, teacher, model_config, found.chats)
@@ -233,5 +236,6 @@ def _old_keys(config: DictConfig) -> list[str]:
         f"{key}={value} is an old key of verl, which its V1 trainer ignores; set its place below reward.* "
         "(reward.custom_reward_function, reward.reward_manager.name, reward.reward_kwargs, reward.sandbox_fusion)."
         for group in OLD_GROUPS
+        if group in config
         for key, value in set_keys(config[group], group)
     ]
