@@ -6,7 +6,6 @@ server or more than one response.
 """
 
 import contextlib
-import inspect
 import math
 import multiprocessing
 import os
@@ -95,13 +94,17 @@ def _send(sender: Connection, said: Iterator[Line | str]) -> None:
 def _lines(
     config: DictConfig, tokenizer: Any, rows: Sequence[Mapping[str, Any]], threshold: float
 ) -> Iterator[Line | str]:
+    from verl.utils.import_utils import load_extern_object
+
     custom = config.reward.custom_reward_function
     name = "verl's own reward function" if custom.path is None else f"{custom.name} of {custom.path}"
     if custom.path is not None:
-        problem = _cannot_be_called(custom)
-        yield ok("verifier", f"{name} loads") if problem is None else error("verifier", f"{KEY}: {problem}")
-        if problem is not None:
+        try:
+            load_extern_object(custom.path, custom.name)
+        except BaseException as problem:  # the user's file may raise anything
+            yield error("verifier", f"{KEY}: {name} does not load: {first_line(cause_of(problem))}")
             return
+        yield ok("verifier", f"{name} loads")
     try:
         score = _scorer(config, tokenizer) if rows else None
     except Exception as problem:  # a reward manager may raise anything
@@ -113,21 +116,6 @@ def _lines(
             yield _scored(score, row, threshold)
         except BaseException as problem:  # SystemExit, too: it would end a worker
             yield error("verifier", _raises(name, custom.path is None, row["data_source"], problem))
-
-
-def _cannot_be_called(custom: DictConfig) -> str | None:
-    from verl.utils.import_utils import load_extern_object
-
-    try:
-        function = load_extern_object(custom.path, custom.name)
-    except BaseException as problem:  # the user's file may raise anything
-        return f"{custom.name} of {custom.path} does not load: {first_line(cause_of(problem))}"
-    arguments = dict.fromkeys(("data_source", "solution_str", "ground_truth", "extra_info"))
-    try:
-        inspect.signature(function).bind(**{**arguments, **(custom.get("reward_kwargs") or {})})
-    except TypeError as problem:
-        return f"verl calls {custom.name}({', '.join(arguments)}), but {first_line(problem)}"
-    return None
 
 
 def _scorer(config: DictConfig, tokenizer: Any) -> Callable[[Mapping[str, Any], str], float]:

@@ -32,7 +32,7 @@ SCORE = "def compute_score(data_source, solution_str, ground_truth, extra_info=N
 BAD_REWARDS = {
     "other arguments": (
         "def compute_score(answer, truth): return 1.0",
-        "verl calls compute_score(data_source, solution_str, ground_truth, extra_info)",
+        "fails for data_source tiny: TypeError: compute_score() got an unexpected keyword argument",
     ),
     "does not load": ("import a_package_that_is_not_there", "a_package_that_is_not_there"),
     "ends the process at loading": ("import os; os._exit(3)", "loading the reward function ends its process"),
@@ -50,7 +50,7 @@ BAD_REWARDS = {
 def test_a_reward_that_cannot_work_is_an_error_with_a_remedy(good_run, tmp_path, body, says):
     [text] = texts(look(graded(good_run, tmp_path, body)), "error")
     assert says in text, text
-    assert "verl calls" in text or "does not load" in text or "reward.custom_reward_function.path" in text
+    assert "does not load" in text or "reward.custom_reward_function.path" in text
 
 
 @pytest.mark.parametrize("body", ["import time; time.sleep(99)", f"import time\n{SCORE}time.sleep(99)"])
