@@ -290,7 +290,7 @@ def test_a_baseline_runs_under_its_own_name_and_changes_nothing_else_of_the_conf
             check_run(run(compose, name, "actor_rollout_ref.rollout.n=1"))
 
 
-@pytest.mark.parametrize("name", ["cast", "grpo", *NAMES])
+@pytest.mark.parametrize("name", ["cast", "rloo", *NAMES])
 def test_what_another_method_is_asked_for_is_refused(compose, name):
     """A run may not change a setting of a method that it does not train. A whole group of defaults is allowed."""
     for other, method in METHODS.items():
