@@ -4,7 +4,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from omegaconf import OmegaConf
 from verl.trainer.ppo.utils import create_rl_dataset
 
 from verl_cast.checks.data import check_rows
@@ -21,8 +20,7 @@ def dataset(compose, tmp_path):
     def dataset_(column, values):
         path = tmp_path / "rows.parquet"
         pq.write_table(pa.Table.from_pylist([{**ROW, column: value} for value in values]), path)
-        data = OmegaConf.merge(compose().data, {"filter_overlong_prompts": False, "cache_dir": str(tmp_path)})
-        return create_rl_dataset([str(path)], data, tiny.tokenizer(), None)
+        return create_rl_dataset([str(path)], compose().data, tiny.tokenizer(), None)
 
     return dataset_
 
