@@ -21,7 +21,7 @@ ORDER = {
     "verifier": (),
     "platform": ("seams",),
     "teacher": ("config", "files", "wire"),
-    "checks": ("config", "files", "platform", "teacher"),
+    "checks": ("config", "files", "platform", "seams", "teacher"),
     "training": ("advantage", "config", "checks", "seams", "teacher", "trajectories", "wire"),
     "plugin": ("config", "checks", "platform", "seams", "training"),
     "tools": (

@@ -157,8 +157,7 @@ def check_config(config: DictConfig) -> None:
         value = OmegaConf.select(config, required.key, default=required.default)
         if not required.works(value):
             complaints.append(f"{required.key} is {value!r}: {required.remedy}.")
-    complaints += _check_sequence_parallel(config) + _check_lora(config)
-    complaints += _check_separate_async(config) + _check_logical_gpus(config)
+    complaints += _check_sequence_parallel(config) + _check_separate_async(config) + _check_logical_gpus(config)
     if complaints:
         raise ValueError("VERL_PLATFORM=cpu cannot run this configuration.\n  " + "\n  ".join(complaints))
 
@@ -171,16 +170,6 @@ def _check_sequence_parallel(config: DictConfig) -> list[str]:
     if size == 1 or OmegaConf.select(config, attention) != "eager":
         return []
     return [f"{key} is {size}: set {key}=1, or +{attention}=sdpa; with eager, a rank sees only its own part."]
-
-
-def _check_lora(config: DictConfig) -> list[str]:
-    """peft 0.21 finds no adapter inside FSDP1's wrappers, so verl would sync none. The rollout would never change."""
-    key = f"{_MODEL}.lora_rank"
-    rank = OmegaConf.select(config, key, default=0)
-    merged = OmegaConf.select(config, f"{_MODEL}.lora.merge", default=False)
-    if rank == 0 or merged or OmegaConf.select(config, f"{_ACTOR}.strategy") != "fsdp":
-        return []
-    return [f"{key} is {rank}: set {_ACTOR}.strategy=fsdp2, or {_MODEL}.lora.merge=True; FSDP1 syncs no adapter."]
 
 
 def _is_separate_async(config: DictConfig) -> bool:

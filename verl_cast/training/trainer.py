@@ -25,6 +25,7 @@ from verl_cast import wire
 from verl_cast.advantage.base import TrajectoryAdvantage
 from verl_cast.advantage.compute import TokenAdvantage, rule_of
 from verl_cast.advantage.metrics import Noise, advantage_metrics, measured_noise, noise_metrics, one_sided_rewards
+from verl_cast.checks.data import check_rows
 from verl_cast.checks.run import check_run, summary
 from verl_cast.config import CastConfig
 from verl_cast.config.methods import method_config
@@ -51,6 +52,10 @@ class SelfTeacherTrainerMixin:
         self._dump = TrajectoryDump(config, self.method)
         super().__init__(config)
         print(summary(config), flush=True)
+
+    def _init_dataloader(self):
+        super()._init_dataloader()
+        check_rows(self.config, self.train_dataset)
 
     def _setup(self):
         super()._setup()

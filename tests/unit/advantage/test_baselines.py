@@ -20,7 +20,8 @@ from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, get_adv_
 
 from verl_cast import CastConfigError
 from verl_cast.advantage.compute import compute_advantage, rule_of
-from verl_cast.checks.run import apply_method_defaults, check_run, packaged_defaults, summary
+from verl_cast.checks.run import apply_method_defaults, check_run, summary
+from verl_cast.checks.spelling import packaged_defaults
 from verl_cast.config.baselines import BASELINES, GrpoOpsdConfig, OpsdConfig, RlrtConfig, RlsdConfig
 from verl_cast.config.methods import METHODS, method_config
 from verl_cast.teacher.context import TeacherContext
@@ -286,7 +287,7 @@ def test_a_baseline_runs_under_its_own_name_and_changes_nothing_else_of_the_conf
             check_run(run(compose, name, "actor_rollout_ref.rollout.n=1"))
 
 
-@pytest.mark.parametrize("name", ["cast", "grpo", *NAMES])
+@pytest.mark.parametrize("name", ["cast", "rloo", *NAMES])
 def test_what_another_method_is_asked_for_is_refused(compose, name):
     """A run may not change a setting of a method that it does not train. A whole group of defaults is allowed."""
     for other, method in METHODS.items():

@@ -589,17 +589,6 @@ def test_sequence_parallel_needs_sdpa():
         check_config(config)
 
 
-def test_fsdp1_cannot_sync_an_adapter():
-    config = good_config()
-    config.actor_rollout_ref.model.lora_rank = 8
-    check_config(config)
-    config.actor_rollout_ref.actor.strategy = "fsdp"
-    with pytest.raises(ValueError, match=r"set actor_rollout_ref\.actor\.strategy=fsdp2, or .*lora\.merge=True"):
-        check_config(config)
-    config.actor_rollout_ref.model.lora = {"merge": True}
-    check_config(config)
-
-
 def test_logical_gpus_must_be_given_to_a_local_ray():
     config = good_config()
     config.trainer.n_gpus_per_node = 2
