@@ -16,7 +16,7 @@ import verl
 import wrapt
 
 from verl_cast.platform import is_cpu
-from verl_cast.seams import SEAMS, UnsupportedVerl, check_seams, check_version, has_cast, has_hooks
+from verl_cast.seams import UnsupportedVerl, check_seams, check_version, has_cast, has_hooks
 
 logger = logging.getLogger("verl_cast")
 
