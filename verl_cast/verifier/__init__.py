@@ -13,7 +13,9 @@ Check `tail_fraction` if responses are short: the last 5 % of 40 tokens are two,
 Left out: the run's optional format penalties, which it had switched off.
 """
 
+import contextlib
 import itertools
+import json
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -81,11 +83,19 @@ def _equals_any(answer: str, ground_truth: Any, timeout: float) -> bool | None:
     # Arrays are known by `ndim`, so that numpy is not imported; numpy's scalars have ndim 0.
     are_several = isinstance(ground_truth, list | tuple) or getattr(ground_truth, "ndim", 0) > 0
     verdicts: list[bool | None] = []
-    for reference in ground_truth if are_several else [ground_truth]:
+    for reference in ground_truth if are_several else _accepted(ground_truth):
         verdicts.append(equivalence.is_equal(answer, answers.final_answer(_encodable(reference)), timeout))
         if verdicts[-1]:
             return True
     return None if None in verdicts else False
+
+
+def _accepted(ground_truth: Any) -> list[Any]:
+    """One answer, or those of a JSON list of texts, in which some data sets write it."""
+    if isinstance(ground_truth, str) and ground_truth.lstrip().startswith('["'):
+        with contextlib.suppress(ValueError):
+            return json.loads(ground_truth)
+    return [ground_truth]
 
 
 def _encodable(text: Any) -> str:

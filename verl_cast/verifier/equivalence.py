@@ -1,47 +1,29 @@
-r"""Decides whether two answers are the same, by math-verify in processes that can be killed.
+"""Decides whether two answers are the same: their structure here, their mathematics in `mathematics`.
 
-math-verify limits its time with SIGALRM. SIGALRM fails outside the main thread, where verl's reward workers call. It
-also cannot stop a single C call such as 9^(9^9). So comparisons run in pebble's process pool. Every task has a time
-limit, after which its process is killed and replaced. Every process has a memory limit. Most comparisons need no
-process: empty, over-long and textually equal answers and pairs of integers are decided at once.
+Both sides are read in the same way (`reading.read`), and only answers of one kind can be equal: lists and sets element
+by element in any order, tuples and intervals in order and with the same brackets, texts by their words. What remains
+are pairs of values. Texts and rational numbers are compared exactly and at once; everything else needs math-verify,
+which can hang or crash, and so runs in a process (`processes`).
 
-How an answer is read:
-* Text that contains $...$, \(...\), \[...\] or \boxed{...} is read as it is.
-* Any other text is put in dollars and read as LaTeX. Without them, math-verify reads `3\pi` as 3, `1,2` as 1.2 and
-  `\sqrt{2}` as nothing.
-* Plain prose ("the total is 42") is read a second time, as it is. There the last number counts.
-
-The processes are spawned. They import sympy but not numpy, torch or verl, and take about 65 MB each. Spawned
-processes import the main module, so a script that judges needs `if __name__ == "__main__"`. Every calling process has
-its own pool: verl's 8 reward workers (`reward.num_workers`) start 16 processes.
-
-An error is raised only if the installation is broken: the processes cannot start or judge. Left out: a cache,
-and finding the answer in a response (`answers`).
+Left out: finding the answer in a response (`answers`).
 """
 
-import math
-import multiprocessing
-import os
 import re
-import signal
-import threading
-from functools import lru_cache
+from collections.abc import Callable
+from fractions import Fraction
 
-from pebble import ProcessPool
+from verl_cast.verifier import processes
+from verl_cast.verifier.reading import Answer, rational, read
 
 # Longer text is no final answer: it counts as wrong and is not parsed.
 MAX_ANSWER_CHARACTERS = 1000
-NUM_PROCESSES = 2
-MEMORY_LIMIT_BYTES = 2 * 2**30
-# A process is replaced after this many comparisons, because sympy's caches grow.
-COMPARISONS_PER_PROCESS = 1000
-# A caller gives up after this many seconds in the queue, on top of the comparison's own time limit.
-MAX_QUEUE_SECONDS = 120
 
 _INTEGER = re.compile(r"[+-]?\d{1,300}", re.ASCII)
-_DELIMITERS = ("$", "\\(", "\\[", "\\boxed")
-_PROSE = re.compile(r"[^\W\d_]{2,}\s")
-_pool_lock = threading.Lock()
+TUPLES = ("()", "[]", "(]", "[)")
+
+
+class _Undecided(Exception):
+    """Two values that are neither the same text nor both rational."""
 
 
 def is_equal(answer: str, reference: str, timeout: float) -> bool | None:
@@ -54,95 +36,118 @@ def is_equal(answer: str, reference: str, timeout: float) -> bool | None:
     """
     if not answer or not reference:
         return False
-    if _normalized(answer) == _normalized(reference):
-        return True
     if len(answer) > MAX_ANSWER_CHARACTERS or len(reference) > MAX_ANSWER_CHARACTERS:
-        return False
+        return answer == reference
     if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(reference):
         return int(answer) == int(reference)
-    task = _running_pool().schedule(_compare_alone, args=[answer, reference, timeout], timeout=timeout)
+    if answer == reference:
+        return True
     try:
-        return task.result(timeout=timeout + MAX_QUEUE_SECONDS)
-    except Exception:  # time-out, killed process, or an error of sympy on this text: the caller reports it
-        task.cancel()
-        return None
+        return same(read(answer), read(reference), _exactly)
+    except _Undecided:
+        return processes.run(judge, [answer, reference], timeout)
 
 
-def _compare_alone(answer: str, reference: str, timeout: float) -> bool:
-    # If the caller is killed meanwhile, nothing else enforces the time limit: the kernel ends this process.
-    signal.alarm(math.ceil(timeout) + 2)
-    try:
-        return compare(answer, reference)
-    finally:
-        signal.alarm(0)
+def judge(answer: str, reference: str) -> bool:
+    """The verdict with math-verify. It may hang or crash: call it only in a process."""
+    from verl_cast.verifier import mathematics
+
+    return same(read(answer), read(reference), mathematics.same)
 
 
-def compare(answer: str, reference: str) -> bool:
-    """math-verify's verdict. It may hang or crash: call it only in a process of the pool."""
-    from math_verify import parse, verify
-
-    gold = parse(_as_latex(reference), parsing_timeout=None)
-    readings = [_as_latex(answer)]
-    if "\\" not in answer and _PROSE.search(answer):
-        readings.append(answer)
-    return any(verify(gold, parse(reading, parsing_timeout=None), timeout_seconds=None) for reading in readings)
-
-
-def _as_latex(text: str) -> str:
-    return text if any(mark in text for mark in _DELIMITERS) else f"${text}$"
+def _exactly(answer: Answer, reference: Answer) -> bool:
+    if answer.text and answer.text == reference.text:
+        return True
+    if r"\ldots" in (answer.text, reference.text):
+        return False
+    left, right = rational(answer.text), rational(reference.text)
+    if left is None or right is None:
+        raise _Undecided
+    if answer.kind == "rounded":
+        return abs(left - right) < Fraction(10) ** -len(answer.text.partition(".")[2])
+    return left == right
 
 
-def _normalized(text: str) -> str:
-    return "".join(text.split()).lower()
+def same(answer: Answer, reference: Answer, same_value: Callable[[Answer, Answer], bool]) -> bool:
+    """Whether two answers are equal, where `same_value` decides pairs of values and pairs of regions."""
+    if any(not same_value(stated, answer) for stated in answer.same):
+        return False
+    kinds = {answer.kind, reference.kind}
+    if "text" in kinds:
+        return len(kinds) == 1 and answer.text == reference.text != ""
+    if "choice" in kinds:
+        return _same_choice(answer, reference, same_value)
+    if answer.equation and reference.equation:
+        return answer.equation == reference.equation or same_value(_whole(answer), _whole(reference))
+    if reference.equation or (answer.name and reference.name and answer.name != reference.name):
+        return bool(answer.name) and same_value(_whole(answer), _whole(reference))
+    if kinds <= {"list", "set"} and _same_elements(answer, reference, same_value):
+        return True
+    if len(kinds) == 1 and answer.kind in TUPLES:
+        pairs = zip(answer.items, reference.items, strict=False)
+        return len(answer.items) == len(reference.items) and all(same(a, r, same_value) for a, r in pairs)
+    if kinds == {"value"}:
+        return _same_measure(answer, reference, same_value)
+    if is_region(answer) and is_region(reference) and kinds != {"set"}:
+        return same_value(answer, reference)
+    if kinds == {"set", "value"} and len(answer.items + reference.items) == 1:
+        return same(*(one.items[0] if one.items else one for one in (answer, reference)), same_value)
+    return False
 
 
-def _running_pool() -> ProcessPool:
-    with _pool_lock:
-        if not _pool().active:
-            _pool.cache_clear()
-        return _pool()
+def is_region(answer: Answer) -> bool:
+    """A relation or several, an interval, a set, or an expression of sets."""
+    if answer.kind == "list":
+        return answer.joint in ("or", "and") and all(item.kind == "relation" for item in answer.items)
+    if answer.kind == "value":
+        return re.search(r"\\(?:cup|cap|setminus|mathbb|emptyset)", answer.text) is not None
+    return answer.kind in ("relation", "set") or (answer.kind in TUPLES and len(answer.items) == 2)
 
 
-@lru_cache(maxsize=1)
-def _pool() -> ProcessPool:
-    """The pool, tested before its first use: a broken pool would silently make every answer wrong.
-
-    Raises:
-        RuntimeError: its processes do not start, or judge wrongly.
-    """
-    pool = ProcessPool(
-        max_workers=NUM_PROCESSES,
-        max_tasks=COMPARISONS_PER_PROCESS,
-        initializer=_prepare_process,
-        # Not fork: the caller has threads, and perhaps a GPU context.
-        context=multiprocessing.get_context("spawn"),
-    )
-    try:
-        works = pool.schedule(compare, args=["\\frac{1}{2}", "0.5"]).result(timeout=MAX_QUEUE_SECONDS)
-    except Exception as error:
-        pool.stop()
-        raise RuntimeError(f"verifier: its math-verify processes do not work here ({error!r}).") from error
-    if not works:
-        raise RuntimeError("verifier: math-verify does not judge 1/2 equal to 0.5 here; reinstall math-verify.")
-    return pool
+def _whole(answer: Answer) -> Answer:
+    return Answer("equation", answer.equation or f"{answer.name}={answer.text}")
 
 
-def _prepare_process() -> None:
-    import logging
-    import resource
-
-    import math_verify  # noqa: F401  imported before the first task, whose time is limited
-
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _reset_after_fork() -> None:
-    """A forked child lacks the threads that serve the pool, so it makes its own pool."""
-    global _pool_lock
-    _pool_lock = threading.Lock()
-    _pool.cache_clear()
+def _same_choice(answer: Answer, reference: Answer, same_value: Callable) -> bool:
+    if answer.kind == reference.kind:
+        if answer.text != reference.text or not (answer.items and reference.items):
+            return answer.text == reference.text
+        return same(answer.items[0], reference.items[0], same_value)
+    if answer.kind == "choice":  # `C. x = 42` where the reference is 42
+        return bool(answer.items) and same(answer.items[0], reference, same_value)
+    return bool(reference.items) and same(answer, reference.items[0], same_value)
 
 
-os.register_at_fork(after_in_child=_reset_after_fork)
+def _same_elements(answer: Answer, reference: Answer, same_value: Callable) -> bool:
+    if len(answer.items) != len(reference.items):
+        return False
+    if any(item.text == r"\ldots" for item in answer.items + reference.items):
+        return all(same(a, r, same_value) for a, r in zip(answer.items, reference.items, strict=True))
+    left = list(reference.items)
+    for item in answer.items:
+        found = next((one for one in left if same(item, one, same_value)), None)
+        if found is None:
+            return False
+        left.remove(found)
+    return True
+
+
+def _same_measure(answer: Answer, reference: Answer, same_value: Callable) -> bool:
+    """Values with units. A percent sign may be left out, or mean a hundredth; other units may be left out."""
+    if answer.base or reference.base:
+        return answer.text == reference.text and answer.base in (reference.base, "") and bool(reference.base)
+    units = {answer.unit, reference.unit} - {"", "?"}
+    if len(units) > 1:
+        return False
+    if answer.unit != reference.unit and "%" in units:
+        answer_as_share, reference_as_share = _share(answer), _share(reference)
+        return same_value(answer, reference) or same_value(answer_as_share, reference_as_share)
+    return same_value(answer, reference)
+
+
+def _share(answer: Answer) -> Answer:
+    if answer.unit != "%":
+        return answer
+    number = rational(answer.text)
+    text = rf"\frac{{{answer.text}}}{{100}}" if number is None else rf"\frac{{{number.numerator}}}{{{number.denominator * 100}}}"
+    return Answer("value", text)
