@@ -31,8 +31,10 @@ _BOX_WITHOUT_BRACES = re.compile(r"(\\boxed) +(\w+)")
 _BETWEEN_BOXES = re.compile(r"(?:[\s$,;、，和或与及.]|\\[()\[\],;:! ]|\\?q?quad|\b(?:and|or)\b|\\text\{\s*(?:and|or)\s*\})*")
 _END_TOKEN = re.compile(r"(?:\s*<\|?(?:im_end|endoftext|eot_id|end_of_text|/s|eos)\|?>)+\s*$")
 _SENTENCE_END = re.compile(r"[.!?]\s+(?=[A-Z])|[。！？](?=.)")
-# Scripts without blanks: every character counts as a token.
-_TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u0e00-\u0e7f]|[^\s\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u0e00-\u0e7f]+")
+_WORD = re.compile(r"\S+")
+# In scripts without blanks (kana, Chinese, Hangul, Thai) a character counts, else a paragraph would be one word.
+_UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u0e00-\u0e7f"
+_WORD_OR_CHARACTER = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 
 
 def final_answer(text: str, tail_fraction: float = 0.0, tokenizer: str | None = None) -> str:
@@ -41,8 +43,8 @@ def final_answer(text: str, tail_fraction: float = 0.0, tokenizer: str | None = 
     Args:
         text: the response.
         tail_fraction: only what starts in this last part of the tokens counts; 0 = anywhere.
-        tokenizer: path or hub name of the tokenizer that counts tokens; None counts runs of non-space characters, and
-            every character of Chinese, Japanese, Korean and Thai.
+        tokenizer: path or hub name of the tokenizer that counts tokens; None counts words; in Chinese, Japanese and Thai
+            characters.
     """
     text = _BOX_WITHOUT_BRACES.sub(r"\1{\2}", _END_TOKEN.sub("", _without_thinking(text)))
     earliest = _tail_start(text, tail_fraction, tokenizer) if tail_fraction else 0
@@ -97,7 +99,8 @@ def _answer_lines(text: str) -> list[tuple[int, int, str]]:
     for match in _ANSWER_LINE.finditer(text):
         value = _VALUE.match(text, match.end())
         if value[1]:
-            spans.append((match.start(), value.end(), value[1]))
+            is_row = match[0].rstrip().endswith("|")
+            spans.append((match.start(), value.end(), value[1].rstrip(" |") if is_row else value[1]))
     return spans
 
 
@@ -122,7 +125,7 @@ def _last_boxes(text: str, boxes: list[tuple[int, int, str]]) -> str:
     """The last box; with the different ones directly before it, a list: who boxes 41 and 42 has not said 42."""
     answers, start = [boxes[-1][2].strip()], boxes[-1][0]
     for begin, end, answer in reversed(boxes[:-1]):
-        if not _BETWEEN_BOXES.fullmatch(text, end, start):
+        if len(answers) > 20 or not _BETWEEN_BOXES.fullmatch(text, end, start):
             break
         start = begin
         if answer.strip() not in answers:
@@ -133,10 +136,10 @@ def _last_boxes(text: str, boxes: list[tuple[int, int, str]]) -> str:
 def _tail_start(text: str, fraction: float, tokenizer: str | None) -> int:
     """The character at which the last `fraction` of the tokens begins."""
     if tokenizer is None:
-        starts = [match.start() for match in _TOKEN.finditer(text)]
+        counts = [[match.start() for match in token.finditer(text)] for token in (_WORD, _WORD_OR_CHARACTER)]
     else:
-        starts = [start for start, _ in _load_tokenizer(tokenizer).encode(text, add_special_tokens=False).offsets]
-    return starts[min(int((1 - fraction) * len(starts)), len(starts) - 1)] if starts else 0
+        counts = [[start for start, _ in _load_tokenizer(tokenizer).encode(text, add_special_tokens=False).offsets]]
+    return min(starts[min(int((1 - fraction) * len(starts)), len(starts) - 1)] if starts else 0 for starts in counts)
 
 
 @lru_cache(maxsize=2)

@@ -54,7 +54,7 @@ _SIGNS = {
 }  # fmt: skip
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋ₙ", "0123456789+-n")
-_SPACE = r"(?:\s|~|\\[,;:! ])"
+_SPACE = r"(?:\s|~|(?<!\\)\\[,;:! ])"
 _GROUP = r"(?:\\[a-zA-Z]+\s*\{[^{}]*\}|\{[^{}]*\})"
 _NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)"
 _FONT = r"\\(?:text(?:bf|it|rm|normal|sf|tt|up)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|operatorname\*?|boldsymbol|bm|emph|underline)"
@@ -104,7 +104,7 @@ def _one_dialect(text: str) -> str:
     text = re.sub(rf"(?<!\d)(\d{{1,3}})((?:{_SPACE}+\d{{3}})+)(?![\d/])(?!{_SPACE}+\d)", _joined, text)
     for pattern, replacement in _SAME:
         text = pattern.sub(replacement, text)
-    return re.sub(r"\\[,;:! ]|~|\s", " ", text.replace("{,}", "").replace("\\!", ""))
+    return re.sub(r"(?<!\\)\\[,;:! ]|~|\s", " ", text.replace("{,}", "").replace("\\!", ""))
 
 
 def _greek(match: re.Match) -> str:
@@ -118,7 +118,11 @@ def _joined(match: re.Match) -> str:
 
 # ---- wrappers ----
 
-_LEAD = re.compile(rf"(?:(?:{words.LEAD}|[*_#>✅✔-])(?![a-zA-Z])[\s:,*_|]*)+|(?:{words.CHINESE_LEAD})+[:,\s]*", re.IGNORECASE)
+_LEAD = re.compile(
+    rf"(?:(?:{words.LEAD}|#+|an?(?=\s+[a-z]{{2}})|I(?=\s+(?:get|got|have|find|found|obtain)\b))(?![a-zA-Z])[\s:,*_|]*)+"
+    rf"|(?:{words.CHINESE_LEAD})+[:,\s]*",
+    re.IGNORECASE,
+)
 _HOPE = re.compile(r"[.,!]\s*I hope\s+(?:it|this)\s+(?:is correct|helps)[.!]*$", re.IGNORECASE)
 _REMARK = re.compile(r"\(\s*(?:that is|i\.e\.|in words|namely)[,:\s]([^()\d]*)\)\s*$", re.IGNORECASE)
 _CONCLUSION = re.compile(r"(.*[,;.])\s*(?:and so|so|that is|hence|thus|therefore|i\.e\.),?\s+(?:that is,? )?([^,;]*)$", re.IGNORECASE)
@@ -203,6 +207,7 @@ def read(text: str) -> Answer:
     while latex != before:
         before = latex
         latex = _unwrapped(latex)
+        latex = re.sub(rf"^{_FONT}\s*\{{({_LEAD.pattern})\}}", r"\1 ", latex, flags=re.IGNORECASE)
         latex = _LEAD.sub("", latex, count=1) if (m := _LEAD.match(latex)) and _leads(latex, m.end()) else latex
     conclusion = _CONCLUSION.fullmatch(latex)
     if conclusion and not words.DOUBT.search(conclusion[1]):
@@ -406,7 +411,7 @@ def _value(text: str) -> str | None:
 
 _UNREADABLE = re.compile(
     r"[^\w\s+\-*/^(){}\[\]|=<>!.,:&\\]|[^\x00-\x7f]|\d\s+[\d.]|\d\s*_|\.\d*\.|\.(?!\d)|\\sqrt\s*\d\d|\\frac\s*\d\s*\d\d|'|\"|[-+*/^]\s*$|"
-    r"\b\d{1,2}:\d\d\b|^\s*[*/^=]|\\ldots|\d\s*!\s*\d|[A-Za-z]\s*\.\s*\d"
+    r"\b\d{1,2}:\d\d\b|^\s*[*/^=]|\\ldots|[A-Za-z]\s*\.\s*\d"
 )
 
 
@@ -469,7 +474,7 @@ def _braced(text: str, opening: re.Pattern) -> str:
 def _products(text: str) -> str:
     """Products in words: math-verify takes `2(1/2)` and `\\binom{4}{2}\\frac{1}{2}` for mixed numbers."""
     text = re.sub(r"(?<=[\d)])\s*(?=\\(?:frac|sqrt|binom|lfloor|lceil|pi)(?![a-zA-Z]))", r"\\cdot ", text)
-    text = re.sub(r"(?<=\d)\s*(?=\()|(?<=\))\s*(?=[\d(])", r"\\cdot ", text)
+    text = re.sub(r"(?<=\d)\s*(?=\()|(?<=[!)])\s*(?=[\d(])", r"\\cdot ", text)
     inserts = []
     for match in re.finditer(r"\\(?:frac|binom)\s*(?=\{)", text):
         end = _closing(text, _closing(text, match.end()) + 1) if _closing(text, match.end()) > 0 else -1

@@ -9,8 +9,8 @@ def _any(words: str) -> str:
 
 # A sentence may start with these. None of them negates, hedges, compares, computes or names a second value.
 LEAD = _any(
-    "the a an so thus therefore hence then finally final correct required desired answers? results? solutions? "
-    "values? total sum number count amount is are be was equals equal to must will of for in this that it its we i "
+    "the so thus therefore hence then finally final correct required desired answers? results? solutions? "
+    "values? total sum number count amount is are be was equals equal to must will of for in this that it its we "
     "he she they you get gets got obtain have has had find found conclude makes? needs? pays? costs? earns? there "
     "exactly ways? probability area perimeter volume length height width radius angle distance time speed average mean median price "
     "remainder product difference ratio quotient maximum minimum largest smallest greatest option choice which where "
@@ -59,7 +59,7 @@ def unit(text: str) -> str | None:
 
     A unit that is not known has a word of four letters, so that `2 xyz` stays a product.
     """
-    text = text.strip(" .()")
+    text = re.sub(r"^(?:an?|per|each|every)\s+", "", text.strip(" .()"))
     plain = re.sub(r"\^\{?\d\}?$|[²³]$", "", text)
     for name in (text, text.removesuffix("s"), text.lower(), text.lower().removesuffix("s")):
         if name in UNITS:
