@@ -31,6 +31,7 @@ _BOX_WITHOUT_BRACES = re.compile(r"(\\boxed) +(\w+)")
 _BETWEEN_BOXES = re.compile(r"(?:[\s$,;、，和或与及.]|\\[()\[\],;:! ]|\\?q?quad|\b(?:and|or)\b|\\text\{\s*(?:and|or)\s*\})*")
 _END_TOKEN = re.compile(r"(?:\s*<\|?(?:im_end|endoftext|eot_id|end_of_text|/s|eos)\|?>)+\s*$")
 _SENTENCE_END = re.compile(r"[.!?]\s+(?=[A-Z])|[。！？](?=.)")
+_HOPE = re.compile(r"[.,!]\s*I hope\s+(?:it|this)\s+(?:is correct|helps)[.!]*\s*$", re.IGNORECASE)
 _WORD = re.compile(r"\S+")
 # In scripts without blanks (kana, Chinese, Hangul, Thai) a character counts, else a paragraph would be one word.
 _UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u0e00-\u0e7f"
@@ -54,14 +55,14 @@ def final_answer(text: str, tail_fraction: float = 0.0, tokenizer: str | None = 
 
     stated = in_tail(_tagged(text, "answer")) or in_tail(_answer_lines(text))
     if stated:
-        return stated[-1][2].strip()
+        return _HOPE.sub("", stated[-1][2]).strip()
     boxes = in_tail(_boxes(text))
     if boxes:
         return _last_boxes(text, boxes)
     last_line = text.rstrip().rpartition("\n")[2].strip()
     if not last_line or text.rfind(last_line) < earliest:
         return ""
-    return _SENTENCE_END.split(last_line)[-1].strip() or last_line
+    return _SENTENCE_END.split(_HOPE.sub("", last_line))[-1].strip() or last_line
 
 
 def last_box(text: str) -> str:

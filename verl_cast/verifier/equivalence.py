@@ -115,11 +115,15 @@ def _same_choice(answer: Answer, reference: Answer, same_value: Callable) -> boo
         return same(answer.items[0], reference.items[0], same_value)
     if answer.kind == "choice":  # `C. x = 42` where the reference is 42
         return bool(answer.items) and same(answer.items[0], reference, same_value)
+    if answer.text.upper() == reference.text:  # `c` for C
+        return True
     return bool(reference.items) and same(answer, reference.items[0], same_value)
 
 
 def _same_elements(answer: Answer, reference: Answer, same_value: Callable) -> bool:
     if len(answer.items) != len(reference.items):
+        return False
+    if {answer.joint, reference.joint} == {"or", "and"} and is_region(answer):  # x < 1 or x > 4 is not x < 1 and x > 4
         return False
     if any(item.text == r"\ldots" for item in answer.items + reference.items):
         return all(same(a, r, same_value) for a, r in zip(answer.items, reference.items, strict=True))

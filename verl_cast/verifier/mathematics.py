@@ -57,18 +57,19 @@ def latex(answer: Answer) -> str:
 
 def _parser(*texts: str):
     """A function from LaTeX to sympy, with one convention for both sides."""
-    both = " ".join(texts)
-    letters = set(re.findall(r"[A-Za-z]", re.sub(r"\\[a-zA-Z]+", " ", both)))
-    keep_case = ConversionConfig(lowercase_symbols=not any(letter.upper() in letters for letter in letters if letter.islower()))
+    letters = [set(re.sub(r"\\[a-zA-Z]+|[^A-Za-z]", "", text)) for text in texts]
+    both_cases = any(letter.islower() and letter.upper() in side for side in letters for letter in side)
+    config = ConversionConfig(lowercase_symbols=not both_cases)
     # `i` is the imaginary unit, unless it counts in a sum.
+    both = " ".join(texts)
     is_real = not re.search(r"(?<![A-Za-z\\])i(?![A-Za-z])", both) or "_{i" in both
 
     def parse(text: str):
         text = re.sub(r"(?<![\w.])(\d*)\.(\d+)", lambda m: rf"\frac{{{int(m[1] + m[2])}}}{{{10 ** len(m[2])}}}", text)
         text = re.sub(r"(?<=\d)(?=\\frac)", r"\\cdot ", text)
-        return latex2sympy(
-            normalize_latex(text, _NORMALIZATION), is_real=is_real, normalization_config=None, conversion_config=keep_case
-        )
+        text = normalize_latex(text, _NORMALIZATION)
+        parsed = latex2sympy(text, is_real=is_real, normalization_config=None, conversion_config=config)
+        return parsed if is_real else parsed.subs(sympy.Symbol("i", real=False), sympy.I)
 
     return parse
 

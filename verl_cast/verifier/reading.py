@@ -123,10 +123,13 @@ _LEAD = re.compile(
     rf"|(?:{words.CHINESE_LEAD})+[:,\s]*",
     re.IGNORECASE,
 )
-_HOPE = re.compile(r"[.,!]\s*I hope\s+(?:it|this)\s+(?:is correct|helps)[.!]*$", re.IGNORECASE)
 _REMARK = re.compile(r"\(\s*(?:that is|i\.e\.|in words|namely)[,:\s]([^()\d]*)\)\s*$", re.IGNORECASE)
 _CONCLUSION = re.compile(r"(.*[,;.])\s*(?:and so|so|that is|hence|thus|therefore|i\.e\.),?\s+(?:that is,? )?([^,;]*)$", re.IGNORECASE)
-_ENDS = "✅✔️☑🎉*_` \t\n\"~"
+_IT_IS = re.compile(
+    r"^(?:(?:so|thus|hence|therefore),?\s+)?(?:it|(?:the\s+)?(?:final\s+|correct\s+)?answer|最终答案|答案)\s*(?:is\b|是|为|:)[\s:*]*",
+    re.IGNORECASE,
+)
+_ENDS = "✅✔️☑🎉*_` \t\n\""
 
 
 def _unwrapped(text: str) -> str:
@@ -197,12 +200,12 @@ _UNIT = re.compile(
 
 def read(text: str) -> Answer:
     """The answer as one value, list, set, tuple, relation, choice or, if it is none of them, as a text."""
-    text = _unwrapped(text.strip())
-    text = _HOPE.sub("", text)
+    text = re.sub(r"^~\s*(?=\d)", "≈", text.strip())
+    text = _unwrapped(text)
     text = _REMARK.sub(lambda m: m[0] if words.DOUBT.search(m[1]) else "", text)
     text = re.sub(r"(?<=\w)\*\*(?=[\s.,])|(?<!\S)\*\*(?=\S)|`", " ", text) if "*" in text or "`" in text else text
     latex = _one_dialect(text)
-    latex = _without_dollars(latex)
+    latex = re.sub(r"^\s*=|\\checkmark|\s+in (?:total|all)\s*\.?$", " ", _without_dollars(latex))
     before = None
     while latex != before:
         before = latex
@@ -223,9 +226,10 @@ def _leads(text: str, end: int) -> bool:
 
 def _without_dollars(text: str) -> str:
     """Dollars, and the other delimiters, are blanks; a currency before a number is a unit behind it."""
-    text = re.sub(r"(-?)\s*(?:US)?\\?\$\s*(-?)\s*(\d[\d,.]*\d|\d)(?![\w$\\^/])", r"\1\2\3", text) if text.count("$") % 2 else text
-    text = re.sub(r"\\text\s*\{\s*\\?\$\s*\}", " ", text)
-    text = re.sub(r"(-?)(?:€|£|¥|Rs\.?|USD)\s*(?=\d)", r"\1", text)
+    unescaped = re.sub(r"\\\$", "", text).count("$")
+    dollar = r"\\?\$" if unescaped % 2 else r"\\\$"
+    for sign, unit in ((rf"(?:US)?(?:{dollar}|{_FONT}\s*\{{\s*\\?\$\s*\}})", "dollars"), ("€", "euros"), ("£", "£"), ("¥", "¥"), ("USD", "dollars")):
+        text = re.sub(rf"(-?)\s*{sign}\s*(-?)\s*({_NUMBER}(?:,\d{{3}})*(?:\.\d+)?)(?!\w|\s*[\^/\\])", rf"\1\2\3 {unit}", text)
     return re.sub(r"\\?\$|\\[()\[\]]", " ", text).strip()
 
 
@@ -234,6 +238,7 @@ def _words(text: str) -> str:
     text = unicodedata.normalize("NFKC", text)
     for _ in range(2):
         text = re.sub(rf"{_FONT}\s*\{{([^{{}}]*)\}}", r" \1 ", text)
+    text = _IT_IS.sub("", text.strip(" *$"))
     return re.sub(r"\s+", " ", re.sub(r"\\[()\[\],;:! ]|[$~\"]", " ", text)).strip(" .!").lower()
 
 
@@ -381,6 +386,8 @@ def _measured(text: str, name: str, equation: str) -> Answer | None:
         is_letters = re.fullmatch(r"[A-Za-z]+", match[3]) is not None
         unit = words.unit(re.sub(r"\\circ\s+", r"\\circ", plain))
         attached = not match[2] and is_letters
+        if unit == "degree" and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", match[1]):
+            unit = None  # the argument of a function
         if unit and not (is_letters and len(plain) == 1) and not (attached and unit == "?"):
             value = _value(match[1])
             if value:

@@ -14,7 +14,7 @@ LEAD = _any(
     "he she they you get gets got obtain have has had find found conclude makes? needs? pays? costs? earns? there "
     "exactly ways? probability area perimeter volume length height width radius angle distance time speed average mean median price "
     "remainder product difference ratio quotient maximum minimum largest smallest greatest option choice which where "
-    "set interval range domain triangle circle rectangle my our by as all altogether triple pair "
+    "set interval range domain triangle circle rectangle my our by as altogether triple pair "
     "sold sells left remaining expected"
 )
 CHINESE_LEAD = "|".join(
@@ -37,7 +37,7 @@ CHANGING = re.compile(
     r"\b(?:and|is|are|was|were|be|so|that|to|with|when|where|minus|plus|times|squared?(?! (?:\w*(?:feet|foot|unit|meter"
     r"|metre|inch|inches|mile|yard|cm|km|centimeter)))|cubed?(?! \w)|factorial|halves|half|thirds?|quarters?|fifths?|"
     r"sixths|eighths|tenths?|hundredths?|thousandths?|double|twice|dozens?|hundreds?|thousands?|millions?|billions?|"
-    r"trillions?|root|mod|modulo|base|points?|power|divided|multiplied|percentage|rejected|fails?|trap)\b|[百千万亿倍分成折半]",
+    r"trillions?|root|mod|modulo|base|as|factors?|divisors?|points?|power|divided|multiplied|percentage|rejected|fails?|trap)\b|[百千万亿倍分成折半]",
     re.IGNORECASE,
 )
 
@@ -59,7 +59,7 @@ def unit(text: str) -> str | None:
 
     A unit that is not known has a word of four letters, so that `2 xyz` stays a product.
     """
-    text = re.sub(r"^(?:an?|per|each|every)\s+", "", text.strip(" .()"))
+    text = re.sub(r"^(?:an?|per|each|every)\s+", "", " ".join(text.split()).strip(" .()"))
     plain = re.sub(r"\^\{?\d\}?$|[²³]$", "", text)
     for name in (text, text.removesuffix("s"), text.lower(), text.lower().removesuffix("s")):
         if name in UNITS:
