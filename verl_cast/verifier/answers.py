@@ -25,6 +25,7 @@ _ANSWER_LINE = re.compile(
     rf"|^[ \t]*[#*]{_MARKS}*(?:final[ \t]+)?answer[*_ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
+_LABEL = re.compile("answer|答", re.IGNORECASE)
 _VALUE = re.compile(r"\s*(?:```\w*\n\s*)?([^\n]*)")
 _BRACE = re.compile(r"(\\(?:boxed|fbox)[ \t]*)?\{|\}")
 _BOX_WITHOUT_BRACES = re.compile(r"(\\boxed) +(\w+)")
@@ -47,7 +48,11 @@ def final_answer(text: str, tail_fraction: float = 0.0, tokenizer: str | None = 
         tokenizer: path or hub name of the tokenizer that counts tokens; None counts words; in Chinese, Japanese and Thai
             characters.
     """
-    text = _BOX_WITHOUT_BRACES.sub(r"\1{\2}", _END_TOKEN.sub("", _without_thinking(text)))
+    text = _without_thinking(text).rstrip()
+    if text.endswith(">"):
+        text = _END_TOKEN.sub("", text)
+    if "\\boxed " in text:
+        text = _BOX_WITHOUT_BRACES.sub(r"\1{\2}", text)
     earliest = _tail_start(text, tail_fraction, tokenizer) if tail_fraction else 0
 
     def in_tail(spans: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
@@ -97,6 +102,8 @@ def _without_thinking(text: str) -> str:
 
 def _answer_lines(text: str) -> list[tuple[int, int, str]]:
     spans = []
+    if not _LABEL.search(text):
+        return spans
     for match in _ANSWER_LINE.finditer(text):
         value = _VALUE.match(text, match.end())
         if value[1]:
@@ -107,10 +114,11 @@ def _answer_lines(text: str) -> list[tuple[int, int, str]]:
 
 def _boxes(text: str) -> list[tuple[int, int, str]]:
     r"""(start, end, inner text) of every closed \boxed{...} or \fbox{...} that does not lie inside another one."""
-    if "box" not in text:
+    starts = [start for start in (text.find("\\boxed"), text.find("\\fbox")) if start >= 0]
+    if not starts:
         return []
     closed, opened = [], []
-    for match in _BRACE.finditer(text):
+    for match in _BRACE.finditer(text, min(starts)):
         if match[0] != "}":
             opened.append(match)
         elif opened:
@@ -137,7 +145,8 @@ def _last_boxes(text: str, boxes: list[tuple[int, int, str]]) -> str:
 def _tail_start(text: str, fraction: float, tokenizer: str | None) -> int:
     """The character at which the last `fraction` of the tokens begins."""
     if tokenizer is None:
-        counts = [[match.start() for match in token.finditer(text)] for token in (_WORD, _WORD_OR_CHARACTER)]
+        tokens = (_WORD,) if text.isascii() else (_WORD, _WORD_OR_CHARACTER)
+        counts = [[match.start() for match in token.finditer(text)] for token in tokens]
     else:
         counts = [[start for start, _ in _load_tokenizer(tokenizer).encode(text, add_special_tokens=False).offsets]]
     return min(starts[min(int((1 - fraction) * len(starts)), len(starts) - 1)] if starts else 0 for starts in counts)

@@ -59,7 +59,7 @@ _GROUP = r"(?:\\[a-zA-Z]+\s*\{[^{}]*\}|\{[^{}]*\})"
 _NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)"
 _FONT = r"\\(?:text(?:bf|it|rm|normal|sf|tt|up)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|operatorname\*?|boldsymbol|bm|emph|underline)"
 _SAME = [
-    (r"\\(?:displaystyle|textstyle|limits|left|right|[bB]igg?[lr]?|hfill|,?\\hspace\{[^{}]*\})(?![a-zA-Z])\.?", ""),
+    (r"\\(?:displaystyle|textstyle|limits|left|right|[bB]igg?[lr]?|hfill|hspace\{[^{}]*\})(?![a-zA-Z])\.?", ""),
     (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
     (r"\\(?:leqslant|leqq|leq)(?![a-zA-Z])", r"\\le "),
     (r"\\(?:geqslant|geqq|geq)(?![a-zA-Z])", r"\\ge "),
@@ -138,7 +138,7 @@ def _unwrapped(text: str) -> str:
     while text != before:
         before = text
         text = text.strip(_ENDS)
-        text = re.sub(r"(?:(?<!\\)\\|[.。;,])$", "", text).strip(_ENDS)
+        text = re.sub(r"(?:(?<!\\)\\|(?<!\.)[.。]|[;,])$", "", text).strip(_ENDS)
         if text[:1] == "{" and _closing(text, 0) == len(text) - 1:
             text = text[1:-1]
         if match := re.match(rf"(?:{_FONT}|\\boxed|\\fbox)\s*(?=\{{)", text):
@@ -280,7 +280,7 @@ def _item(text: str, name: str = "", equation: str = "") -> Answer | None:
         return None
     if text == r"\ldots":
         return Answer("value", text)
-    if re.search(r"\\[pm][pm](?![a-zA-Z])", text):
+    if re.search(r"\\[pm][pm](?![a-zA-Z])", text) and text[:2] != r"\{":
         both = [re.sub(r"\\([pm])[pm](?![a-zA-Z])", lambda m, s=sign: "+-"[(m[1] == "m") != s], text) for sign in (0, 1)]
         items = tuple(_item(re.sub(r"(^|[({\[,=])\s*\+", r"\1", one), name, equation) for one in both)
         return None if None in items else Answer("list", "", items, "pm")

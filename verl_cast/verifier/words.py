@@ -29,7 +29,7 @@ DOUBT = re.compile(
     r"rather|actually|sorry|oops|mean|meant|hmm|least|most|more|less|fewer|than|about|around|approximately|approx|"
     r"roughly|nearly|almost|close|between|from|until|up|under|over|above|below|different from|other|another|else|"
     r"one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|nope|kidding|unsure|uncertain|sure)\b"
-    r"|n't\b|n’t\b|\?|？|不(?!同)|没|非|无|错|吗|或|约|左右|以上|以下|至[少多]|可能|也许|大概|多|少|余|否",
+    r"|n't\b|n’t\b|\?|？|不(?!同)|没|非|无|错|吗|或|约|左右|上下|以[上下内外]|之间|超|近|吧|呢|至[少多]|可能|也许|大概|多|少|余|否",
     re.IGNORECASE,
 )
 # No unit: they change the value, or make a sentence of it.
