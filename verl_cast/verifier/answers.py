@@ -26,7 +26,7 @@ _ANSWER_LINE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _LABEL = re.compile("answer|答", re.IGNORECASE)
-_VALUE = re.compile(r"\s*(?:```\w*\n\s*)?([^\n]*)")
+_VALUE = re.compile(r"\s*(?:(?:```\w*|\$\$|\\\[)[ \t]*\n\s*)?([^\n]*)")
 _BRACE = re.compile(r"(\\(?:boxed|fbox)[ \t]*)?\{|\}")
 _BOX_WITHOUT_BRACES = re.compile(r"(\\boxed) +(\w+)")
 _BETWEEN_BOXES = re.compile(r"(?:[\s$,;、，和或与及.]|\\[()\[\],;:! ]|\\?q?quad|\b(?:and|or)\b|\\text\{\s*(?:and|or)\s*\})*")
@@ -64,10 +64,19 @@ def final_answer(text: str, tail_fraction: float = 0.0, tokenizer: str | None = 
     boxes = in_tail(_boxes(text))
     if boxes:
         return _last_boxes(text, boxes)
-    last_line = text.rstrip().rpartition("\n")[2].strip()
+    last_line = _last_line(text)
     if not last_line or text.rfind(last_line) < earliest:
         return ""
     return _SENTENCE_END.split(_HOPE.sub("", last_line))[-1].strip() or last_line
+
+
+def _last_line(text: str) -> str:
+    """The last line that is not empty; of displayed mathematics whose delimiters have their own lines, the inside."""
+    rest, _, line = text.rstrip().rpartition("\n")
+    for opening, closing in (("$$", "$$"), ("\\[", "\\]")):
+        if line.strip() == closing and (start := rest.rfind(opening)) >= 0:
+            return rest[start + 2 :].strip()
+    return line.strip()
 
 
 def last_box(text: str) -> str:

@@ -41,6 +41,9 @@ class Answer:
     same: tuple["Answer", ...] = ()
 
 
+# Brackets in brackets beyond this are no answer.
+MAX_DEPTH = 30
+
 # ---- one dialect ----
 
 _SIGNS = {
@@ -200,6 +203,8 @@ _UNIT = re.compile(
 
 def read(text: str) -> Answer:
     """The answer as one value, list, set, tuple, relation, choice or, if it is none of them, as a text."""
+    if _depth(text) > MAX_DEPTH:
+        return Answer("text", text)
     text = re.sub(r"^~\s*(?=\d)", "≈", text.strip())
     text = _unwrapped(text)
     text = _REMARK.sub(lambda m: m[0] if words.DOUBT.search(m[1]) else "", text)
@@ -254,7 +259,8 @@ def _choice(text: str) -> Answer | None:
         return None
     if words.DOUBT.search(content):
         return None
-    return Answer("choice", letter.upper(), (read(content),) if content else ())
+    items = (_list(content) or Answer("text", _words(content)),) if content else ()
+    return Answer("choice", letter.upper(), items)
 
 
 def _list(text: str) -> Answer | None:
@@ -351,6 +357,14 @@ def _bracketed(text: str, name: str, equation: str) -> Answer | None:
         return None
     items = [one for item in items for one in (item.items if item.joint == "pm" else (item,))]
     return Answer(kind, "", tuple(items), name=_compact(name), equation=equation)
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for match in re.finditer(r"[(\[{)\]}]", text):
+        depth += 1 if match[0] in "([{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _is_one_group(text: str) -> bool:
