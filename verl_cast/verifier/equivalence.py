@@ -13,7 +13,8 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from verl_cast.verifier import processes
-from verl_cast.verifier.reading import Answer, rational, read
+from verl_cast.verifier.dialect import rational
+from verl_cast.verifier.reading import Answer, read
 
 # Longer text is no final answer: it counts as wrong and is not parsed.
 MAX_ANSWER_CHARACTERS = 1000
@@ -70,7 +71,7 @@ def _exactly(answer: Answer, reference: Answer) -> bool:
 
 def same(answer: Answer, reference: Answer, same_value: Callable[[Answer, Answer], bool]) -> bool:
     """Whether two answers are equal, where `same_value` decides pairs of values and pairs of regions."""
-    if any(not same_value(stated, answer) for stated in answer.same):
+    if not all(same_value(stated, answer) for stated in answer.same):
         return False
     kinds = {answer.kind, reference.kind}
     if "text" in kinds:
@@ -144,8 +145,7 @@ def _same_measure(answer: Answer, reference: Answer, same_value: Callable) -> bo
     if len(units) > 1:
         return False
     if answer.unit != reference.unit and "%" in units:
-        answer_as_share, reference_as_share = _share(answer), _share(reference)
-        return same_value(answer, reference) or same_value(answer_as_share, reference_as_share)
+        return same_value(answer, reference) or same_value(_share(answer), _share(reference))
     return same_value(answer, reference)
 
 
@@ -153,5 +153,6 @@ def _share(answer: Answer) -> Answer:
     if answer.unit != "%":
         return answer
     number = rational(answer.text)
-    text = rf"\frac{{{answer.text}}}{{100}}" if number is None else rf"\frac{{{number.numerator}}}{{{number.denominator * 100}}}"
-    return Answer("value", text)
+    if number is None:
+        return Answer("value", rf"\frac{{{answer.text}}}{{100}}")
+    return Answer("value", rf"\frac{{{number.numerator}}}{{{number.denominator * 100}}}")

@@ -13,6 +13,7 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationCo
 from math_verify import verify
 from math_verify.grader import unwrap_fcs
 
+from verl_cast.verifier.equivalence import TUPLES, is_region
 from verl_cast.verifier.reading import Answer
 
 _NORMALIZATION = NormalizationConfig(units=False, malformed_operators=True, nits=False, boxed="none")
@@ -29,10 +30,11 @@ def same(answer: Answer, reference: Answer) -> bool:
         parse = _parser(latex(answer), latex(reference))
         if answer.kind == "rounded":
             value = parse(latex(reference))
-            return abs(value - sympy.Rational(answer.text)) < sympy.Rational(10) ** -len(answer.text.partition(".")[2])
+            places = len(answer.text.partition(".")[2])
+            return bool(abs(value - sympy.Rational(answer.text)) < sympy.Rational(10) ** -places)
         if answer.kind == "equation":
             return _same_equations(parse(answer.text), parse(reference.text))
-        if answer.kind == reference.kind == "value" and not any(re.search(r"\\c[ua]p|\\setminus|\\mathbb", one.text) for one in (answer, reference)):
+        if answer.kind == reference.kind == "value" and not (is_region(answer) or is_region(reference)):
             return _same_values(parse(answer.text), parse(reference.text))
         if answer.kind == reference.kind == "relation" and _verify(parse(reference.text), parse(answer.text)):
             return True
@@ -79,7 +81,8 @@ def _verify(reference, answer) -> bool:
 
 
 def _same_values(answer, reference) -> bool:
-    if isinstance(answer, sympy.Expr) and isinstance(reference, sympy.Expr) and not (answer.free_symbols or reference.free_symbols):
+    are_expressions = isinstance(answer, sympy.Expr) and isinstance(reference, sympy.Expr)
+    if are_expressions and not (answer.free_symbols or reference.free_symbols):
         left, right = answer.doit(), reference.doit()
         if left.is_Rational and right.is_Rational:
             return left == right
@@ -113,7 +116,7 @@ def _region(answer: Answer, parse) -> list:
     if answer.kind == "relation":
         expression = unwrap_fcs(expression)
         return [expression.as_set(), expression.free_symbols]
-    if answer.kind in ("()", "[]", "(]", "[)"):
+    if answer.kind in TUPLES:
         start, end = (parse(latex(item)) for item in answer.items)
         return [sympy.Interval(start, end, answer.kind[0] == "(", answer.kind[1] == ")"), set()]
     if not isinstance(expression, sympy.Set):

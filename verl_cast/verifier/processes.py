@@ -92,7 +92,9 @@ def _pool() -> ProcessPool:
         pool.stop()
         raise RuntimeError(f"verifier: its math-verify processes do not work here ({error!r}).") from error
     if not works:
-        raise RuntimeError("verifier: math-verify does not find the root of 8 equal to 2 times that of 2 here; reinstall math-verify.")
+        raise RuntimeError(
+            "verifier: math-verify does not find the root of 8 equal to 2 times that of 2 here; reinstall math-verify."
+        )
     return pool
 
 
