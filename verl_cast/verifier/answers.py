@@ -47,7 +47,7 @@ def final_answer(text: str, tail_fraction: float = 0.0, tokenizer: str | None = 
     Args:
         text: the response.
         tail_fraction: only what starts in this last part of the tokens counts; 0 = anywhere.
-        tokenizer: path or hub name of the tokenizer that counts tokens; None counts words; in Chinese, Japanese and Thai
+        tokenizer: path or hub name of the tokenizer that counts tokens; None counts words; in Chinese, Japanese, Thai
             characters.
     """
     text = _without_thinking(text).rstrip()

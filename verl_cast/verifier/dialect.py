@@ -147,7 +147,7 @@ def _repeating(start: str, period: str) -> str:
 
 def _operators(text: str) -> str:
     """Exponents, indices and roots with braces."""
-    text = re.sub(r"([_^])\s*([+-]?\d+|[+-]\w)", r"\1{\2}", text)
+    text = re.sub(rf"([_^])\s*([+-]?{NUMBER}|[+-]\w)", r"\1{\2}", text)
     text = re.sub(rf"\\root\s*({NUMBER})", r"\\sqrt{\1}", text).replace("\\root", "\\sqrt")
     text = re.sub(r"\\cuberoot\s*(\d+|[a-z])", r"\\sqrt[3]{\1}", text).replace("\\cuberoot", "\\sqrt[3]")
     text = re.sub(r"\\sqrt\s*([\dA-Za-z])(?!\d)", r"\\sqrt{\1}", text)

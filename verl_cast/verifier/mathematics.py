@@ -18,6 +18,7 @@ from verl_cast.verifier.reading import Answer
 
 _NORMALIZATION = NormalizationConfig(units=False, malformed_operators=True, nits=False, boxed="none")
 _DIGITS = 100
+_DECIMAL = re.compile(r"(?<![\w.])(\d*)\.(\d+)")
 
 
 def same(answer: Answer, reference: Answer) -> bool:
@@ -67,8 +68,7 @@ def _parser(*texts: str):
     is_real = not re.search(r"(?<![A-Za-z\\])i(?![A-Za-z])", both) or "_{i" in both
 
     def parse(text: str):
-        text = re.sub(r"(?<![\w.])(\d*)\.(\d+)", lambda m: rf"\frac{{{int(m[1] + m[2])}}}{{{10 ** len(m[2])}}}", text)
-        text = re.sub(r"(?<=\d)(?=\\frac)", r"\\cdot ", text)
+        text = _DECIMAL.sub(lambda found: rf"(\frac{{{int(found[1] + found[2])}}}{{{10 ** len(found[2])}}})", text)
         text = normalize_latex(text, _NORMALIZATION)
         parsed = latex2sympy(text, is_real=is_real, normalization_config=None, conversion_config=config)
         return parsed if is_real else parsed.subs(sympy.Symbol("i", real=False), sympy.I)

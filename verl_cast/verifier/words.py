@@ -13,14 +13,14 @@ LEAD = _any(
     "values? total sum number count amount is are be was equals equal to must will of for in this that it its we "
     "he she they you get gets got obtain have has had find found conclude makes? needs? pays? costs? earns? there "
     "exactly ways? probability area perimeter volume length height width radius angle distance time speed average "
-    "mean median price remainder product difference ratio quotient maximum minimum largest smallest greatest option choice which where "
-    "set interval range domain triangle circle rectangle my our by as altogether triple pair "
+    "mean median price remainder product difference ratio quotient maximum minimum largest smallest greatest option "
+    "choice which where set interval range domain triangle circle rectangle my our by as altogether triple pair "
     "sold sells left remaining expected"
 )
 CHINESE_LEAD = "|".join(
-    "综上所述 综上 所以 因此 因而 于是 从而 故 则 即 可得 得到 得出 得 最终 最后 正确 答案 结果 答 解 选项 选择 应选 选 "
-    "一共有 总共有 共有 一共 总共 共 有 应该是 应为 就是 是 为 等于 该 这个 所求 的 值 数 概率 面积 周长 体积 长度 总和 "
-    "我们 在".split()
+    "综上所述 综上 所以 因此 因而 于是 从而 故 则 即 可得 得到 得出 得 最终 最后 正确 答案 结果 答 解 选项 选择 "
+    "应选 选 一共有 总共有 共有 一共 总共 共 有 应该是 应为 就是 是 为 等于 该 这个 所求 的 值 数 概率 面积 周长 "
+    "体积 长度 总和 我们 在".split()
 )
 
 # Who uses one of these behind a value, or before a conclusion, has not said one value.

@@ -1,7 +1,9 @@
-r"""What is right and what is wrong, kind by kind: KIND -> [(reference, right answers, wrong answers), ...].
+r"""What is right and what is wrong: rows of (reference, right answers, wrong answers).
 
-In BOXED an answer is what stands in \boxed{...}; in RESPONSES it is a whole response.
+In BOXED, kind by kind, an answer is what stands in \boxed{...}; in RESPONSES it is a whole response.
 """
+
+# ruff: noqa: E501
 
 BOXED = {
     "mixed numbers": [
@@ -142,25 +144,23 @@ BOXED = {
     ],
 }  # fmt: skip
 
-RESPONSES = {
-    "labels": [
-        ("15", [
-            "Answer: 15", "**Answer:** 15", "**Answer**: 15", "### Answer: 15", "## Final Answer\n15", "**Final answer: 15**", "*Answer:* 15", "__Answer:__ 15", "Answer: **15**", "- **Answer:** 15", "> Answer: 15",
-            "Answer：15", "答案：15", "**答案：** 15", "最终答案：15", "### 答案：15", "答案是15", "答案为 15。", "所以答案是 $15$。", "因此，x = 15。", "故选 15", "综上所述，答案为15。", "共有15个。", "答：15 元。", "正确答案：15",
-            "The answer is 15.", "So the answer is 15", "Thus, the final answer is $15$.", "Therefore, the answer is: **15**.", "Hence x = 15.", "We get 15.", "The total is $15$.", "It is \\(15\\).", "So $x = 15$.", "#### 15",
-            "Final Answer: The final answer is $15$. I hope it is correct.", "Answer:\n\n15", "Answer:\n$$15$$", "Answer:\n```\n15\n```", "Answer: `15`", "ANSWER: 15", "Answer: $\\boxed{15}$", "\\[\\boxed{15}\\]", "\\fbox{15}", "\\boxed {15}",
-            "\\boxed 15", "<answer>15</answer>", "| Answer | 15 |", "Answer: 15 ✅", "So she has 15 apples left.", "There are **15** ways.", "Answer: 3 × 5 = 15", "15", "15 cm", "The answer is\n\n$$\n15\n$$" if False else "$$15$$",
-            "\\boxed{15} and \\boxed{15}", "Answer: 3 boxes with 5 pens each, so 15 pens",
-        ], [
-            "Answer: 16", "**Answer:** 51", "答案：14", "答案不是15", "答案可能是15", "答案是15或16", "答案是15吗？", "答案是15左右", "大约15个", "至少15个", "答案是16，不是15", "The answer is not 15.", "The answer isn't 15", "The answer is definitely not 15",
-            "The answer could be 15", "I think it is 15", "Maybe 15", "Not 15", "It can't be 15", "Answer: 15 or 16", "Answer: 16. Wait, 15", "Answer: 14, I mean 15", "Answer: between 14 and 15", "Answer: at least 15", "Answer: less than 15", "Answer: more than 15",
-            "Answer: about 15", "Answer: roughly 15", "Answer: 14/15", "Answer: 15 or so", "The answer is 14 or 15.", "The answer is either 14 or 15", "It is 15 times 2", "It is half of 15", "It is double 15", "\\boxed{14} or \\boxed{15}", "\\boxed{14}, \\boxed{15}",
-            "\\boxed{14} and \\boxed{15}", "$\\boxed{14}$ or $\\boxed{15}$", "Answer: 16 (not 15)", "Answer: 15 (or 16)", "Answer: x² + 15", "Answer: 15√2", "Answer: 15x", "So it is not 15", "Nobody has 15", "The answer is 15?", "The answer is 16, so not 15",
-            "Everything but 15", "Anything except 15", "The answer minus 1 is 15", "Twice the answer is 15", "It has 15 as a factor", "Answer: 1, 2, 3, ..., 15", "Answer: 10 < 15", "She has 14 apples and he has 15", "If it rains, 15", "Answer: 15 is wrong", "There are 14 or 15, so 15", "Answer: twelve plus 15",
-            "答案：15或16", "答案：小于15", "答案：15万", "Answer: 16\nAnswer: 16", "I would say 15", "I guess 15", "The answer lies close to 15", "x > 15", "x ≠ 15", "The answer is anything but **15**", "I would rule out $15$", "<answer>not 15</answer>", "<answer>14 or 15</answer>", "Answer: 15 or", "Answer: 14 → 15", "the opposite of 15",
-        ]),
-        ("D", ["Answer: D", "**Answer: D**", "The answer is (D).", "The correct option is D", "答案：D", "故选D。", "应选 D", "Answer: (D) 12", "\\boxed{D}", "Answer: $\\textbf{(D)}$", "选D"], ["Answer: C", "Answer: C or D", "The answer is not D", "答案：C", "Answer: A, B, C, D", "Answer: C, not D"]),
-        ("[2,5)", ["Answer: [2, 5)", "The final answer is $[2,5)$. I hope it is correct.", "答案：$[2,5)$"], ["Answer: (2,5)", "Answer: 2", "Answer: [2,5]"]),
-        (r"\frac{3}{4}", ["The probability is 3/4.", "Answer: 3/4", "Answer: 0.75", "答案：3/4", "答案是四分之三" if False else "$\\frac34$", "The probability is $\\dfrac{3}{4}$."], ["The probability is not 3/4", "Answer: 3", "1 - 3/4", "Answer: 4/3", "The odds are 3 to 4"]),
-    ],
-}  # fmt: skip
+RESPONSES = [
+    ("15", [
+        "Answer: 15", "**Answer:** 15", "**Answer**: 15", "### Answer: 15", "## Final Answer\n15", "**Final answer: 15**", "*Answer:* 15", "__Answer:__ 15", "Answer: **15**", "- **Answer:** 15", "> Answer: 15",
+        "Answer：15", "答案：15", "**答案：** 15", "最终答案：15", "### 答案：15", "答案是15", "答案为 15。", "所以答案是 $15$。", "因此，x = 15。", "故选 15", "综上所述，答案为15。", "共有15个。", "答：15 元。", "正确答案：15",
+        "The answer is 15.", "So the answer is 15", "Thus, the final answer is $15$.", "Therefore, the answer is: **15**.", "Hence x = 15.", "We get 15.", "The total is $15$.", "It is \\(15\\).", "So $x = 15$.", "#### 15",
+        "Final Answer: The final answer is $15$. I hope it is correct.", "Answer:\n\n15", "Answer:\n$$15$$", "Answer:\n```\n15\n```", "Answer: `15`", "ANSWER: 15", "Answer: $\\boxed{15}$", "\\[\\boxed{15}\\]", "\\fbox{15}", "\\boxed {15}",
+        "\\boxed 15", "<answer>15</answer>", "| Answer | 15 |", "Answer: 15 ✅", "So she has 15 apples left.", "There are **15** ways.", "Answer: 3 × 5 = 15", "15", "15 cm", "The answer is\n\n$$\n15\n$$",
+        "\\boxed{15} and \\boxed{15}", "Answer: 3 boxes with 5 pens each, so 15 pens",
+    ], [
+        "Answer: 16", "**Answer:** 51", "答案：14", "答案不是15", "答案可能是15", "答案是15或16", "答案是15吗？", "答案是15左右", "大约15个", "至少15个", "答案是16，不是15", "The answer is not 15.", "The answer isn't 15", "The answer is definitely not 15",
+        "The answer could be 15", "I think it is 15", "Maybe 15", "Not 15", "It can't be 15", "Answer: 15 or 16", "Answer: 16. Wait, 15", "Answer: 14, I mean 15", "Answer: between 14 and 15", "Answer: at least 15", "Answer: less than 15", "Answer: more than 15",
+        "Answer: about 15", "Answer: roughly 15", "Answer: 14/15", "Answer: 15 or so", "The answer is 14 or 15.", "The answer is either 14 or 15", "It is 15 times 2", "It is half of 15", "It is double 15", "\\boxed{14} or \\boxed{15}", "\\boxed{14}, \\boxed{15}",
+        "\\boxed{14} and \\boxed{15}", "$\\boxed{14}$ or $\\boxed{15}$", "Answer: 16 (not 15)", "Answer: 15 (or 16)", "Answer: x² + 15", "Answer: 15√2", "Answer: 15x", "So it is not 15", "Nobody has 15", "The answer is 15?", "The answer is 16, so not 15",
+        "Everything but 15", "Anything except 15", "The answer minus 1 is 15", "Twice the answer is 15", "It has 15 as a factor", "Answer: 1, 2, 3, ..., 15", "Answer: 10 < 15", "She has 14 apples and he has 15", "If it rains, 15", "Answer: 15 is wrong", "There are 14 or 15, so 15", "Answer: twelve plus 15",
+        "答案：15或16", "答案：小于15", "答案：15万", "Answer: 16\nAnswer: 16", "I would say 15", "I guess 15", "The answer lies close to 15", "x > 15", "x ≠ 15", "The answer is anything but **15**", "I would rule out $15$", "<answer>not 15</answer>", "<answer>14 or 15</answer>", "Answer: 15 or", "Answer: 14 → 15", "the opposite of 15",
+    ]),
+    ("D", ["Answer: D", "**Answer: D**", "The answer is (D).", "The correct option is D", "答案：D", "故选D。", "应选 D", "Answer: (D) 12", "\\boxed{D}", "Answer: $\\textbf{(D)}$", "选D"], ["Answer: C", "Answer: C or D", "The answer is not D", "答案：C", "Answer: A, B, C, D", "Answer: C, not D"]),
+    ("[2,5)", ["Answer: [2, 5)", "The final answer is $[2,5)$. I hope it is correct.", "答案：$[2,5)$"], ["Answer: (2,5)", "Answer: 2", "Answer: [2,5]"]),
+    (r"\frac{3}{4}", ["The probability is 3/4.", "Answer: 3/4", "Answer: 0.75", "答案：3/4", "$\\frac34$", "The probability is $\\dfrac{3}{4}$."], ["The probability is not 3/4", "Answer: 3", "1 - 3/4", "Answer: 4/3", "The odds are 3 to 4"]),
+]  # fmt: skip
