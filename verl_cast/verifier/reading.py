@@ -109,7 +109,7 @@ def _without_dollars(text: str) -> str:
     dollar = rf"(?:US)?(?:{chr(92) * 2}{'?' if is_currency else ''}\$|{FONT}\s*\{{\s*\\?\$\s*\}})"
     for sign, unit in ((dollar, "dollars"), ("USD", "dollars"), ("€", "euros"), ("£", "£"), ("¥", "¥")):
         number = rf"{NUMBER}(?:,\d{{3}})*(?:\.\d+)?"
-        text = re.sub(rf"(-?)\s*{sign}\s*(-?)\s*({number})(?!\w|\s*[\^/\\])", rf"\1\2\3 {unit}", text)
+        text = re.sub(rf"(?<![\d.,])(-?)\s*{sign}\s*(-?)\s*({number})(?!\w|\s*[\^/\\])", rf"\1\2\3 {unit}", text)
     return re.sub(r"\\?\$|\\[()\[\]]", " ", text).strip()
 
 
@@ -255,7 +255,7 @@ def _plus_and_minus(text: str, name: str) -> Answer | None:
 
 def _equation(sides: list[str], text: str) -> Answer | None:
     """`x = 2 + 3 = 5` has the name x and the value 5, to which 2 + 3 must be equal; `6 = 5` is no value."""
-    if "" in sides:
+    if not all(_is_label(side) or not _has_unknown(side) or formula(side) for side in sides):
         return None
     numbers = [side for side in sides if not _has_unknown(side)]
     value = sides[-1] if _has_unknown(sides[0]) or not _NAME.fullmatch(sides[-1]) else sides[-2]
@@ -266,8 +266,19 @@ def _equation(sides: list[str], text: str) -> Answer | None:
     same = tuple(_item(side) for side in numbers if side is not value)
     if answer is None or None in same:
         return None
-    is_label = not name or _NAME.fullmatch(name)
-    return replace(answer, name=compact(name), equation="" if is_label else formula(text) or "", same=same)
+    if name and not _is_label(name):
+        if re.match(r"[-+]?\d", name):  # `2x = 10` has no value yet
+            answer = replace(answer, kind="equation", text=formula(text) or "")
+        return replace(answer, name=compact(name), equation=formula(text) or "", same=same)
+    return replace(answer, name=compact(name), same=same)
+
+
+def _is_label(side: str) -> bool:
+    """Whether the side names a quantity: `x`, `f(x)`, `|AB|`, `Total area`."""
+    plain = re.sub(rf"{FONT}\s*\{{([^{{}}]*)\}}", r"\1", side)
+    if words.DOUBT.search(plain) or words.CHANGING.search(plain):
+        return False
+    return (_NAME.fullmatch(side) or re.fullmatch(r"[A-Za-z][A-Za-z ]*", plain)) is not None
 
 
 def _has_unknown(side: str) -> bool:
