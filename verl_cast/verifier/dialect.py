@@ -75,7 +75,7 @@ _UNREADABLE = re.compile(
     r"[^\w\s+\-*/^(){}\[\]|=<>!.,:&\\]|[^\x00-\x7f]"  # signs that are not known
     r"|\d\s+[\d.]|\.\d*\.|\.(?!\d)|[A-Za-z]\s*\.\s*\d|\b\d{1,2}:\d\d\b"  # two numbers, no number, a time
     r"|\d\s*_|\\sqrt\s*\d\d|\\frac\s*\d\s*\d\d"  # math-verify drops an index of a number; \sqrt12 has two meanings
-    r"|^\s*[*/^=]|[-+*/^]\s*$|\\ldots"
+    r"|^\s*[*/^=]|(?:[-+*/^]|\\cdot|\\times)\s*$|\\ldots"
 )
 
 
@@ -105,7 +105,7 @@ def formula(text: str) -> str | None:
     """The LaTeX of one value or relation, without blanks; None if the text is anything else."""
     text = re.sub(rf"{FONT}\s*\{{\s*([A-Za-z])\s*\}}", r" \1", text)
     text = _products(_fractions(_operators(_decimals(text)))).replace("\\{\\}", "\\emptyset")
-    if not text or _UNREADABLE.search(text):
+    if not text or _UNREADABLE.search(text) or ("&" in text and "\\begin" not in text):
         return None
     if not _COMMANDS.issuperset(re.findall(r"\\([a-zA-Z]+)", text)):
         return None

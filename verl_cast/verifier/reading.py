@@ -267,7 +267,7 @@ def _equation(sides: list[str], text: str) -> Answer | None:
     if answer is None or None in same:
         return None
     if name and not _is_label(name):
-        if re.match(r"[-+]?\d", name):  # `2x = 10` has no value yet
+        if re.search(r"\d", re.sub(r"[_^]\s*(?:\{[^{}]*\}|\w)|\([^()]*\)", "", name)):  # `2x = 10` has no value yet
             answer = replace(answer, kind="equation", text=formula(text) or "")
         return replace(answer, name=compact(name), equation=formula(text) or "", same=same)
     return replace(answer, name=compact(name), same=same)
@@ -275,7 +275,7 @@ def _equation(sides: list[str], text: str) -> Answer | None:
 
 def _is_label(side: str) -> bool:
     """Whether the side names a quantity: `x`, `f(x)`, `|AB|`, `Total area`."""
-    plain = re.sub(rf"{FONT}\s*\{{([^{{}}]*)\}}", r"\1", side)
+    plain = re.sub(rf"{FONT}\s*\{{([^{{}}]*)\}}", r" \1 ", side).strip()
     if words.DOUBT.search(plain) or words.CHANGING.search(plain):
         return False
     return (_NAME.fullmatch(side) or re.fullmatch(r"[A-Za-z][A-Za-z ]*", plain)) is not None
