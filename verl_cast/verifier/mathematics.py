@@ -13,12 +13,18 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationCo
 from math_verify import verify
 from math_verify.grader import unwrap_fcs
 
-from verl_cast.verifier.equivalence import TUPLES, is_region
-from verl_cast.verifier.reading import Answer
+from verl_cast.verifier import structure
+from verl_cast.verifier.reading import Answer, read
+from verl_cast.verifier.structure import TUPLES, is_region
 
 _NORMALIZATION = NormalizationConfig(units=False, malformed_operators=True, nits=False, boxed="none")
 _DIGITS = 100
 _DECIMAL = re.compile(r"(?<![\w.])(\d*)\.(\d+)")
+
+
+def judge(answer: str, reference: str) -> bool:
+    """Whether two answers are equal."""
+    return structure.same(read(answer), read(reference), same)
 
 
 def same(answer: Answer, reference: Answer) -> bool:

@@ -16,9 +16,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 from pebble import ProcessPool
 
@@ -32,16 +30,16 @@ MAX_QUEUE_SECONDS = 120
 _pool_lock = threading.Lock()
 
 
-def run(judge: Callable[..., bool], arguments: list[Any], timeout: float) -> bool | None:
-    """judge(*arguments) in a process; None where it had to be stopped (time, memory, crash).
+def judge(answer: str, reference: str, timeout: float) -> bool | None:
+    """`mathematics.judge` in a process; None where it had to be stopped (time, memory, crash).
 
     Args:
-        timeout: seconds for the call itself; waiting for a free process comes on top.
+        timeout: seconds for the comparison itself; waiting for a free process comes on top.
 
     Raises:
         RuntimeError: no process works here.
     """
-    task = _running_pool().schedule(_run_alone, args=[judge, arguments, timeout], timeout=timeout)
+    task = _running_pool().schedule(_judge_alone, args=[answer, reference, timeout], timeout=timeout)
     try:
         return task.result(timeout=timeout + MAX_QUEUE_SECONDS)
     except Exception:  # time-out, killed process, or an error of sympy on this text: the caller reports it
@@ -49,20 +47,15 @@ def run(judge: Callable[..., bool], arguments: list[Any], timeout: float) -> boo
         return None
 
 
-def _run_alone(judge: Callable[..., bool], arguments: list[Any], timeout: float) -> bool:
+def _judge_alone(answer: str, reference: str, timeout: float) -> bool:
+    from verl_cast.verifier import mathematics
+
     # If the caller is killed meanwhile, nothing else enforces the time limit: the kernel ends this process.
     signal.alarm(math.ceil(timeout) + 2)
     try:
-        return judge(*arguments)
+        return mathematics.judge(answer, reference)
     finally:
         signal.alarm(0)
-
-
-def _works() -> bool:
-    from verl_cast.verifier import mathematics
-    from verl_cast.verifier.reading import Answer
-
-    return mathematics.same(Answer("value", r"\sqrt{8}"), Answer("value", r"2\sqrt{2}"))
 
 
 def _running_pool() -> ProcessPool:
@@ -87,7 +80,9 @@ def _pool() -> ProcessPool:
         context=multiprocessing.get_context("spawn"),
     )
     try:
-        works = pool.schedule(_works).result(timeout=MAX_QUEUE_SECONDS)
+        works = pool.schedule(_judge_alone, args=["8^{1/2}", r"2\sqrt{2}", MAX_QUEUE_SECONDS]).result(
+            timeout=MAX_QUEUE_SECONDS
+        )
     except Exception as error:
         pool.stop()
         raise RuntimeError(f"verifier: its math-verify processes do not work here ({error!r}).") from error
@@ -102,7 +97,7 @@ def _prepare_process() -> None:
     import logging
     import resource
 
-    import math_verify  # noqa: F401  imported before the first task, whose time is limited
+    from verl_cast.verifier import mathematics  # noqa: F401  imported before the first task, whose time is limited
 
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
