@@ -18,7 +18,8 @@ _SIGNS = {
     "∈": r"\in ", "∅": r"\emptyset ", "∖": r"\setminus ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}",
     "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "°": r"^\circ ", "º": r"^\circ ", "℃": r"^\circ C", "…": r"\ldots ",
     "⟨": r"\langle ", "⟩": r"\rangle ", "√": r"\root ", "∛": r"\cuberoot ", "、": ",", "。": ".", "∣": "|",
-    "’": "'", "‘": "'", "“": '"', "”": '"', "′": "'", "\u200b": "", "\ufeff": "", "\u2061": "", "\u2062": "",
+    "’": "'", "‘": "'", "“": '"', "”": '"', "′": "'", "˚": r"^\circ ", "\u200b": "", "\ufeff": "",
+    "\u2061": "", "\u2062": "",
 }  # fmt: skip
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋ₙ", "0123456789+-n")

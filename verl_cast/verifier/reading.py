@@ -106,7 +106,8 @@ def _without_lead(text: str) -> str:
 def _without_dollars(text: str) -> str:
     """Currency becomes a unit behind its number; dollars and other delimiters become blanks."""
     is_currency = text.replace(r"\$", "").count("$") % 2
-    dollar = rf"(?:US)?(?:{chr(92) * 2}{'?' if is_currency else ''}\$|{FONT}\s*\{{\s*\\?\$\s*\}})"
+    dollar = r"(?:US)?\\?\$" if is_currency else r"(?:US)?\\\$"
+    text = re.sub(rf"{FONT}\s*\{{\s*(\\?[$€£¥])\s*\}}", r"\1", text)
     for sign, unit in ((dollar, "dollars"), ("USD", "dollars"), ("€", "euros"), ("£", "£"), ("¥", "¥")):
         number = rf"{NUMBER}(?:,\d{{3}})*(?:\.\d+)?"
         text = re.sub(rf"(?<![\d.,])(-?)\s*{sign}\s*(-?)\s*({number})(?!\w|\s*[\^/\\])", rf"\1\2\3 {unit}", text)
@@ -255,19 +256,21 @@ def _plus_and_minus(text: str, name: str) -> Answer | None:
 
 def _equation(sides: list[str], text: str) -> Answer | None:
     """`x = 2 + 3 = 5` has the name x and the value 5, to which 2 + 3 must be equal; `6 = 5` is no value."""
-    if not all(_is_label(side) or not _has_unknown(side) or formula(side) for side in sides):
+    if "" in sides:
         return None
     numbers = [side for side in sides if not _has_unknown(side)]
     value = sides[-1] if _has_unknown(sides[0]) or not _NAME.fullmatch(sides[-1]) else sides[-2]
     if numbers and _NAME.fullmatch(value):
         value = numbers[-1]
+    if not all(side is value or _is_label(side) or not _has_unknown(side) or formula(side) for side in sides):
+        return None
     name = next((side for side in sides if side is not value and _has_unknown(side)), "")
     answer = _item(value, compact(name))
     same = tuple(_item(side) for side in numbers if side is not value)
     if answer is None or None in same:
         return None
     if name and not _is_label(name):
-        if re.search(r"\d", re.sub(r"[_^]\s*(?:\{[^{}]*\}|\w)|\([^()]*\)", "", name)):  # `2x = 10` has no value yet
+        if re.search(r"\d", re.sub(r"_\s*(?:\{[^{}]*\}|\w)|\([^()]*\)", "", name)):  # `2x = 10` has no value yet
             answer = replace(answer, kind="equation", text=formula(text) or "")
         return replace(answer, name=compact(name), equation=formula(text) or "", same=same)
     return replace(answer, name=compact(name), same=same)

@@ -38,7 +38,7 @@ CHANGING = re.compile(
     r"\b(?:and|is|are|was|were|be|so|that|to|with|when|where|minus|plus|times|squared?(?! (?:\w*(?:feet|foot|unit|meter"
     r"|metre|inch|inches|mile|yard|cm|km|centimeter)))|cubed?(?! \w)|factorial|halves|half|thirds?|quarters?|fifths?|"
     r"sixths|eighths|tenths?|hundredths?|thousandths?|double|twice|dozens?|hundreds?|thousands?|millions?|billions?|"
-    r"trillions?|root|mod|modulo|base|as|factors?|divisors?|points?|power|divided|multiplied|percentage|rejected|fails?|trap)\b|[百千万亿倍分成折半]",
+    r"trillions?|root|mod|modulo|base|as|at|factors?|divisors?|points?|power|divided|multiplied|percentage|rejected|fails?|trap)\b|[百千万亿倍分成折半]",
     re.IGNORECASE,
 )
 
