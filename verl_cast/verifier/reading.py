@@ -76,7 +76,7 @@ _IT_IS = re.compile(
     r"\s*(?:is\b|是|为|:)[\s:*]*",
     re.IGNORECASE,
 )
-_ENDS = '✅✔️☑🎉*_` \t\n"'
+_ENDS = '✓✅✔️☑🎉*_` \t\n"'
 _WRAPPER = re.compile(rf"(?:{FONT}|\\boxed|\\fbox)?\s*(?=\{{)")
 
 
