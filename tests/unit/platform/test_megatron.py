@@ -215,6 +215,7 @@ def main():
 
     report = {"import of verl": Fork(probe_import_of_verl).result()}
     import mbridge  # noqa: F401
+    import verl.workers.engine  # each fork would import it
     import verl.workers.engine_workers  # noqa: F401
 
     from verl_cast.platform import megatron
