@@ -7,8 +7,7 @@ The model computes nothing. Every round measures:
 * a plain copy of the trainable shard into existing memory, which is the unit;
 * a refresh of the snapshot;
 * a move of the average;
-* a swap in and out;
-* the earlier swap, from before verl_cast/teacher/host_copy.py: tensor by tensor through a fresh allocation.
+* a swap in and out.
 
 A swap in and out copies every byte four times, a refresh once.
 """
@@ -57,16 +56,6 @@ def module(lora: bool) -> torch.nn.Module:
     return result
 
 
-@torch.no_grad()
-def earlier_swap(live: dict[str, torch.Tensor], host: dict[str, torch.Tensor]) -> None:
-    """The swap in and out as it was before verl_cast/teacher/host_copy.py."""
-    for names in (list(live), reversed(list(live))):
-        for name in names:
-            outgoing = live[name].to("cpu", copy=True)
-            live[name].copy_(host[name])
-            host[name].copy_(outgoing)
-
-
 def swap(teacher: SelfTeacher) -> None:
     teacher.policy_moved()
     with teacher.swapped_in():
@@ -80,7 +69,6 @@ def measure(lora: bool, rounds: int) -> float:
     average = SelfTeacher(TeacherConfig(weights="ema"), policy)
     for teacher in (snapshot, average):
         teacher.follow(0)
-    host = {name: tensor.clone() for name, tensor in live.items()}
     plain = {name: tensor.clone() for name, tensor in live.items()}
     before = {name: tensor.clone() for name, tensor in live.items()}
     work = {
@@ -88,7 +76,6 @@ def measure(lora: bool, rounds: int) -> float:
         "refresh of the snapshot": lambda: snapshot.follow(1),
         "move of the average": lambda: average.follow(1),
         "swap in and out": lambda: swap(snapshot),
-        "swap in and out, earlier": lambda: earlier_swap(live, host),
     }
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds):

@@ -13,12 +13,11 @@ import queue_of_runs
 import reference
 import tiny
 import torch
-from torch.distributed.tensor import DTensor
+from cast_runs import CAST, CAST_SIX_STEPS, assert_same_batches, assert_same_parameters
 from verl_run import run_verl
 
 from verl_cast import trajectories
 
-CAST = "algorithm.adv_estimator=cast"
 GRPO = "algorithm.adv_estimator=grpo"
 REDUCED_TO_GRPO = (
     CAST,
@@ -27,17 +26,6 @@ REDUCED_TO_GRPO = (
     "+algorithm.cast.base_correct=0",
     "+algorithm.cast.base_wrong=0",
     "+algorithm.cast.advantage_clip=null",
-)
-# The save after step 3 falls between two snapshots: one before step 1, the next before step 5.
-CAST_SIX_STEPS = (
-    CAST,
-    "+algorithm.cast.teacher.refresh_interval=4",
-    "trainer.total_training_steps=6",
-    "trainer.save_freq=3",
-    "+algorithm.cast.gap_deadzone=noise",
-    "+algorithm.cast.noise_floor_interval=3",
-    "+algorithm.cast.dump.interval=1",
-    "+algorithm.cast.dump.groups=2",
 )
 TWO_RANKS = ("trainer.n_gpus_per_node=2", "+ray_kwargs.ray_init.num_gpus=2")
 
@@ -62,7 +50,6 @@ def context_that_fails_in_step_four(cast):
 
 # name: (overrides, arguments of run_verl). `after`: an earlier run, and a function of it that gives more overrides.
 RUNS = {
-    "cast": (CAST_SIX_STEPS, {"kill_when": "dump/step_5.pt"}),
     "megatron": ((CAST, "+algorithm.cast.teacher.refresh_interval=2"), {"engine": "megatron"}),
     "grpo": ((GRPO,), {}),
     "grpo_without_plugin": ((GRPO,), {"plugin": False}),
@@ -144,7 +131,7 @@ for name_ in RUNS:
 
 @pytest.fixture(scope="session")
 def ended(runs):
-    """ended(name): a run of RUNS. Its exit status must be `expected`."""
+    """ended(name): a run of RUNS, or `cast`. Its exit status must be `expected`."""
 
     def ended_(name, expected=0):
         run = runs(name)
@@ -163,22 +150,6 @@ def grpo(ended):
 def cast(ended):
     """Killed with SIGKILL between two saves, right after the update of step 5."""
     return ended("cast", expected=-signal.SIGKILL)
-
-
-def assert_same_batches(run, other, step, other_step=None, fields=None):
-    rows, other_rows = run.batch(step)["rows"], other.batch(other_step or step)["rows"]
-    assert len(rows) == len(other_rows) == 16
-    for row, other_row in zip(rows, other_rows, strict=True):
-        for name in fields or row:
-            assert torch.equal(row[name], other_row[name]), f"step {step}: {name} differs"
-
-
-def assert_same_parameters(run, other, step):
-    parameters, others = run.parameters(step), other.parameters(step)
-    assert parameters.keys() == others.keys()
-    for name, tensor in parameters.items():
-        tensors = [t.to_local() if isinstance(t, DTensor) else t for t in (tensor, others[name])]
-        assert torch.equal(*tensors), f"{name} differs after step {step}"
 
 
 def assert_rollouts_were_the_policys(run, tolerance=1e-6):

