@@ -35,6 +35,7 @@ from verl_cast.advantage.base import ALL_WRONG, BaseAdvantage
 from verl_cast.advantage.cast import CastRule
 from verl_cast.advantage.compute import token_advantage
 from verl_cast.teacher.saved import load, path_of, save
+from verl_cast.teacher.weights import build_teacher
 
 EMA_DECAY = 0.75
 NOISE_FLOOR = 0.125  # nats, as if it had been measured
@@ -144,7 +145,7 @@ def an_exception_in_the_pass_or_in_the_swap_leaves_the_policy_as_it_was(setting:
     """Every rank raises, first instead of the forward, then in the middle of the swap."""
     this, policy = setting.this, setting.after_one
     teacher, engine = type(this.worker.self_teacher), this.engine
-    stock_infer, stock_exchange = engine.infer_batch, teacher._exchange
+    stock_infer, stock_swap = engine.infer_batch, teacher._swap
 
     def broken_forward(*args, **kwargs):
         assert not same_bits(this.live(), policy), "the fault must hit while the teacher is in"
@@ -158,17 +159,17 @@ def an_exception_in_the_pass_or_in_the_swap_leaves_the_policy_as_it_was(setting:
 
     calls = []
 
-    def failing_exchange(live, host):
+    def failing_swap(live, host):
         calls.append(1)
         if len(calls) == 3:
             raise RuntimeError("injected in the swap")
-        stock_exchange(live, host)
+        stock_swap(live, host)
 
     if len(policy) >= 3:
-        teacher._exchange = staticmethod(failing_exchange)
+        teacher._swap = staticmethod(failing_swap)
         with expect_error(RuntimeError, "injected in the swap"):
             this.teacher_log_probs()
-        teacher._exchange = staticmethod(stock_exchange)
+        teacher._swap = staticmethod(stock_swap)
     assert same_bits(this.parameters(), policy), "an exception in the middle of the swap leaves the policy as it was"
     assert same(this.teacher_log_probs(), setting.first_log_probs), "and the teacher"
 
@@ -176,7 +177,7 @@ def an_exception_in_the_pass_or_in_the_swap_leaves_the_policy_as_it_was(setting:
 @law
 def a_refresh_is_due_after_every_second_step_and_only_then(setting: Setting) -> None:
     this, teacher = setting.this, setting.this.worker.self_teacher
-    assert not teacher.follow_due(1) and teacher.follow_due(2) and teacher.follow_due(3)
+    assert not teacher.refresh_due(1) and teacher.refresh_due(2) and teacher.refresh_due(3)
     assert this.worker.prepare_self_teacher(2) == {"is_policy": True, "age": 0, "noise_floor": None}
     assert same(this.teacher_log_probs(), this.log_probs())
 
@@ -500,12 +501,12 @@ def ema_is_an_average_in_float32_that_moves_once_a_step(setting: Setting) -> Non
         tolerance = 1e-2 if tensor.itemsize == 2 else 1e-5
         torch.testing.assert_close(tensor.double(), expected[name], rtol=tolerance, atol=1e-7)
     assert not same_bits(swapped_in_parameters(this), policy)
-    restored = type(worker.self_teacher)(worker.self_teacher.config, this.engine.module)
+    restored = build_teacher(worker.self_teacher.config, this.engine.module)
     with this.engine.eval_mode():
         restored.load_state_dict(worker.self_teacher.state_dict())
     assert same_bits(restored.state_dict()["parameters"], worker.self_teacher.state_dict()["parameters"])
     assert same_bits(restored.state_dict()["average"], worker.self_teacher.state_dict()["average"])
-    assert not restored.follow_due(2) and restored.follow_due(3)
+    assert not restored.refresh_due(2) and restored.refresh_due(3)
     assert same_bits(this.parameters(), policy)
 
 
