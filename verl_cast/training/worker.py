@@ -28,7 +28,7 @@ from verl_cast.teacher import node, saved
 from verl_cast.teacher.context import TeacherContext
 from verl_cast.teacher.forward import TeacherPass, response_log_probs
 from verl_cast.teacher.shards import reshard, set_up, trainable_shards
-from verl_cast.teacher.weights import SelfTeacher
+from verl_cast.teacher.weights import SelfTeacher, build_teacher
 from verl_cast.training.entropy import entropy_function
 from verl_cast.training.one_pass_loss import ROW, OnePassLoss, OnePassLossOnLogits
 from verl_cast.training.passes import training_noise
@@ -70,7 +70,7 @@ class SelfTeacherWorkerMixin:
             context = TeacherContext(config.teacher.context, template, model_config.tokenizer, chat_template_kwargs)
         has_adapter = model_config.lora_rank > 0 or model_config.lora.get("rank", 0) > 0
         adapter_is_new = model_config.lora_rank > 0 and model_config.lora_adapter_path is None
-        teacher = self.self_teacher = SelfTeacher(config.teacher, engine.module, has_adapter, adapter_is_new)
+        teacher = self.self_teacher = build_teacher(config.teacher, engine.module, has_adapter, adapter_is_new)
         self.teacher_pass = TeacherPass(self.actor, teacher, context, self.enable_routing_replay)
         restored = False
         with engine.eval_mode():
@@ -81,8 +81,8 @@ class SelfTeacherWorkerMixin:
             teacher.pins_memory = node.pins(setting, strategy, self._place.node_bytes, node.node_memory())
             if self._resumed_from is not None:
                 restored = saved.load(teacher, self._resumed_from, self._place.first_with_shard)
-            if teacher.follow_due(completed_steps):
-                teacher.follow(completed_steps)
+            if teacher.refresh_due(completed_steps):
+                teacher.refresh(completed_steps)
         return {
             "version": verl_cast.__version__,
             "host_bytes": teacher.host_bytes,
@@ -102,9 +102,9 @@ class SelfTeacherWorkerMixin:
             "noise_floor": the latest that was measured, nats, or None}.
         """
         teacher = self.self_teacher
-        if teacher.follow_due(completed_steps):
+        if teacher.refresh_due(completed_steps):
             with self.actor.engine.eval_mode():
-                teacher.follow(completed_steps)
+                teacher.refresh(completed_steps)
         return {
             "is_policy": teacher.is_policy(completed_steps),
             "age": teacher.age(completed_steps),
