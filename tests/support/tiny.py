@@ -13,9 +13,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def tokenizer():
-    """One token per byte and four special tokens."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+def tokenizer(adds: str = "$A"):
+    """One token per byte and four special tokens.
+
+    Args:
+        adds: what the tokenizer makes of a text $A. "<|endoftext|> $A" is a base model that begins texts with BOS;
+            "$A <|im_end|>" appends EOS.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
@@ -24,8 +29,12 @@ def tokenizer():
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True) for token in specials])
+    backend.post_processor = processors.TemplateProcessing(
+        single=adds, special_tokens=[(token, i) for i, token in enumerate(specials)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
+        bos_token="<|endoftext|>" if adds.startswith("<|endoftext|>") else None,
         eos_token="<|im_end|>",
         pad_token="<|pad|>",
         additional_special_tokens=["<|im_start|>"],
