@@ -56,6 +56,7 @@ class SelfTeacher:
         taken_at: completed training steps when the first or latest copy was taken; None before that.
         noise_floor: the engine's, nats, as it was measured last; None: not yet. Saved with the teacher, since a resumed
             run goes on with the dead zone that it had.
+        context: `identity` of what stands before the responses; None: not known. Saved too.
     """
 
     holds_copy = False
@@ -66,6 +67,7 @@ class SelfTeacher:
     def __init__(self, config: TeacherConfig):
         self.config = config
         self.noise_floor: float | None = None
+        self.context: str | None = None
         self.pins_memory = True
         self.taken_at: int | None = None
         self._cost = dict(NO_COST)
@@ -108,13 +110,18 @@ class SelfTeacher:
         """Inside, the module computes with the teacher's weights; afterwards with the policy's, bit for bit."""
         return contextlib.nullcontext()
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to compute the same teacher log-probs."""
+    def needs_marker_only(self, completed_steps: int) -> bool:
+        """Whether a run that resumes after `completed_steps` would throw the saved copy away at once."""
+        return False
+
+    def state_dict(self, completed_steps: int) -> dict[str, Any]:
+        """What a run that resumes after `completed_steps` needs to compute the same teacher log-probs."""
         return {
             "version": STATE_VERSION,
             "weights": self.config.weights,
             "taken_at": self.taken_at,
             "noise_floor": self.noise_floor,
+            "context": self.context,
         }
 
 
@@ -255,21 +262,18 @@ class HostTeacher(SelfTeacher):
                     f"CAST: parameter {name} is {described[0]}, the teacher's copy of it {described[1]}."
                 )
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, completed_steps: int) -> dict[str, Any]:
         self._require_home()
-        return {**super().state_dict(), "is_live": self._is_live, "parameters": dict(self._host.tensors)}
+        return {**super().state_dict(completed_steps), "is_live": self._is_live, "parameters": dict(self._host.tensors)}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a saved teacher.
 
         Raises:
-            ValueError: the state is of another version or kind of teacher, or its parameters are not those of this
-                rank's module (another model, LoRA setting, or layout of ranks).
+            ValueError: its parameters are not those of this rank's module (another model, LoRA setting, or layout of
+                ranks).
         """
-        for key, expected in (("version", STATE_VERSION), ("weights", self.config.weights)):
-            if state.get(key) != expected:
-                raise ValueError(f"its {key} is {state.get(key)!r}, this run's is {expected!r}")
         if state["taken_at"] is None:
             return
         HostTeacher._refresh(self, state["taken_at"])
@@ -290,8 +294,36 @@ class Snapshot(HostTeacher):
     """The policy of the latest multiple of `refresh_interval`."""
 
     def refresh_due(self, completed_steps: int) -> bool:
+        return self.taken_at is None or self._is_outdated(self.taken_at, completed_steps)
+
+    def _is_outdated(self, taken_at: int, completed_steps: int) -> bool:
         interval = self.config.refresh_interval
-        return self.taken_at is None or completed_steps // interval > self.taken_at // interval
+        return completed_steps // interval > taken_at // interval
+
+    def needs_marker_only(self, completed_steps: int) -> bool:
+        return self.refresh_due(completed_steps)
+
+    def state_dict(self, completed_steps: int) -> dict[str, Any]:
+        state = super().state_dict(completed_steps)
+        if self.needs_marker_only(completed_steps):
+            del state["parameters"]
+            state |= {"renewed_at": completed_steps, "refresh_interval": self.config.refresh_interval}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a saved teacher. A marker leaves it without a copy, so the first refresh takes one.
+
+        Raises:
+            ValueError: as for all teachers; or a marker, and this run's interval would keep the snapshot it lacks.
+        """
+        if "renewed_at" not in state:
+            super().load_state_dict(state)
+        elif not self._is_outdated(state["taken_at"], state["renewed_at"]) and self.config.missing_state == "error":
+            raise ValueError(
+                f"the run that saved it renewed its snapshot after step {state['renewed_at']}, so it holds no "
+                f"parameters; {self.config.KEY}.refresh_interval={self.config.refresh_interval} would keep that of "
+                f"step {state['taken_at']}. Set ++{self.config.KEY}.refresh_interval={state['refresh_interval']}"
+            )
 
 
 class Average(HostTeacher):
@@ -335,8 +367,8 @@ class Average(HostTeacher):
             if rounded:
                 piece.home.copy_(average)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "averaged_at": self._averaged_at, "average": self._average}
+    def state_dict(self, completed_steps: int) -> dict[str, Any]:
+        return {**super().state_dict(completed_steps), "averaged_at": self._averaged_at, "average": self._average}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -114,7 +114,7 @@ def test_an_average_in_half_precision_does_not_round_its_steps_away():
     assert own.host_bytes == module.weight.nbytes * 3, "the copy, and the average in float32"
     with own.swapped_in():
         assert (module.weight == 1.0078125).all(), "63 % of the way, rounded to the nearest"
-    average = own.state_dict()["average"]["weight"]
+    average = own.state_dict(0)["average"]["weight"]
     torch.testing.assert_close(average, torch.full_like(average, 1 + 0.0078125 * (1 - 0.995**200)), rtol=1e-6, atol=0)
 
 
@@ -219,10 +219,10 @@ def test_a_copy_is_never_an_alias(weights):
     module = torch.nn.Linear(2, 2)
     own = teacher(module, weights=weights)
     own.refresh(0)
-    before = own.state_dict()["parameters"]["weight"].clone()
+    before = own.state_dict(0)["parameters"]["weight"].clone()
     with torch.no_grad():
         module.weight.add_(1)
-    assert torch.equal(own.state_dict()["parameters"]["weight"], before)
+    assert torch.equal(own.state_dict(0)["parameters"]["weight"], before)
 
 
 def test_no_pass_before_there_are_weights():
@@ -239,7 +239,7 @@ def test_copy_and_parameters_trade_places_bit_for_bit(monkeypatch, weights, piec
     own = teacher(module, weights=weights, refresh_interval=2, ema_decay=0.5)
     own.refresh(0)
     average = {name: tensor.float() for name, tensor in bits(dict(module.named_parameters())).items()}
-    assert same_bits(own.state_dict()["parameters"], bits(dict(module.named_parameters())))
+    assert same_bits(own.state_dict(0)["parameters"], bits(dict(module.named_parameters())))
     for step in (1, 2, 3):
         module.move()
         own.policy_moved()
@@ -248,14 +248,14 @@ def test_copy_and_parameters_trade_places_bit_for_bit(monkeypatch, weights, piec
         for name, tensor in module.named_parameters():
             average[name] = torch.lerp(average[name], tensor.detach().float(), 0.5)
         policy = bits(dict(module.named_parameters()))
-        copy = bits(own.state_dict()["parameters"])
+        copy = bits(own.state_dict(0)["parameters"])
         if weights == "ema":
             rounded = {name: average[name].to(policy[name].dtype) for name in policy}
             assert same_bits(copy, rounded), "the average in float32, rounded to the parameters' type"
         with own.swapped_in():
             assert own._is_live or same_bits(bits(dict(module.named_parameters())), copy)
         assert same_bits(bits(dict(module.named_parameters())), policy)
-        assert same_bits(own.state_dict()["parameters"], copy)
+        assert same_bits(own.state_dict(0)["parameters"], copy)
 
 
 @pytest.mark.parametrize("piece_bytes", [16, 2**22])
@@ -266,7 +266,7 @@ def test_a_fault_at_any_copy_of_the_swap_leaves_policy_and_teacher_as_they_were(
     own.refresh(0)
     module.move()
     own.policy_moved()
-    policy, copy = bits(dict(module.named_parameters())), bits(own.state_dict()["parameters"])
+    policy, copy = bits(dict(module.named_parameters())), bits(own.state_dict(0)["parameters"])
     assert not same_bits(policy, copy)
     going_in = Operations()
     with going_in, own.swapped_in():
@@ -276,7 +276,7 @@ def test_a_fault_at_any_copy_of_the_swap_leaves_policy_and_teacher_as_they_were(
         with pytest.raises(MemoryError, match="injected"), Operations(fail_at), own.swapped_in():
             pytest.fail("the fault must hit on the way in")
         assert same_bits(bits(dict(module.named_parameters())), policy), f"copy {fail_at} of {copies}"
-        assert same_bits(own.state_dict()["parameters"], copy), f"copy {fail_at} of {copies}"
+        assert same_bits(own.state_dict(0)["parameters"], copy), f"copy {fail_at} of {copies}"
 
 
 def test_a_swap_allocates_nothing_and_computes_nothing():
@@ -338,13 +338,13 @@ def test_a_saved_copy_takes_its_own_bytes_on_the_disk():
     own = teacher(module)
     own.refresh(0)
     file = io.BytesIO()
-    torch.save(own.state_dict(), file)
+    torch.save(own.state_dict(0), file)
     largest = 256 * 256 * 4
     assert own.host_bytes < file.tell() < own.host_bytes + largest + 16384
     file.seek(0)
     other = teacher(torch.nn.Sequential(*(torch.nn.Linear(256, 256) for _ in range(8))))
     other.load_state_dict(torch.load(file, weights_only=True))
-    assert same_bits(other.state_dict()["parameters"], own.state_dict()["parameters"])
+    assert same_bits(other.state_dict(0)["parameters"], own.state_dict(0)["parameters"])
 
 
 def test_a_file_of_separate_tensors_is_read_too():
@@ -352,9 +352,9 @@ def test_a_file_of_separate_tensors_is_read_too():
     module = Shapes()
     own = teacher(module, weights="ema")
     own.refresh(0)
-    state = own.state_dict()
+    state = own.state_dict(0)
     state["parameters"] = {name: tensor + 1 for name, tensor in state["parameters"].items()}
     state["average"] = {name: tensor + 1 for name, tensor in state["average"].items()}
     own.load_state_dict(state)
-    assert same_bits(own.state_dict()["parameters"], state["parameters"])
-    assert same_bits(own.state_dict()["average"], state["average"])
+    assert same_bits(own.state_dict(0)["parameters"], state["parameters"])
+    assert same_bits(own.state_dict(0)["average"], state["average"])
