@@ -150,8 +150,11 @@ class Rank:
 
         return response_from_nested(values, self.data["response_mask"]).values().float()
 
-    def teacher_log_probs(self) -> torch.Tensor | None:
-        output = self.worker.compute_teacher_log_probs(self.data.clone())
+    def teacher_log_probs(self, **fields) -> torch.Tensor | None:
+        data = self.data.clone()
+        for name, values in fields.items():
+            data[name] = values
+        output = self.worker.compute_teacher_log_probs(data)
         return None if output is None else output["teacher_log_probs"].values()
 
     def log_probs_again(self) -> torch.Tensor | None:

@@ -264,7 +264,7 @@ class SelfTeacherWorkerMixin:
         before that.
         """
         if self.self_teacher is not None:
-            saved.save(self.self_teacher, local_path, self._place.first_with_shard)
+            saved.save(self.self_teacher, local_path, self._place.first_with_shard, global_step)
         super().save_checkpoint(local_path, hdfs_path, global_step, max_ckpt_to_keep)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
