@@ -72,7 +72,7 @@ def laws(directory: Path, layout: str) -> dict[str, Any]:
     import engine_laws
 
     engine, overrides, _ = LAYOUTS[layout]
-    engine_laws.main(str(directory), engine, *overrides)
+    engine_laws.main(str(directory), engine, ",".join(engine_laws.LAWS), *overrides)
     return {"laws": len(engine_laws.LAWS)}
 
 
