@@ -23,7 +23,6 @@ PACKED = [
     "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu=160",
 ]
 TENSOR_PARALLEL = [f"{MCORE}.tensor_model_parallel_size=2"]  # this turns on sequence parallelism too
-EXPERT_PARALLEL = [f"{MCORE}.expert_model_parallel_size=2"]
 PIPELINE = [f"{MCORE}.pipeline_model_parallel_size=2", f"{MCORE}.virtual_pipeline_model_parallel_size=2"]
 FSDP_BF16 = [f"+{FSDP}.mixed_precision={{param_dtype:bf16,reduce_dtype:fp32,buffer_dtype:fp32}}"]
 
@@ -46,7 +45,6 @@ LAYOUTS = {
     "megatron-1-offload": ("qwen3", "megatron", 1, [f"{MCORE}.param_offload=True", f"{MCORE}.optimizer_offload=True"]),
     # The parameters are bf16. The distributed optimizer updates float32 copies, half of them on each rank.
     "megatron-2-data-parallel-bf16": ("qwen3", "megatron", 2, [f"{MCORE}.dtype=bfloat16"]),
-    "megatron-2-expert-parallel": ("moe", "megatron", 2, EXPERT_PARALLEL),
     "megatron-2-tensor-parallel": ("qwen3", "megatron", 2, TENSOR_PARALLEL),
     "megatron-2-virtual-pipeline": ("qwen3", "megatron", 2, PIPELINE),
 }
@@ -106,6 +104,7 @@ def test_law(outputs_of, layout, law):
         ("fsdp2", "within", []),
         ("fsdp2", "after", []),
         ("fsdp2", "saving", []),
+        ("fsdp2", "saving a marker", []),
         ("megatron", "within", TENSOR_PARALLEL),
     ],
 )

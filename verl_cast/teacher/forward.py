@@ -39,9 +39,8 @@ class TeacherPass:
         self.context = context
         teacher.context = context.identity
         self._routing_replay = routing_replay
-        # R3 replays the rollout's routes, which belong to the student's own tokens. In the student's context old
-        # log-probs replay them too. R2 records routes in the pass for old log-probs: that pass routes anew.
-        self._replays_routes = routing_replay and context.is_same and actor.engine_config.router_replay.mode == "R3"
+        # The rollout's routes belong to the student's own tokens.
+        self._replays_routes = routing_replay and context.is_same and replays_the_rollout(actor.engine_config)
         self.seconds = 0.0
         self.peak_raised_by = 0
 
@@ -184,6 +183,16 @@ class TeacherPass:
         if group is not None:
             torch.distributed.all_reduce(needed, op=torch.distributed.ReduceOp.MAX, group=group)
         return max(engine_config.infer_max_token_len_per_gpu, int(needed))
+
+
+def replays_the_rollout(engine_config: Any) -> bool:
+    """Whether verl's pass for old log-probs takes a MoE's routes from the rollout (R3). Under R2 it routes anew, and
+    records its routes for the update.
+
+    Args:
+        engine_config: of an engine with routing replay.
+    """
+    return engine_config.router_replay.mode == "R3"
 
 
 def _has_images(multi_modal_inputs: Any) -> bool:

@@ -26,7 +26,8 @@ from verl_cast.advantage.compute import rule_of
 from verl_cast.config import MethodConfig
 from verl_cast.teacher import node, saved
 from verl_cast.teacher.context import TeacherContext
-from verl_cast.teacher.forward import TeacherPass, response_log_probs
+from verl_cast.teacher.forward import TeacherPass, replays_the_rollout, response_log_probs
+from verl_cast.teacher.limits import max_positions
 from verl_cast.teacher.shards import reshard, set_up, trainable_shards
 from verl_cast.teacher.weights import SelfTeacher, build_teacher
 from verl_cast.training.entropy import entropy_function
@@ -57,7 +58,8 @@ class SelfTeacherWorkerMixin:
         Returns:
             {"version": of this package on this rank, "host_bytes": of the teacher's copy, "node": the rank's node,
             "is_pinned": the copy is page-locked, "taken_at": completed steps when the copy was taken, "restored":
-            whether it is a saved one, "training_only": settings of this rank's model that act in training mode only}.
+            whether it is a saved one, "training_only": settings of this rank's model that act in training mode only,
+            "max_positions": tokens that the model allows, or None}.
         """
         self._method = config
         engine, model_config = self.actor.engine, self.actor.model_config
@@ -90,6 +92,7 @@ class SelfTeacherWorkerMixin:
             "taken_at": teacher.taken_at,
             "restored": restored,
             "training_only": training_only_settings(engine, model_config.hf_config),
+            "max_positions": max_positions(model_config.hf_config.get_text_config()),
         }
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
@@ -182,7 +185,8 @@ class SelfTeacherWorkerMixin:
             micro_batch_size_per_gpu=1,
         )
         if self.enable_routing_replay:
-            tu.assign_non_tensor(data, enable_routing_replay=False)
+            replays = replays_the_rollout(self.actor.engine_config)
+            tu.assign_non_tensor(data, enable_routing_replay=replays)
         return _as_field(wire.LOG_PROBS_AGAIN, response_log_probs(self.actor.infer_batch(data), data), data)
 
     # -------------------------------------------------------------------------------------------------------- one pass
