@@ -8,7 +8,7 @@ from worker_rank import Rank, fail_in_a_layer, new_directory, same_bits, teacher
 
 
 def main(directory: str, engine: str, point: str, *overrides: str) -> None:
-    """The last rank fails before, within or after the teacher's forward, or in saving the teacher or a marker, and exits.
+    """The last rank fails before, within or after the teacher's forward, or while saving, and exits.
 
     It reports its own error. The other ranks wait in a collective, which raises when their peer is gone. Every rank's
     policy stays bit-identical. Earlier checkpoints stay complete.
