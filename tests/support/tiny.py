@@ -1,6 +1,6 @@
 """Very small models and a byte-level tokenizer with a chat template. They are made here, so tests need no download.
 
-`python tests/support/tiny.py DIR` writes the model, its tokenizer, data and a reward function for runs through verl.
+`python tests/support/tiny.py DIR [MODEL]` writes a model, its tokenizer, data and a reward function for verl's runs.
 """
 
 import json
@@ -127,4 +127,4 @@ def write_for_engine_laws(directory: Path, kind: str = "qwen3") -> None:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    write(Path(sys.argv[1]), *sys.argv[2:])

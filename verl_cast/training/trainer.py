@@ -83,8 +83,12 @@ class SelfTeacherTrainerMixin:
         _check_one_teacher(ranks)
         print(f"[verl_cast] {host_memory_in_words(self.config, ranks)}")
         if isinstance(self.method, CastConfig) and isinstance(self.train_dataset, RLHFDataset):
-            longest = longest_teacher_prompt(self.train_dataset, self._teacher_context, self.tokenizer, kwargs)
-            check_length(self.config, longest, ranks[0]["max_positions"])
+            try:
+                longest = longest_teacher_prompt(self.train_dataset, self._teacher_context, self.tokenizer, kwargs)
+            except ValueError as error:  # the run may never come to this row
+                print(f"[verl_cast] a row of the training data has no teacher's prompt and would end the run. {error}")
+            else:
+                check_length(self.config, longest, ranks[0]["max_positions"])
         return ranks
 
     def _why_two_passes(self, ranks: list[dict[str, Any]]) -> str | None:
