@@ -292,7 +292,7 @@ def swapped_in_parameters(this: Rank) -> dict[str, torch.Tensor]:
 
 def full_model(this: Rank, lora: bool):
     """The policy as one plain HF module, from the sharded parameters."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     if lora:
         from peft import LoraConfig, get_peft_model
@@ -307,7 +307,7 @@ def full_model(this: Rank, lora: bool):
         return module.eval()
     # What vLLM is sent. Hugging Face's own loader reads the names: of tied embeddings, and of experts one by one.
     parameters = {name: tensor.float().contiguous() for name, tensor in this.engine.get_per_tensor_param()[0]}
-    hf_config = this.worker.actor.model_config.hf_config
+    hf_config = AutoConfig.from_pretrained(this.directory / "model")
     model_class = type(AutoModelForCausalLM.from_config(hf_config))
     module, report = model_class.from_pretrained(
         None, config=hf_config, state_dict=parameters, output_loading_info=True
