@@ -13,7 +13,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from verl_cast.teacher.limits import length_limits
+from verl_cast.teacher.limits import max_positions
 from verl_cast.tools.cli import UserError, first_line
 
 MAX_ROWS = 16  # responses to one prompt that share a batch
@@ -64,12 +64,12 @@ class Scorer:
             UserError: a prompt with its response is longer than the model allows.
         """
         longest = max(len(p) + max(map(len, group)) for p, group in zip(prompts, responses, strict=True))
-        for name, limit in length_limits(self.model.config.get_text_config(), None, 1).items():
-            if longest > limit:
-                raise UserError(
-                    f"a context with its response is {longest} tokens long, but {name} allows {limit}; use a shorter "
-                    "context or a smaller data.max_response_length."
-                )
+        limit = max_positions(self.model.config.get_text_config())
+        if limit is not None and longest > limit:
+            raise UserError(
+                f"a context with its response is {longest} tokens long, but max_position_embeddings allows {limit}; "
+                "use a shorter context or a smaller data.max_response_length."
+            )
         scored: list[np.ndarray] = []
         pairs = zip(prompts, responses, strict=True)
         for prompt, group in tqdm(pairs, total=len(prompts), desc=f"scoring ({label})", leave=False, disable=None):
