@@ -8,7 +8,7 @@ from doctor_runs import ACTOR, CAST, changed, look
 from transformers import AutoConfig
 
 from verl_cast import TeacherConfig
-from verl_cast.teacher.weights import SelfTeacher
+from verl_cast.teacher.weights import build_teacher
 from verl_cast.tools.doctor import estimate
 from verl_cast.tools.run_config import compose
 
@@ -58,9 +58,9 @@ def host_bytes(config, model, **teacher):
     """Host bytes by the doctor's estimate, and those of the real teacher of this model."""
     teacher = TeacherConfig(**teacher)
     has_adapter = estimate.lora_rank(config) > 0
-    real = SelfTeacher(teacher, model, has_adapter, adapter_is_new=True)
-    if real.follow_due(0):
-        real.follow(0)
+    real = build_teacher(teacher, model, has_adapter, adapter_is_new=True)
+    if real.refresh_due(0):
+        real.refresh(0)
     if not estimate.needs_copy(config, teacher):
         return 0, real.host_bytes
     return estimated(config, teacher).host_bytes, real.host_bytes
