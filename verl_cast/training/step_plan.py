@@ -11,6 +11,7 @@ from verl.utils import tensordict_utils as tu
 
 from verl_cast import wire
 from verl_cast.advantage.base import EXCLUDED, TrajectoryAdvantage
+from verl_cast.advantage.cast import GrpoRule
 from verl_cast.advantage.compute import rule_of, trajectory_advantage
 from verl_cast.advantage.rule import Rule
 from verl_cast.checks.run import noise_floor_interval
@@ -71,6 +72,7 @@ def plan_step(
     teacher: dict[str, Any],
     live_is_old: bool,
     may_be_one_pass: bool,
+    trusted: bool = True,
 ) -> Step:
     """Grade the trajectories, and decide which rows need the teacher and which passes run.
 
@@ -83,6 +85,7 @@ def plan_step(
         teacher: what `prepare_self_teacher` returned.
         live_is_old: the live weights are those of π_old.
         may_be_one_pass: nothing about the whole run speaks against it (passes.py).
+        trusted: the teacher is (trust.py); otherwise the step is GRPO's.
 
     Raises:
         ValueError: rows that this teacher cannot score, or a reward that is not finite.
@@ -94,7 +97,7 @@ def plan_step(
             f"{method.teacher.who_can_score} can score them."
         )
     noise_floor = teacher["noise_floor"]
-    rule = rule_of(method, completed_steps=global_step - 1, noise_floor=noise_floor)
+    rule = rule_of(method, completed_steps=global_step - 1, noise_floor=noise_floor) if trusted else GrpoRule(method)
     final_row = torch.from_numpy(wire.final_rows(keys))
     uid = np.array([str(value) for value in tu.get(data, "uid")], dtype=object)
     data = data.select("rm_scores", "response_mask").to_padded_tensor()
@@ -107,7 +110,7 @@ def plan_step(
     interval = noise_floor_interval(config, method)
     is_due = interval is not None and (noise_floor is None or (interval > 0 and global_step % interval == 0))
     # Where no gap matters, no noise does. But a dead zone that follows the noise needs a number in every step.
-    measures_noise = live_is_old and is_due and (bool(scored.any()) or method.gap_deadzone == NOISE)
+    measures_noise = live_is_old and is_due and trusted and (bool(scored.any()) or method.gap_deadzone == NOISE)
     one_pass = (
         may_be_one_pass
         and step_allows_one_pass(config, len(keys), global_step)
