@@ -94,6 +94,7 @@ def test_every_trainer_mode_takes_the_mixin():
     from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, get_trainer_cls
 
     from verl_cast.config.methods import METHODS
+    from verl_cast.training.measurement import TrustMixin
     from verl_cast.training.stock_verl.classes import StockStages, with_method
     from verl_cast.training.trainer import SelfTeacherTrainerMixin
 
@@ -105,7 +106,7 @@ def test_every_trainer_mode_takes_the_mixin():
         for method in METHODS.values():
             mixed = with_method(trainer_cls, method)
             assert not inspect.isabstract(mixed) and mixed is with_method(trainer_cls, method)
-            assert mixed.__mro__[1:4] == (SelfTeacherTrainerMixin, StockStages, trainer_cls)
+            assert mixed.__mro__[1:5] == (SelfTeacherTrainerMixin, TrustMixin, StockStages, trainer_cls)
 
 
 def test_the_worker_mixin_fits_both_worker_classes():

@@ -171,11 +171,7 @@ def _check_trust(config: DictConfig, method: CastConfig) -> None:
     whole_batches = "the policy's share of correct responses is read from training batches, which must not be chosen"
     for key, remedy, reason in (
         ("algorithm.filter_groups.enable", "set it to False", f"{whole_batches} by their rewards"),
-        (
-            "trainer.v1.sampler.custom_sampler.path",
-            "set it to null",
-            f"{whole_batches} by a sampler that is not verl's",
-        ),
+        ("trainer.v1.sampler.custom_sampler.path", "set it to null", f"{whole_batches} by another sampler"),
         ("skip.rollout_tq.enable", "set it to False", "the rollout engine must generate"),
     ):
         if OmegaConf.select(config, key):

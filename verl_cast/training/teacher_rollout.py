@@ -41,9 +41,7 @@ class AgentLoopInContext:
             _check_room(len(prompts[-1]), rollout.response_length, rollout.max_model_len)
             return prompts[-1]
 
-        loop.ct_build_initial_tokens = (
-            tokenize_in_context  # verl's loops make their first prompt there and nowhere else
-        )
+        loop.ct_build_initial_tokens = tokenize_in_context  # the one place where verl's loops make their first prompt
         as_in_training = {key: rollout[key] for key in ("temperature", "top_p", "top_k")}
         # verl's default shortens responses to prompts longer than data.max_prompt_length, as a teacher's may be.
         limit = {"max_tokens": rollout.response_length}
