@@ -87,7 +87,7 @@ def _install(trainer_base):
             os.makedirs(directory, exist_ok=True)
             path = f"{directory}/step_{self.global_steps}.pt"
             privileged = [name for name in sys.modules if ".privileged" in name]
-            stored = sorted((trainer_base.tq.kv_list() or {}).keys())  # names of TransferQueue's partitions
+            stored = [partition for partition, items in (trainer_base.tq.kv_list() or {}).items() if items]
             step = {"trainer": type(self).__name__, "rows": rows, "privileged": privileged, "stored": stored}
             torch.save(step, f"{path}.tmp")
             os.replace(f"{path}.tmp", path)

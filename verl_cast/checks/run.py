@@ -176,6 +176,10 @@ def _check_trust(config: DictConfig, method: CastConfig) -> None:
     ):
         if OmegaConf.select(config, key):
             refuse(key, OmegaConf.select(config, key), f"{reason}; {remedy}, {always}.")
+    engine = "actor_rollout_ref.rollout.name"
+    if OmegaConf.select(config, engine) == "trtllm":
+        reason = "this engine shortens responses to prompts longer than data.max_prompt_length, as a teacher's may be"
+        refuse(engine, "trtllm", f"{reason}; use vllm or sglang, {always}.")
     reward_model = OmegaConf.select(config, "reward.reward_model.enable")
     if reward_model and not OmegaConf.select(config, "reward.reward_model.enable_resource_pool"):
         reason = "rewards are needed while the rollout engine is awake, and this reward model takes its place"

@@ -307,6 +307,7 @@ TRUST = "+algorithm.cast.trust=measured"
             "by another sampler; set it to null",
         ),
         (["skip.rollout_tq.enable=True"], "skip.rollout_tq.enable", "must generate"),
+        (["actor_rollout_ref.rollout.name=trtllm"], "actor_rollout_ref.rollout.name", "use vllm or sglang"),
         (
             ["reward.reward_model.enable=True"],
             "reward.reward_model.enable_resource_pool",
