@@ -1,4 +1,4 @@
-"""What trainer and actor workers exchange through TransferQueue: fields of a row, settings of a batch, keys of rows.
+"""What passes between trainer and actor workers through TransferQueue: fields of a row, settings of a batch, keys.
 
 verl's key of a row is `{uid}_{session}_{output}`. The uid names the prompt, and so the group of responses. A session is
 one response, or one run of an agent loop, which may have several outputs.
@@ -25,11 +25,11 @@ LOG_PROBS_AGAIN = "log_probs_again"
 # With the batch of a one-pass update (KVBatchMeta.extra_info).
 COMPLETED_STEPS = "cast_completed_steps"  # int: training steps before this one
 GAP_IS_ZERO = "cast_gap_is_zero"  # bool: teacher and policy are the same weights on the same tokens
-# With the batch of verl's stages of old log-probs and of the update: what the workers do there beyond verl's own.
+# With the batch of verl's stages of old log-probs and of the update: which variant the workers run; none: verl's.
 STAGE = "cast_stage"
 WITH_TEACHER = "with_teacher"  # old log-probs and the teacher's
 ONE_PASS = "one_pass"  # an update that forms the gap
-OF_UPDATE = "of_update"  # old log-probs: those of the one-pass update before; no forward is run
+OF_UPDATE = "of_update"  # old log-probs: those of the one-pass update before; no forward runs
 
 
 def group_of(key: str) -> str:

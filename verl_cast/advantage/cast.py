@@ -1,4 +1,4 @@
-"""CAST: sections 2 to 6 of the method, formula by formula.
+"""CAST: sections 2 to 6, formula by formula.
 
 B is the base advantage of a response, g the gap of a token, λ the gap weight, (L, U) the bounds of a weight.
 """
@@ -25,7 +25,7 @@ class CastRule(Rule):
     def shape(self, base: BaseAdvantage, gap: torch.Tensor) -> ShapedAdvantage:
         """Sections 4 to 6: weight, flip, clip.
 
-        A flipped token differs in its sign alone: sections 4 and 5 are one formula in the sign s that Â gets. Where
+        A flipped token differs in its sign only: sections 4 and 5 are one formula in the sign s that Â gets. Where
         s·g > 0, as in every flip, the weight is at least 1, so that L and max(1, L) bound it alike.
         """
         c, B, g = self.config, base.value.unsqueeze(-1), gap

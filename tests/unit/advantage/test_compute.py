@@ -85,7 +85,7 @@ def test_flips_of_zero_variance_groups_alone(flip):
 
 def test_which_rows_need_the_teacher_follows_from_the_groups_that_flip():
     value, kind = torch.tensor([1.0, -1.0, 1.0, -1.0, 0.0]), torch.tensor([MIXED, MIXED, ALL_CORRECT, ALL_WRONG, MIXED])
-    base = TrajectoryAdvantage(value, value > 0, kind, torch.tensor([0, 0, 1, 2, 0]))
+    base = TrajectoryAdvantage(value, value > 0, kind, torch.tensor([0, 0, 1, 2, 0]), value)
 
     def needs(**settings):
         return CastRule(CastConfig(gap_weight=0.0, **settings)).needs_gap(base).tolist()
