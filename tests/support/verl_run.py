@@ -193,7 +193,7 @@ def command_and_environment(
         "VERL_PLATFORM": "cpu",
         "VERL_USE_EXTERNAL_PLUGINS": "auto" if plugin else "none",
         "VERL_USE_EXTERNAL_MODULES": ",".join(reversed(modules)),
-        "PYTHONPATH": str(SUPPORT),
+        "PYTHONPATH": f"{SUPPORT}{os.pathsep}{SUPPORT.parents[1]}",  # this checkout, whichever is installed
         "CAST_DUMP_DIR": str(directory / "dump"),
         "VERL_FILE_LOGGER_PATH": str(directory / "metrics.jsonl"),
         "VLLM_CPU_KVCACHE_SPACE": "1",
