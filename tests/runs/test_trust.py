@@ -133,16 +133,7 @@ def test_trust_is_given_to_a_better_teacher_and_taken_back_when_the_policy_has_c
     assert column(run, "trust/standard_errors")[0] > 3
     assert re.search(r"step 1: the teacher is trusted. Of its 64 responses to 32 problems 1.00 are correct", run.output)
     assert re.search(r"step 3: the teacher is no longer trusted: GRPO .* 1.00 of the policy's last 128", run.output)
-    assert_trained_with_the_method_of(run, (1, 2))
     assert all(row["advantages"].count_nonzero() == 0 for row in run.batch(3)["rows"]), "GRPO of all-correct groups"
-
-
-def assert_trained_with_the_method_of(run, steps):
-    """`assert_trained_with_the_method` for batches of 32 groups of four."""
-    for step in steps:
-        rows = run.batch(step)["rows"]
-        assert len(rows) == 128
-        assert any((row["advantages"] != row["advantages"][0]).any() for row in rows), "tokens differ: no GRPO"
 
 
 @pytest.mark.runs("trusted", "always")
