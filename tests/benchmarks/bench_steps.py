@@ -1,6 +1,6 @@
 """Cost of a CAST step relative to a step of verl's own GRPO, alternating inside one real verl run. Not a test.
 
-    cd tests/benchmarks
+    cd tests/benchmarks; export PYTHONPATH=../support
     python bench_steps.py --list                                      lists the points
     python bench_steps.py                                             the point `base`, a tiny model
     python bench_steps.py --arms grpo,measured batch_64x8             a measurement of trust=measured
@@ -211,6 +211,7 @@ def run_point(
     command, environment = command_and_environment(
         directory / "run", directory, *settings, *overrides, tools=False, env=environment
     )
+    environment["PYTHONPATH"] += f"{os.pathsep}{Path(__file__).parent}"  # for bench_trainer
     print(f"{name}: {work}; {steps} steps, starting", flush=True)
     ended = threading.Event()
     watcher = threading.Thread(target=_show_steps, args=(name, directory / "run", arms, steps, ended))
