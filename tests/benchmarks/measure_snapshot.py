@@ -21,7 +21,7 @@ import torch
 
 from verl_cast import TeacherConfig
 from verl_cast.teacher.shards import trainable_shards
-from verl_cast.teacher.weights import SelfTeacher
+from verl_cast.teacher.weights import SelfTeacher, build_teacher
 
 LAYERS, HIDDEN, MLP, KEY_VALUE, VOCABULARY, RANK = 30, 576, 1536, 192, 49152, 32
 LINEARS = {
@@ -76,17 +76,17 @@ def swap(teacher: SelfTeacher) -> None:
 def measure(lora: bool, rounds: int) -> float:
     policy = module(lora)
     live = trainable_shards(policy)
-    snapshot = SelfTeacher(TeacherConfig(refresh_interval=1), policy)
-    average = SelfTeacher(TeacherConfig(weights="ema"), policy)
+    snapshot = build_teacher(TeacherConfig(refresh_interval=1), policy)
+    average = build_teacher(TeacherConfig(weights="ema"), policy)
     for teacher in (snapshot, average):
-        teacher.follow(0)
+        teacher.refresh(0)
     host = {name: tensor.clone() for name, tensor in live.items()}
     plain = {name: tensor.clone() for name, tensor in live.items()}
     before = {name: tensor.clone() for name, tensor in live.items()}
     work = {
         "plain copy of the shard": lambda: [plain[name].copy_(tensor) for name, tensor in live.items()],
-        "refresh of the snapshot": lambda: snapshot.follow(1),
-        "move of the average": lambda: average.follow(1),
+        "refresh of the snapshot": lambda: snapshot.refresh(1),
+        "move of the average": lambda: average.refresh(1),
         "swap in and out": lambda: swap(snapshot),
         "swap in and out, earlier": lambda: earlier_swap(live, host),
     }

@@ -558,7 +558,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("rule", REQUIREMENTS, ids=lambda rule: rule.key)
+@pytest.mark.parametrize("rule", REQUIREMENTS["fsdp2"], ids=lambda rule: rule.key)
 def test_each_bad_setting_is_named_with_its_remedy(rule):
     config = good_config()
     OmegaConf.update(config, rule.key, BAD[rule.key])
@@ -566,7 +566,7 @@ def test_each_bad_setting_is_named_with_its_remedy(rule):
         check_config(config)
     (line,) = str(caught.value).splitlines()[1:]
     assert line.strip() == f"{rule.key} is {BAD[rule.key]!r}: {rule.remedy}."
-    assert f"{rule.key}=" in rule.remedy
+    assert f"++{rule.key}=" in rule.remedy
 
 
 def test_missing_settings_count_as_verls_defaults_and_all_are_named():
@@ -576,8 +576,8 @@ def test_missing_settings_count_as_verls_defaults_and_all_are_named():
     with pytest.raises(ValueError) as caught:
         check_config(config)
     message = str(caught.value)
-    assert "+actor_rollout_ref.rollout.enable_sleep_mode=False" in message
-    assert "+actor_rollout_ref.model.override_config.attn_implementation=sdpa" in message
+    assert "++actor_rollout_ref.rollout.enable_sleep_mode=False" in message
+    assert "++actor_rollout_ref.model.override_config.attn_implementation=sdpa" in message
 
 
 def test_sequence_parallel_needs_sdpa():
@@ -585,7 +585,7 @@ def test_sequence_parallel_needs_sdpa():
     OmegaConf.update(config, "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size", 2)
     check_config(config)
     config.actor_rollout_ref.model.override_config.attn_implementation = "eager"
-    with pytest.raises(ValueError, match=r"\+actor_rollout_ref\.model\.override_config\.attn_implementation=sdpa"):
+    with pytest.raises(ValueError, match=r"\+\+actor_rollout_ref\.model\.override_config\.attn_implementation=sdpa"):
         check_config(config)
 
 
@@ -594,7 +594,7 @@ def test_fsdp1_cannot_sync_an_adapter():
     config.actor_rollout_ref.model.lora_rank = 8
     check_config(config)
     config.actor_rollout_ref.actor.strategy = "fsdp"
-    with pytest.raises(ValueError, match=r"set actor_rollout_ref\.actor\.strategy=fsdp2, or .*lora\.merge=True"):
+    with pytest.raises(ValueError, match=r"set \+\+actor_rollout_ref\.actor\.strategy=fsdp2, or .*lora\.merge=True"):
         check_config(config)
     config.actor_rollout_ref.model.lora = {"merge": True}
     check_config(config)
@@ -603,7 +603,7 @@ def test_fsdp1_cannot_sync_an_adapter():
 def test_logical_gpus_must_be_given_to_a_local_ray():
     config = good_config()
     config.trainer.n_gpus_per_node = 2
-    with pytest.raises(ValueError, match=r"\+ray_kwargs\.ray_init\.num_gpus=2"):
+    with pytest.raises(ValueError, match=r"\+\+ray_kwargs\.ray_init\.num_gpus=2"):
         check_config(config)
     config.ray_kwargs.ray_init = {"address": "auto"}
     check_config(config)
@@ -617,9 +617,9 @@ def test_separate_async_needs_its_transfer_and_a_gpu_more():
     with pytest.raises(ValueError) as caught:
         check_config(config)
     message = str(caught.value)
-    assert "set actor_rollout_ref.rollout.checkpoint_engine.backend=gloo" in message
-    assert "set trainer.v1.separate_async.parameter_sync_step=1" in message
-    assert "set +ray_kwargs.ray_init.num_gpus=2" in message
+    assert "set ++actor_rollout_ref.rollout.checkpoint_engine.backend=gloo" in message
+    assert "set ++trainer.v1.separate_async.parameter_sync_step=1" in message
+    assert "set ++ray_kwargs.ray_init.num_gpus=2" in message
     OmegaConf.update(config, "actor_rollout_ref.rollout.checkpoint_engine.backend", "gloo")
     config.trainer.v1.separate_async.parameter_sync_step = 1
     config.ray_kwargs.ray_init.num_gpus = 2

@@ -29,7 +29,7 @@ from verl_run import command_and_environment
 import verl_cast.seams
 from verl_cast import CastConfig, TeacherConfig
 from verl_cast.checks import fitness
-from verl_cast.teacher.weights import SelfTeacher
+from verl_cast.teacher.weights import build_teacher
 from verl_cast.tools import cli
 from verl_cast.tools.cli import UserError
 from verl_cast.tools.doctor import estimate, registration, rewards, run, seams, versions
@@ -245,10 +245,6 @@ BAD = {
     "too long": (
         {"data.max_response_length": 480},
         "max_position_embeddings allows 512, and a longer sequence ends the run",
-    ),
-    "over the token budget": (
-        {f"{ACTOR}.use_dynamic_bsz": True, f"{ROLLOUT}.log_prob_max_token_len_per_gpu": 100},
-        "rollout.log_prob_max_token_len_per_gpu allows 100",
     ),
 }
 
@@ -684,9 +680,9 @@ def host_bytes(config, model, **teacher):
     """Host bytes by the doctor's estimate, and those of the real teacher of this model."""
     teacher = TeacherConfig(**teacher)
     has_adapter = estimate.lora_rank(config) > 0
-    real = SelfTeacher(teacher, model, has_adapter, adapter_is_new=True)
-    if real.follow_due(0):
-        real.follow(0)
+    real = build_teacher(teacher, model, has_adapter, adapter_is_new=True)
+    if real.refresh_due(0):
+        real.refresh(0)
     if not estimate.needs_copy(config, teacher):
         return 0, real.host_bytes
     return estimated(config, teacher).host_bytes, real.host_bytes

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from verl_cast.teacher.limits import length_limits
+from verl_cast.teacher.limits import max_positions
 from verl_cast.tools.cli import UserError
 
 MAX_BATCH_TOKENS = 8192
@@ -66,12 +66,12 @@ class Scorer:
             UserError: a row is longer than the model allows.
         """
         lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
-        for name, limit in length_limits(self.model.config.get_text_config(), None, 1).items():
-            if max(lengths, default=0) > limit:
-                raise UserError(
-                    f"a context with its response is {max(lengths)} tokens long, but {name} allows {limit}; use a "
-                    "shorter context or a smaller data.max_response_length."
-                )
+        limit = max_positions(self.model.config.get_text_config())
+        if limit is not None and max(lengths, default=0) > limit:
+            raise UserError(
+                f"a context with its response is {max(lengths)} tokens long, but max_position_embeddings allows "
+                f"{limit}; use a shorter context or a smaller data.max_response_length."
+            )
         result: list[np.ndarray] = [np.zeros(0, np.float32)] * len(lengths)
         with tqdm(total=sum(lengths), desc=label, unit=" tokens", unit_scale=True, leave=False, disable=None) as bar:
             for rows in [[i] for i in range(len(lengths))] if alone else self._batches(prompts, responses):

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from verl_cast.config.cast import TeacherConfig
 from verl_cast.teacher.context import TeacherContext, chat_template_kwargs, load_template, problem_text
-from verl_cast.teacher.limits import length_limits
+from verl_cast.teacher.limits import max_positions
 from verl_cast.tools.cli import first_line
 from verl_cast.tools.doctor.lines import Line, error, note, ok, shortened, warning
 
@@ -117,22 +117,16 @@ def _shown(label: str, lengths: list[int], text: str) -> Line:
 
 def check_length(config: DictConfig, model_config: Any, longest_teacher_prompt: int) -> Line:
     """Check the longest teacher context plus a full-length response against what ends a run (teacher/forward.py)."""
-    actor = config.actor_rollout_ref.actor
-    if actor.strategy == "megatron":
-        parts = actor.megatron.context_parallel_size
-    else:
-        parts = max(actor.ulysses_sequence_parallel_size, actor.fsdp_config.ulysses_sequence_parallel_size)
-    budget = config.actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu if actor.use_dynamic_bsz else None
-    limits = length_limits(model_config.hf_config.get_text_config(), budget, parts)
+    limit = max_positions(model_config.hf_config.get_text_config())
     response = config.data.max_response_length
     length = longest_teacher_prompt + response
     said = f"teacher context ({longest_teacher_prompt}) + data.max_response_length ({response}) = {length} tokens"
-    for name, limit in limits.items():
-        if length > limit:
-            return error(
-                "length",
-                f"{said}. {name} allows {limit}, and a longer sequence ends the run. Use a shorter context, lower "
-                "data.max_response_length, or raise the limit if it is a setting.",
-            )
-    allowed = ", ".join(f"{name} {limit}" for name, limit in limits.items()) or "nothing limits it"
-    return ok("length", f"{said} at most; {allowed}")
+    if limit is None:
+        return ok("length", f"{said} at most; nothing limits it")
+    if length > limit:
+        return error(
+            "length",
+            f"{said}. max_position_embeddings allows {limit}, and a longer sequence ends the run. Use a shorter "
+            "context or lower data.max_response_length.",
+        )
+    return ok("length", f"{said} at most; max_position_embeddings {limit}")
