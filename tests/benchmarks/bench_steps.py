@@ -2,6 +2,7 @@
 
     python tests/benchmarks/bench_steps.py                                   the point `base`, a tiny model
     python tests/benchmarks/bench_steps.py --model DIR --rounds 4 base lora  a real model, two runs
+    python tests/benchmarks/bench_steps.py --arms grpo,measured batch        a measurement of trust=measured
     python tests/benchmarks/bench_steps.py base actor_rollout_ref.actor.optim.lr=1e-5     verl settings win
 
 A round has one step of each arm; ratios are taken within rounds, and the first round is warm-up. All arms share the
@@ -16,6 +17,7 @@ import argparse
 import contextlib
 import functools
 import json
+import math
 import os
 import sys
 import tempfile
@@ -25,16 +27,19 @@ from statistics import median
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent / "support")]
 
-GRPO, ONE_PASS, TWO_PASS = ARMS = ("grpo", "one_pass", "two_pass")
+# measured: a GRPO step that measures its teacher, as the first of every refresh_interval steps does.
+GRPO, ONE_PASS, TWO_PASS, MEASURED = ALL_ARMS = ("grpo", "one_pass", "two_pass", "measured")
 ACTOR, ROLLOUT, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.model"
-PROMPTS, PROMPT_LENGTH, MICRO_BATCH = 4, 96, 8
-# name: (responses of a prompt, tokens of a response, overrides)
-POINTS: dict[str, tuple[int, int, tuple[str, ...]]] = {
-    "base": (8, 64, ()),
-    "group_small": (2, 64, ()),
-    "response_long": (2, 256, ()),
-    "context_same": (8, 64, ("++algorithm.cast.teacher.context=same",)),
+PROMPT_LENGTH, MICRO_BATCH = 96, 8
+# name: (prompts, responses to each, tokens of a response, overrides)
+POINTS: dict[str, tuple[int, int, int, tuple[str, ...]]] = {
+    "base": (4, 8, 64, ()),
+    "batch": (64, 8, 64, ()),
+    "group_small": (4, 2, 64, ()),
+    "response_long": (4, 2, 256, ()),
+    "context_same": (4, 8, 64, ("++algorithm.cast.teacher.context=same",)),
     "lora": (
+        4,
         2,
         64,
         (
@@ -45,6 +50,7 @@ POINTS: dict[str, tuple[int, int, tuple[str, ...]]] = {
         ),
     ),
     "micro_dynamic": (
+        4,
         2,
         64,
         (
@@ -57,7 +63,17 @@ POINTS: dict[str, tuple[int, int, tuple[str, ...]]] = {
     ),
 }
 # verl's stages and ours, in the order of a step.
-STAGES = ("gen", "old_log_prob", "cast_teacher", "adv", "update_actor", "cast_after_update", "update_weights", "step")
+STAGES = (
+    "cast_trust",
+    "gen",
+    "old_log_prob",
+    "cast_teacher",
+    "adv",
+    "update_actor",
+    "cast_after_update",
+    "update_weights",
+    "step",
+)
 
 
 def arm_of_step(step: int, arms: tuple[str, ...]) -> str:
@@ -88,10 +104,27 @@ def turn(trainer, arm: str):
         algorithm.adv_estimator = "grpo"
     elif arm == TWO_PASS:
         trainer._two_passes_because = "it is their turn"
+    elif arm == MEASURED:
+        measure_in_this_step(trainer)
     try:
         yield
     finally:
+        trainer._trust = None
+        vars(trainer).pop("_teacher_is_trusted", None)
         trainer.__class__, algorithm.adv_estimator, trainer._two_passes_because = cls, estimator, because
+
+
+def measure_in_this_step(trainer) -> None:
+    """As in the first step of trust=measured, with 128 responses: the teacher is measured, and never trusted.
+
+    The step is GRPO's otherwise. Its cost beyond a GRPO step is that of a measurement.
+    """
+    from verl_cast.training.trust import Trust
+
+    decide = type(trainer)._teacher_is_trusted
+    trainer._trust, trainer._template = Trust(128, math.inf, refresh_interval=1), None
+    # The run's teacher is the first step's, and not the weights that are measured.
+    trainer._teacher_is_trusted = lambda batch, data, age: decide(trainer, batch, data, teacher_age=0)
 
 
 def _install_turns(arms: tuple[str, ...], trainer_base) -> None:
@@ -118,25 +151,25 @@ if os.environ.get("BENCH_ARMS"):
 
 def overrides(point: str, data: Path, model: Path, steps: int) -> list[str]:
     """verl's settings of a point."""
-    responses, length, more = POINTS[point]
+    prompts, responses, length, more = POINTS[point]
     return [
         "algorithm.adv_estimator=cast",
         "++algorithm.cast.teacher.refresh_interval=1000000",
         "++algorithm.cast.noise_floor_interval=null",
         f"data.train_files={data}",
         f"data.val_files={data}",
-        f"data.train_batch_size={PROMPTS}",
+        f"data.train_batch_size={prompts}",
         f"data.max_prompt_length={PROMPT_LENGTH}",
         f"data.max_response_length={length}",
         f"{MODEL}.path={model}",
-        f"{ACTOR}.ppo_mini_batch_size={PROMPTS}",
+        f"{ACTOR}.ppo_mini_batch_size={prompts}",
         f"{ACTOR}.ppo_micro_batch_size_per_gpu={MICRO_BATCH}",
         f"{ACTOR}.optim.lr=1e-6",
         f"{ROLLOUT}.n={responses}",
         f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu={MICRO_BATCH}",
         f"{ROLLOUT}.ignore_eos=True",
-        f"{ROLLOUT}.max_num_seqs={PROMPTS * responses}",
-        f"{ROLLOUT}.max_model_len={PROMPT_LENGTH + length}",
+        f"{ROLLOUT}.max_num_seqs={prompts * responses}",
+        f"{ROLLOUT}.max_model_len={2 * PROMPT_LENGTH + length}",  # the teacher's prompt is longer
         "trainer.save_freq=-1",
         f"trainer.total_training_steps={steps}",
         f"trainer.total_epochs={steps}",
@@ -174,7 +207,7 @@ def run_point(point: str, arms: tuple[str, ...], rounds: int, model: Path | None
     run = execute(directory / "run", command, environment, timeout=600 * (steps + 1))
     if run.returncode != 0:
         raise SystemExit("\n".join([*run.output.splitlines()[-30:], f"{point}: verl ended with {run.returncode}."]))
-    check(run.metrics, arms, POINTS[point][1])
+    check(run.metrics, arms, POINTS[point][2])
     return run.metrics
 
 
@@ -188,7 +221,9 @@ def check(steps: list[dict], arms: tuple[str, ...], length: int) -> None:
         expected = {"response_length/min": length, "response_length/max": length}
         if arm != GRPO:
             expected["cast/one_pass"] = float(arm == ONE_PASS)
-            if number > len(arms):  # in the first round teacher and policy are one in some arm
+            if arm == MEASURED:
+                expected["cast/trust/trusted"] = 0.0
+            elif number > len(arms):  # in the first round teacher and policy are one in some arm
                 expected["cast/teacher/forward"] = 1.0
         found = {key: metrics.get(key) for key in expected}
         if found != expected or (arm == GRPO and any(key.startswith("cast/") for key in metrics)):
@@ -218,6 +253,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="POINT or KEY=VALUE", help=f"points: {', '.join(POINTS)}")
     parser.add_argument("--model", type=Path, help="directory of a model with a chat template; default: a tiny one")
+    parser.add_argument("--arms", default=f"{GRPO},{ONE_PASS},{TWO_PASS}", help=f"of {', '.join(ALL_ARMS)}")
     parser.add_argument("--rounds", type=int, default=4, help="after one of warm-up")
     parser.add_argument("--out", type=Path, help="append a JSON line for each point")
     args = parser.parse_args()
@@ -225,11 +261,14 @@ def main() -> None:
     points = [name for name in args.names if "=" not in name] or ["base"]
     if unknown := set(points) - set(POINTS):
         parser.error(f"no such point: {', '.join(unknown)}; the points are {', '.join(POINTS)}")
+    arms = tuple(args.arms.split(","))
+    if not {GRPO} <= set(arms) <= set(ALL_ARMS):
+        parser.error(f"--arms {args.arms}: must hold {GRPO}, and others of {', '.join(ALL_ARMS)}")
     if args.rounds < 1:
         parser.error("--rounds must be at least 1")
     for point in points:
-        steps = run_point(point, ARMS, args.rounds + 1, args.model and args.model.resolve(), further)
-        print(f"{table(steps, ARMS)}\n", flush=True)
+        steps = run_point(point, arms, args.rounds + 1, args.model and args.model.resolve(), further)
+        print(f"{table(steps, arms)}\n", flush=True)
         if args.out:
             with args.out.open("a") as out:
                 out.write(json.dumps({"point": point, "model": str(args.model or "tiny"), "steps": steps}) + "\n")

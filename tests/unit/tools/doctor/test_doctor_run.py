@@ -67,10 +67,6 @@ BAD = {
         {"data.max_response_length": 480},
         "max_position_embeddings allows 512, and a longer sequence ends the run",
     ),
-    "over the token budget": (
-        {f"{ACTOR}.use_dynamic_bsz": True, f"{ROLLOUT}.log_prob_max_token_len_per_gpu": 100},
-        "rollout.log_prob_max_token_len_per_gpu allows 100",
-    ),
 }
 
 
