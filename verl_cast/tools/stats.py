@@ -1,4 +1,4 @@
-"""The statistics of diagnosis and evaluation, on plain numpy arrays: intervals, AUC, sign agreement.
+"""The statistics of diagnosis, on plain numpy arrays: intervals, AUC, sign agreement.
 
 Statistics over few problems have a 95 % interval. Samples of one problem are not independent, so intervals of
 differences and of relations resample problems, not samples. None: these data do not determine it.

@@ -23,7 +23,6 @@ import psutil
 from verl_cast.tools.cli import UserError
 
 MAX_MESSAGE = 2000  # characters of a message from vLLM; the log has the rest
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values that vLLM accepts as max_lora_rank
 
 
 def sample(
@@ -32,7 +31,6 @@ def sample(
     prompts: Sequence[Sequence[int]],
     seeds: Sequence[int],
     log: Path,
-    adapter: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Sample every prompt; vLLM chooses the batches.
 
@@ -42,7 +40,6 @@ def sample(
         prompts: token ids.
         seeds: one per prompt; a prompt's further samples use the seeds that follow it.
         log: file for vLLM's output.
-        adapter: a LoRA adapter in PEFT's format, for the engine's model.
 
     Yields:
         for every prompt, in the order in which they are finished: {"prompt": its index in `prompts`, "seconds": since
@@ -57,7 +54,6 @@ def sample(
         "sampling": dict(sampling),
         "prompts": [list(prompt) for prompt in prompts],
         "seeds": list(seeds),
-        "adapter": None if adapter is None else str(adapter),
     }
     result, result_in_child = os.pipe()
     with log.open("wb") as output, os.fdopen(result) as lines:
@@ -124,22 +120,16 @@ def _end_with_the_parent() -> None:
 
 def main(result_fd: str) -> None:
     from vllm import LLM, SamplingParams
-    from vllm.lora.request import LoRARequest
     from vllm.platforms import current_platform
     from vllm.sampling_params import RequestOutputKind
 
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     result = os.fdopen(int(result_fd), "w", buffering=1)
-    arguments, lora = request["engine"], None
+    arguments = request["engine"]
     if current_platform.is_cpu():
         # Chunked prefill rewinds a seeded generator, which torch's CPU generator does not support.
         arguments = {"enable_chunked_prefill": False, **kv_cache_on_a_cpu(arguments, os.environ), **arguments}
-    if request["adapter"] is not None:
-        rank = json.loads((Path(request["adapter"]) / "adapter_config.json").read_text())["r"]
-        largest = next(allowed for allowed in LORA_RANKS if allowed >= rank)
-        arguments = {"enable_lora": True, "max_lora_rank": largest, **arguments}
-        lora = LoRARequest("adapter", 1, request["adapter"])
     # The engine is used directly: LLM.generate returns only when all prompts are finished.
     engine = LLM(**arguments).llm_engine
     since = time.perf_counter()
@@ -147,7 +137,7 @@ def main(result_fd: str) -> None:
         parameters = SamplingParams(
             seed=seed, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **request["sampling"]
         )
-        engine.add_request(str(number), {"prompt_token_ids": prompt}, parameters, lora_request=lora)
+        engine.add_request(str(number), {"prompt_token_ids": prompt}, parameters)
     while engine.has_unfinished_requests():
         for output in engine.step():
             if not output.finished:
