@@ -7,6 +7,7 @@ run that asks for CAST.
 """
 
 import functools
+import importlib
 import logging
 import os
 from pathlib import Path
@@ -78,6 +79,13 @@ def _install_trainer(module: ModuleType) -> None:
 
 
 @_hook
+def _install_agent_loop(module: ModuleType) -> None:
+    """Processes that run agent loops: the one that measures the teacher (trust=measured), in verl's registry."""
+    check_seams(module.__name__)
+    importlib.import_module("verl_cast.training.teacher_rollout")
+
+
+@_hook
 def _install_packaged_config(module: ModuleType) -> None:
     """Processes that compose configs: `cast_trainer` beside verl's own (--config-name, or in a defaults list)."""
     from omegaconf import OmegaConf
@@ -104,6 +112,7 @@ def _register() -> None:
     wrapt.register_post_import_hook(_install_packaged_config, "hydra.core.config_store")
     wrapt.register_post_import_hook(_install_config_check, "verl.utils.config")
     wrapt.register_post_import_hook(_install_estimator_and_loss, "verl.trainer.ppo.core_algos")
+    wrapt.register_post_import_hook(_install_agent_loop, "verl.experimental.agent_loop.agent_loop")
     wrapt.register_post_import_hook(_install_trainer, "verl.trainer.ppo.v1.trainer_base")
 
 

@@ -14,6 +14,11 @@ BASE = "cast_base"  # float: B
 CORRECT = "cast_correct"  # bool: reward > threshold
 KIND = "cast_kind"  # int: the type of the row's group
 SHOWN_TO_TEACHER = "shown_to_teacher"  # text that a privileged teacher reads beside the problem
+# With a row that measures the teacher (training/measurement.py): for the agent loop that generates its responses.
+IN_CONTEXT = "cast_in_context"  # that agent loop's name
+AGENT_LOOP = "cast_agent_loop"  # the name of the run's own, which it runs
+CONTEXT = "cast_context"  # the context's name, as in teacher.context
+TEMPLATE = "cast_template"  # the context's template; None without one
 # From the workers to the trainer, and into the update: nested (B, response length).
 TEACHER_LOG_PROBS = "teacher_log_probs"
 LOG_PROBS_AGAIN = "log_probs_again"

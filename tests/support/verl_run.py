@@ -129,6 +129,7 @@ def command_and_environment(
     (directory / "agent.yaml").write_text(
         "- name: seeded\n  _target_: run_tools.SeededAgentLoop\n"
         "- name: two_turns\n  _target_: run_tools.TwoTurnAgentLoop\n"
+        "- name: prompt_shown\n  _target_: run_tools.PromptShownAgentLoop\n"
     )
     defaults = [
         f"data.train_files={tiny_directory / 'train.parquet'}",

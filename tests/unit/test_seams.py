@@ -95,6 +95,7 @@ def test_every_trainer_mode_takes_the_mixin():
 
     from verl_cast.config.methods import METHODS
     from verl_cast.training.attach import StockStages, stock_trainer
+    from verl_cast.training.measurement import TrustMixin
     from verl_cast.training.trainer import SelfTeacherTrainerMixin
 
     importlib.import_module("verl.trainer.ppo.v1")
@@ -105,7 +106,7 @@ def test_every_trainer_mode_takes_the_mixin():
         for method in METHODS.values():
             mixed = stock_trainer(trainer_cls, method)
             assert not inspect.isabstract(mixed) and mixed is stock_trainer(trainer_cls, method)
-            assert mixed.__mro__[1:4] == (SelfTeacherTrainerMixin, StockStages, trainer_cls)
+            assert mixed.__mro__[1:5] == (SelfTeacherTrainerMixin, TrustMixin, StockStages, trainer_cls)
 
 
 def test_the_worker_mixin_fits_both_worker_classes():

@@ -55,6 +55,22 @@ class CastRule(Rule):
         return (B > 0) & may_flip & (c.flip in ("both", "correct")), (B < 0) & may_flip & (c.flip in ("both", "wrong"))
 
 
+class GrpoRule(CastRule):
+    """verl's GRPO, under the settings of CAST: the rule of a step whose teacher is not trusted. No gap matters."""
+
+    gap_deadzone = 0.0
+
+    def base(self, scores, index, counts, norm_adv_by_std_in_grpo=True) -> TrajectoryAdvantage:
+        return grpo_advantage(scores, index, counts, self.config.correct_threshold, norm_adv_by_std_in_grpo)
+
+    def needs_gap(self, base: TrajectoryAdvantage) -> torch.Tensor:
+        return torch.zeros_like(base.correct)
+
+    def shape(self, base: BaseAdvantage, gap: torch.Tensor) -> ShapedAdvantage:
+        none = torch.zeros_like(gap, dtype=torch.bool)
+        return ShapedAdvantage(base.value.unsqueeze(-1).expand_as(gap), none, none, none)
+
+
 def token_gap(teacher_log_probs: torch.Tensor, old_log_probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Section 3: g = log π_φ − log π_old of every response token, 0 where the mask is 0.
 

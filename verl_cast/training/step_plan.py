@@ -12,6 +12,7 @@ from verl.utils import tensordict_utils as tu
 
 from verl_cast import wire
 from verl_cast.advantage.base import EXCLUDED, TrajectoryAdvantage
+from verl_cast.advantage.cast import GrpoRule
 from verl_cast.advantage.compute import rule_of, trajectory_advantage
 from verl_cast.advantage.rule import Rule
 from verl_cast.checks.run import noise_floor_interval
@@ -74,6 +75,7 @@ def plan_step(
     live_is_old: bool,
     may_be_one_pass: bool,
     holds_images: Callable[[], bool],
+    trusted: bool = True,
 ) -> Step:
     """Grade the trajectories, and decide which rows need the teacher and which passes run.
 
@@ -87,6 +89,7 @@ def plan_step(
         live_is_old: the live weights are those of π_old.
         may_be_one_pass: nothing about the whole run speaks against it (passes.py).
         holds_images: whether rows carry images; called only if the noise floor would be measured.
+        trusted: the teacher is (trust.py); otherwise the step is GRPO's.
 
     Raises:
         ValueError: rows that this teacher cannot score, a reward that is not finite, or gap_deadzone=noise with images.
@@ -98,7 +101,7 @@ def plan_step(
             f"{method.teacher.who_can_score} can score them."
         )
     noise_floor = teacher["noise_floor"]
-    rule = rule_of(method, completed_steps=global_step - 1, noise_floor=noise_floor)
+    rule = rule_of(method, completed_steps=global_step - 1, noise_floor=noise_floor) if trusted else GrpoRule(method)
     final_row = torch.from_numpy(wire.final_rows(keys))
     uid = np.array([str(value) for value in tu.get(data, "uid")], dtype=object)
     data = data.select("rm_scores", "response_mask").to_padded_tensor()
@@ -111,7 +114,7 @@ def plan_step(
     interval = noise_floor_interval(config, method)
     is_due = interval is not None and (noise_floor is None or (interval > 0 and global_step % interval == 0))
     # Skip the measurement if no row needs a gap. But a dead zone that follows the noise needs a number in every step.
-    measures_noise = live_is_old and is_due and (bool(scored.any()) or method.gap_deadzone == NOISE)
+    measures_noise = live_is_old and is_due and trusted and (bool(scored.any()) or method.gap_deadzone == NOISE)
     if measures_noise and holds_images():
         # Micro-batches of one row would hold a text row without images, which verl's models with images do not take.
         if method.gap_deadzone == NOISE:

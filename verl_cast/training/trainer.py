@@ -34,11 +34,12 @@ from verl_cast.teacher.context import TeacherContext, chat_template_kwargs, load
 from verl_cast.teacher.node import copies_that_verl_pins
 from verl_cast.training.dump import FIELDS, TrajectoryDump
 from verl_cast.training.estimator import EstimatorCall, estimator_call
+from verl_cast.training.measurement import TrustMixin
 from verl_cast.training.passes import own_stage, why_two_passes
 from verl_cast.training.step_plan import REWARD_FIELDS, Step, plan_step
 
 
-class SelfTeacherTrainerMixin:
+class SelfTeacherTrainerMixin(TrustMixin):
     """Goes before a subclass of verl's PPOTrainer."""
 
     _seen_images = False  # in a batch of this run
@@ -60,6 +61,7 @@ class SelfTeacherTrainerMixin:
                 "without it the run would be GRPO."
             )
         ranks = self._init_teacher()
+        self._start_trust(ranks[0]["taken_at"])
         self._two_passes_because = self._why_two_passes(ranks)
         origin = (
             "of the update's own forward (one pass)"
@@ -97,7 +99,7 @@ class SelfTeacherTrainerMixin:
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """Plan the step. Then verl's pass with the teacher's; in a one-pass step only the teacher's."""
         self._step = step = self._plan_step(batch)
-        self._log(metrics, step.metrics())
+        self._log(metrics, step.metrics() | self._trust_metrics)
         batch = self._store_plan(batch, step)
         if step.one_pass:
             if step.teacher_runs:
@@ -148,17 +150,19 @@ class SelfTeacherTrainerMixin:
         status = self.actor_rollout_wg.prepare_self_teacher(completed_steps=self.global_steps - 1)
         if any(rank != status[0] for rank in status):
             raise RuntimeError(f"CAST: the ranks' self-teachers are not at the same step: {status}.")
+        data = self._read(batch, REWARD_FIELDS)
         return plan_step(
             self.config,
             self.method,
             batch.keys,
-            self._read(batch, REWARD_FIELDS),
+            data,
             self.global_steps,
             status[0],
             # After the first of several updates in a step the live weights are no longer those of π_old.
             live_is_old=self.local_trigger_step == 0,
             may_be_one_pass=self._two_passes_because is None,
             holds_images=lambda: self._holds_images(batch),
+            trusted=self._teacher_is_trusted(batch, data, status[0]["age"]),
         )
 
     def _holds_images(self, batch: KVBatchMeta) -> bool:
