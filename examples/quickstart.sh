@@ -114,8 +114,8 @@ TRAINER=(
 )
 
 # CAST with the exact rule of the paper. Two settings are not the paper's:
-# * The teacher is trusted only while it is better than the policy. Every 10 steps its policy is sampled and graded beside
-#   the policy itself. While it is not better, a step is GRPO's.
+# * The teacher is trusted only while it is better than the policy. Every 10 steps the policy is sampled with the
+#   teacher's prompt and with its own, and both are graded. While the teacher is not better, a step is GRPO's.
 # * The teacher's context has worked examples. TEACHER=plain uses the paper's context, in which this model is worse than
 #   with its own prompt.
 # The report shows two groups of every step with all their tokens.
@@ -198,8 +198,8 @@ if [ "$STATE" != finished ]; then
     }
   done
 
-  # 6. Train with verl's own command. verl overwrites its metrics at every start, so a resumed run's earlier steps are put
-  #    aside until its end.
+  # 6. Train with verl's own command. verl overwrites its metrics at every start, so a resumed run's earlier steps are
+  #    put aside until its end.
   stage 3 "training"
   if [ "$STATE" = unfinished ]; then
     mkdir -p "$OUT/unfinished"
@@ -236,10 +236,11 @@ done
 verl-cast report "${reported[@]}" -o "$OUT/report.html"
 
 # 8. What next.
+other=$([ "$ADV" = cast ] && echo grpo || echo cast)
 cat <<NEXT
 
 Next:
-  ADV=$([ "$ADV" = cast ] && echo grpo || echo cast) bash examples/quickstart.sh       the twin: picture and report then show both
+  ADV=$other bash examples/quickstart.sh       the twin: picture and report then show both
   On a GPU, in the environment of your own verl:  pip install -e $PWD, then
       bash examples/run_gsm8k.sh                 Qwen2.5-0.5B-Instruct on GSM8K
 NEXT
