@@ -67,8 +67,8 @@ DATA=(
 )
 
 # 3. Reward: 1 if the last \boxed{} equals the answer, else 0. verl's own GSM8K reward wants "#### 42", which these
-#    prompts do not ask for. tail_fraction=0: the answer may stand anywhere. The paper's last 5 % of a short solution are
-#    too few tokens for a box.
+#    prompts do not ask for. tail_fraction=0: the answer may stand anywhere. The paper's limit, the last 5 % of a
+#    response, is too short for a box in a short solution.
 REWARD=(
   reward.custom_reward_function.path=pkg://verl_cast.verifier
   reward.custom_reward_function.name=compute_score
@@ -101,7 +101,8 @@ MEMORY=(
   actor_rollout_ref.rollout.gpu_memory_utilization=0.4
 )
 
-# 6. Sampling. max_model_len has room for the teacher's prompt, about 350 tokens longer than the student's, and a response.
+# 6. Sampling. The teacher's prompt is about 350 tokens longer than the student's; max_model_len has room for it and a
+#    response.
 SAMPLING=(
   actor_rollout_ref.rollout.name=vllm
   actor_rollout_ref.rollout.tensor_model_parallel_size=1
