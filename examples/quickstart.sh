@@ -146,7 +146,7 @@ if [ -n "$(ls -A "$RUN" 2>/dev/null)" ]; then
     refuse "process $process is writing $RUN; wait for its end, or name another run: ${ANEW%%   or *}"
   fi
   if ! differing=$(words "$@" | diff - "$RUN/command.txt" 2>&1); then
-    echo "$differing" | sed -n 's/^</  now: /p; s/^>/  then:/p' >&2
+    echo "$differing" | sed -n 's/^</  now:/p; s/^>/  then:/p' >&2
     refuse "$RUN holds a run of another command. Start anew with another name, or remove it:   $ANEW"
   fi
   done_steps=$(logged | sed -n 's/^{"step":\([0-9]*\),.*/\1/p' | tail -1)

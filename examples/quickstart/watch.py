@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 HEADER = (
-    "step  reward  teacher      mixed  all-correct  all-wrong  flipped (correct/wrong)     gap  tokens  s/step  left"
+    "step  reward  teacher     mixed  all-correct  all-wrong  flipped (correct/wrong)     gap  tokens  s/step  left"
 )
 TRUSTED, TEACHER_SHARE, POLICY_SHARE = (f"cast/trust/{name}" for name in ("trusted", "teacher_share", "policy_share"))
 STAGES = {

@@ -173,7 +173,7 @@ def test_the_first_run_on_a_gpu_measures_its_teacher_and_its_twin_differs_in_the
 def test_the_doctor_says_that_the_first_run_on_a_gpu_is_ready(tiny_directory, tmp_path):
     """With data that prepare_data.py wrote. Both prompts show the problem; the teacher's also shows other ones."""
     (tmp_path / "rows.jsonl").write_text(
-        "".join(f'{{"question": "What is {n} + 1?", "answer": "One more.\\n#### {n + 1}"}}\n' for n in range(40))
+        "".join(f'{{"question": "What is {n} + 1?", "answer": "One more.\\n#### {n + 1}"}}\n' for n in range(64))
     )
     names = ["gsm8k_train", "gsm8k_test"]
     sources = [f"--source={name}={tmp_path / 'rows.jsonl'}" for name in names]
