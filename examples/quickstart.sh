@@ -225,6 +225,8 @@ if [ "$STATE" != finished ]; then
   }
   trap ended EXIT
   python "$HERE/watch.py" "$RUN" $TRAINING "$STEPS"
+  trap - EXIT
+  ended
 fi
 
 # 7. The report on this run, and on the others beside it.

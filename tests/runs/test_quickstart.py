@@ -126,7 +126,7 @@ def start(tmp_path):
           *watch.py*) exec {sys.executable} "$@" ;;
           *main_ppo*) shift 2; exec {sys.executable} {tmp_path / "training.py"} "$@" ;;
         esac""",
-        "verl-cast": 'echo "$@"',
+        "verl-cast": 'echo "$@: $(wc -l <"$2/metrics.jsonl") steps"',
     }
     for name, body in programs.items():
         (venv / "bin" / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
@@ -176,6 +176,7 @@ def test_more_steps_resume_a_finished_run(start, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{run} has a checkpoint of step 2: the run goes on from there." in done.stdout
     assert steps_of(run) == [1, 2, 3, 4, 5] and "GRPO: 5 steps" in done.stdout
+    assert "report.html: 5 steps" in done.stdout
     assert {path.name for path in run.iterdir()} == {
         "checkpoints",
         "command.txt",
