@@ -20,7 +20,7 @@ HEADER = (
 TRUSTED, TEACHER_SHARE, POLICY_SHARE = (f"cast/trust/{name}" for name in ("trusted", "teacher_share", "policy_share"))
 STAGES = {
     "gen": "generation (vLLM)",
-    "cast_trust": "measuring the teacher",
+    "cast_trust": "measurement (waiting)",  # most of it goes on beside the generation
     "old_log_prob": "old log-probs",
     "cast_teacher": "self-teacher",
     "adv": "advantages",

@@ -45,7 +45,6 @@ def test_the_quick_start_trains_and_shows_one_screen(runs):
         "CAST: 2 steps",
         "flipped, correct responses",
         "teacher trusted in 2 of 2 steps",
-        "measuring the teacher",
         "self-teacher",
         "checkpoint  " + str(out / "cast" / "checkpoints" / "global_step_2"),
         "Next:",
