@@ -1,7 +1,7 @@
 """Every command on a page runs as it stands there, from the repository's root.
 
 A command is a line of a ```bash block, or inline code that begins with a program. It is started as a dry run, with
---help, or as far as it can be without training, sampling or a download. `...` in a command stands for your own settings.
+--help, or as far as it can be without training, sampling or a download. `...` stands for the reader's own settings.
 """
 
 import json
@@ -66,9 +66,8 @@ def kind_of(words: list[str]) -> str:
     program, *rest = words
     if program in ("bash", "sbatch") and rest:
         script = ROOT / rest[0]
-        prints = script.parent.name == "examples" and script.is_file()
-        prints = prints and (script.name.startswith("run_") or "DRY_RUN=${DRY_RUN:-0}" in script.read_text())
-        return "dry_run" if prints and program == "bash" else "shell"
+        reads = script.is_file() and "DRY_RUN=${DRY_RUN:-0}" in script.read_text()
+        return "dry_run" if script.match("examples/*.sh") and (reads or script.name.startswith("run_")) else "shell"
     if program == "python" and rest:
         if rest[0] == "-m":
             return "verl" if VERL in rest else "module"

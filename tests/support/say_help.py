@@ -2,8 +2,8 @@
 
     echo '[["python", "examples/prepare_data.py"], ["verl-cast", "doctor"]]' | python tests/support/say_help.py
 
-Imports take most of such a command's time. A fork has the script's own directory on sys.path and nothing of this one, so
-a script that cannot find its modules fails here as it does on a command line. Prints a list of [status, output].
+Imports take most of such a command's time. A fork has the script's directory on sys.path and nothing of this one, so a
+script that cannot find its modules fails here as it does on a command line. Prints a list of [status, output].
 """
 
 import json
