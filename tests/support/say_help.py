@@ -14,17 +14,19 @@ import tempfile
 import traceback
 from pathlib import Path
 
-import verl  # noqa: F401  and with it torch, pandas, ray, hydra
+sys.path.pop(0)  # tests/support
+import verl  # noqa: E402, F401  and with it torch, pandas, ray, hydra
 
 
 def say_help(command: list[str]) -> None:
     """Ends the process as the command with --help does."""
     if command[0] == "verl-cast":
-        sys.argv, sys.path[0] = [*command, "--help"], os.getcwd()
+        sys.argv = [*command, "--help"]
         runpy.run_module("verl_cast", run_name="__main__")
     else:
         script = command[1]
-        sys.argv, sys.path[0] = [script, *command[2:], "--help"], str(Path(script).parent.resolve())
+        sys.argv = [script, "--help"]
+        sys.path.insert(0, str(Path(script).parent.resolve()))
         runpy.run_path(script, run_name="__main__")
 
 
