@@ -93,17 +93,6 @@ def test_graded_rewards_in_float64_have_verls_last_bits_too():
     assert mixed.sum() > 500 and torch.equal(base.value[mixed], verls[mixed, 0])
 
 
-def test_group_type_is_decided_by_correctness_not_by_spread():
-    """Graded rewards all above (below) the threshold form an all-correct (all-wrong) group, though they differ."""
-    tensors = batch([0.6, 0.9, 1.0, 0.1, 0.2, 0.3], ["a"] * 3 + ["b"] * 3)
-    base = CastRule(CastConfig()).base(tensors[0].sum(-1), tensors[2], torch.ones(6, dtype=torch.bool))
-    assert base.value.tolist() == [1.0] * 3 + [-1.0] * 3
-    shifted = CastRule(CastConfig(correct_threshold=0.95)).base(
-        tensors[0].sum(-1), tensors[2], torch.ones(6, dtype=torch.bool)
-    )
-    assert shifted.kind.tolist() == [MIXED] * 3 + [ALL_WRONG] * 3
-
-
 def test_rows_without_tokens_are_in_no_group():
     """A padded, rejected or empty row does not make an all-correct group mixed. Its own advantage is 0."""
     mask = [[1] * 5, [1] * 5, [0] * 5]
