@@ -62,6 +62,8 @@ def test_a_group_of_keys_becomes_a_config():
             {"gap_deadzone": "noise", "noise_floor_interval": None},
             "algorithm.cast.noise_floor_interval=None: gap_deadzone=noise needs a measurement",
         ),
+        ({"trust": "sometimes"}, "algorithm.cast.trust='sometimes': must be one of always, measured"),
+        ({"trust_responses": 8}, "algorithm.cast.trust_responses=8: must be a whole number, at least 32"),
         ({"one_pass": "yes"}, "algorithm.cast.one_pass='yes': must be True or False"),
         ({"teacher": {"weights": "older"}}, "algorithm.cast.teacher.weights='older': must be one of snapshot, ema, "),
         ({"teacher": {"refresh_interval": 0}}, "algorithm.cast.teacher.refresh_interval=0: .*at least 1"),

@@ -20,8 +20,8 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from verl.experimental.cast.config import CastConfig, CastConfigError
 from verl.experimental.cast.checks.run import check_run
+from verl.experimental.cast.config import CastConfig, CastConfigError
 
 MEGATRON = "model_engine=megatron"
 ACTOR = "actor_rollout_ref.actor"
@@ -57,7 +57,7 @@ def test_settings_need_no_plus():
     )
 
 
-def test_filtered_groups_are_allowed_where_mixed_groups_alone_train():
+def test_filtered_groups_are_allowed_where_only_mixed_groups_train():
     filtered = "algorithm.filter_groups.enable=True"
     check_run(composed(filtered, "algorithm.cast.base_correct=0", "algorithm.cast.base_wrong=0"))
 
@@ -89,6 +89,11 @@ def test_filtered_groups_are_allowed_where_mixed_groups_alone_train():
             "algorithm.cast.teacher.context='same'",
             "weights=snapshot",
         ),
+        (
+            ["algorithm.cast.trust=measured", "algorithm.cast.teacher.weights=ema"],
+            "algorithm.cast.teacher.weights='ema'",
+            "weights=snapshot",
+        ),
         (["algorithm.cast.teacher.context=/no/t.jinja"], "algorithm.cast.teacher.context='/no/t.jinja'", "be read"),
     ],
 )
@@ -106,6 +111,9 @@ def test_one_error_names_all_refusals():
 
 
 def test_settings_of_cast_are_refused_where_another_estimator_trains():
-    check_run(composed(estimator="grpo"))
+    """The GRPO twin may keep them: the same command with another estimator."""
+    for estimator in ("grpo", "rloo"):
+        check_run(composed(estimator=estimator))
+    check_run(composed("algorithm.cast.flip=none", estimator="grpo"))
     with pytest.raises(CastConfigError, match="^algorithm.cast.flip='none': set algorithm.adv_estimator=cast"):
-        check_run(composed("algorithm.cast.flip=none", estimator="grpo"))
+        check_run(composed("algorithm.cast.flip=none", estimator="rloo"))
