@@ -53,7 +53,7 @@ def test_a_group_of_keys_becomes_a_config():
         ({"gap_weight": -0.5}, "algorithm.cast.gap_weight=-0.5: must be at least 0"),
         ({"gap_weight": "1"}, "algorithm.cast.gap_weight='1': must be a finite number"),
         ({"base_wrong": -1}, "algorithm.cast.base_wrong=-1: must be at least 0"),
-        ({"positive_clip": [1.05, 0.8]}, r"algorithm.cast.positive_clip=.*use \[0.8,1.05\]"),
+        ({"positive_clip": [1.05, 0.8]}, r"algorithm.cast.positive_clip=.*positive_clip=\[0.8,1.05\]"),
         ({"negative_clip": [0.5, 0.9]}, "algorithm.cast.negative_clip=.*upper bound must be at least 1"),
         ({"negative_clip": 1.2}, "algorithm.cast.negative_clip=1.2: must be two numbers"),
         ({"advantage_clip": 0}, "algorithm.cast.advantage_clip=0.0: .*null for no clip"),

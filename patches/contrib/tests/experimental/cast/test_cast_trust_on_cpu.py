@@ -23,7 +23,7 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import OmegaConf
 
-from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
+from verl.experimental.agent_loop.agent_loop import DictConfigWrap, _agent_loop_registry
 from verl.experimental.cast import wire
 from verl.experimental.cast.teacher.context import TeacherContext
 from verl.experimental.cast.training.teacher_rollout import AgentLoopInContext
@@ -61,7 +61,7 @@ def test_trust_is_taken_back_when_the_policy_has_caught_up():
     for one in (trust, resumed):
         assert one.trusted and not one.due(9) and one.due(10)
         assert one.observe(15, 32) is None and one.trusted  # 47 of 64
-        assert "no longer trusted" in one.observe(33, 36) and not one.trusted
+        assert "no longer trusted" in one.observe(36, 36) and not one.trusted
 
 
 def test_verl_finds_the_agent_loop():
@@ -80,8 +80,10 @@ class _Tokenizer:
 class _Loop:
     """An agent loop that makes its first prompt as verl's do; the engine's answer is what it was asked."""
 
-    def __init__(self, config):
-        self.config, self.rollout_config, self.tokenizer = config, config.actor_rollout_ref.rollout, _Tokenizer()
+    tokenizer = _Tokenizer()
+
+    def __init__(self, trainer_config):
+        self.config, self.rollout_config = trainer_config.config, trainer_config.config.actor_rollout_ref.rollout
 
     async def ct_build_initial_tokens(self, messages):
         return [1, 2]
@@ -98,6 +100,7 @@ def test_the_runs_agent_loop_samples_in_the_context_as_in_training(context, monk
     config = OmegaConf.create({"actor_rollout_ref": {"rollout": rollout}, "data": {}})
     messages = [{"role": "user", "content": "What is 1 + 2?"}]
     row = {wire.AGENT_LOOP: "ours", wire.CONTEXT: context, wire.TEMPLATE: None, "raw_prompt": messages}
-    output = asyncio.run(AgentLoopInContext(config=config).run({"temperature": 0, "logprobs": True}, **row))
+    loop = AgentLoopInContext(trainer_config=DictConfigWrap(config))
+    output = asyncio.run(loop.run({"temperature": 0, "logprobs": True}, **row))
     assert output.prompt_ids == TeacherContext(context, None, _Tokenizer()).prompt_ids(messages, [1, 2])
     assert output.sampling_params == {"temperature": 0.7, "top_p": 0.9, "top_k": 20, "logprobs": True, "max_tokens": 16}
