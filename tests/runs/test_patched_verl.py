@@ -32,7 +32,7 @@ def test_verls_own_cast_is_the_plugins(runs):
     """Three steps (FSDP2, vLLM), two with a trusted teacher and one without: batches, weights, decisions."""
     own, plugin = runs("cast_inside_verl"), runs("trusted")
     assert own.returncode == 0, own.output[-5000:]
-    assert "verl_cast" not in own.output and "CAST is active: trust=measured" in own.output
+    assert "[verl_cast" not in own.output and "CAST is active: trust=measured" in own.output
     for step in (1, 2, 3):
         assert own.batch(step)["trainer"] == "SelfTeacherTrainerSync"
         assert_same_batches(own, plugin, step, size=128)
