@@ -48,21 +48,21 @@ BAD = {
     ),
     "no training data": (
         {"data.train_files": "/nowhere/t.parquet"},
-        "data.train_files: /nowhere/t.parquet does not exist",
+        "/nowhere/t.parquet",
     ),
     "no validation data": (
         {"data.val_files": ["/nowhere/v.parquet"]},
-        "data.val_files: /nowhere/v.parquet does not exist",
+        "/nowhere/v.parquet",
     ),
     "no such column": (
         {"data.prompt_key": "question"},
-        "data.prompt_key=question: the data have no such column",
+        "column question (data.prompt_key) must hold chat messages",
     ),
     "no such reward function": ({"reward.custom_reward_function.name": "grade"}, "grade of "),
     "no reward file": ({"reward.custom_reward_function.path": "/nowhere/r.py"}, "/nowhere/r.py does not load"),
     "no rollout": ({f"{ROLLOUT}.name": "???"}, f"{ROLLOUT}.name is not set"),
     "too few rows": ({"data.train_max_samples": 3}, "3 training rows are fewer than data.train_batch_size=4"),
-    "no model": ({"actor_rollout_ref.model.path": "/nowhere/model"}, "there is no such directory"),
+    "no model": ({"actor_rollout_ref.model.path": "/nowhere/model"}, "actor_rollout_ref.model.path=/nowhere/model: "),
     "too long": (
         {"data.max_response_length": 480},
         "max_position_embeddings allows 512, and a longer sequence ends the run",
@@ -98,22 +98,10 @@ def test_all_that_is_wrong_is_said_at_once(good_run):
         f"{CAST}.flip='sideways'",
         f"{CAST}.gap_weight='abc'",
         "algorithm.cats.flip='none'",
-        "/nowhere/t.parquet does not exist",
+        "data.train_files: ",
     ):
         assert sum(says in text for text in errors) == 1, (says, errors)
     assert len(errors) == 9
-
-
-def test_a_dump_directory_that_cannot_be_written_is_refused(good_run, tmp_path):
-    (tmp_path / "file").touch()
-    for directory in (tmp_path / "file", tmp_path / "file" / "dump", "/proc/dump"):
-        dump = {"interval": 1, "directory": str(directory)}
-        [text] = texts(look(changed(good_run, **{f"{CAST}.dump": dump})), "error")
-        assert text.startswith(f"{CAST}.dump.directory={directory}: ") and "name another directory" in text
-        assert texts(look(changed(good_run, **{f"{CAST}.dump": {**dump, "interval": 0}})), "error") == []
-    new = {"interval": 1, "directory": str(tmp_path / "new" / "dump")}
-    assert texts(look(changed(good_run, **{f"{CAST}.dump": new})), "error") == []
-    assert not (tmp_path / "new").exists(), "the doctor makes nothing"
 
 
 def test_advice_knows_how_many_steps_the_data_give(good_run):
@@ -167,7 +155,7 @@ def test_a_checkpoint_that_is_not_resumed_or_complete_is_said(good_run, tmp_path
     assert f"the checkpoint {checkpoint} is there, and trainer.resume_mode=disable ignores it" in text
     path = {"trainer.resume_mode": "resume_path", "trainer.resume_from_path": str(tmp_path)}
     [text] = texts(look(changed(config, **path)), "error")
-    assert "verl wants a directory global_step_N" in text
+    assert "is no directory global_step_N" in text
 
 
 def test_the_twin_is_checked_as_a_twin(good_command):
