@@ -93,19 +93,13 @@ def _lines(
 
     path, function = config.reward.custom_reward_function.path, config.reward.custom_reward_function.name
     name = "verl's own reward function" if path is None else f"{function} of {path}"
-    if path is not None:
-        try:
-            load_extern_object(path, function)
-        except BaseException as problem:  # the user's file may raise anything
-            yield error("verifier", f"{KEY}: {name} does not load: {first_line(cause_of(problem))}")
-            return
-        yield ok("verifier", f"{name} loads")
-    if not rows:
-        return
     try:
-        score = _scorer(config, tokenizer)
-    except Exception as problem:  # a reward manager may raise anything
-        yield error("verifier", f"verl's reward manager does not start: {first_line(cause_of(problem))}")
+        if path is not None:
+            load_extern_object(path, function)
+            yield ok("verifier", f"{name} loads")
+        score = _scorer(config, tokenizer) if rows else None
+    except BaseException as problem:  # the user's file may raise anything
+        yield error("verifier", f"{KEY}: {name} does not load: {first_line(cause_of(problem))}")
         return
     for row in rows:
         source = row["data_source"]

@@ -53,10 +53,9 @@ sys.stdin.read()
 """
 LOOK = """
 from verl_cast.tools.doctor import registration
-with registration.ray_workers(None, None) as workers:
-    here = registration.probe()
-    lines = registration.check_here(here) + registration.check_workers(workers, here)
-print(*(f"{line.mark}: {line.text}" for line in lines), sep="\\n")
+here = registration.probe()
+for line in registration.check_here(here) + registration.check_workers(None, here):
+    print(f"{line.mark}: {line.text}")
 """
 
 

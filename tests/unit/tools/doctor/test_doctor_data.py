@@ -43,16 +43,6 @@ def test_every_form_that_verl_reads_is_read(good_run, tmp_path):
         assert "data.train_files: 4 rows" in texts(sections, "ok")
 
 
-def test_text_in_place_of_a_struct_is_named(good_run, tmp_path):
-    rows = 4 * [{**TEXT_ROW, "extra_info": '{"index": 1}', "reward_model": '{"ground_truth": "72"}'}]
-    errors = texts(look(with_rows(good_run, tmp_path / "rows.jsonl", rows)), "error")
-    assert [text.split(";")[0] for text in errors] == [
-        "column extra_info holds text, and verl reads a struct there",
-        "verl's reward manager needs a column reward_model, a struct with ground_truth",
-    ]
-    assert all("reward_model (str)" in text for text in errors)
-
-
 REFUSES_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{{ bos_token }}{% for message in messages %}{{ message.content }}{% endfor %}"
@@ -81,16 +71,27 @@ def test_a_template_that_refuses_the_messages_is_quoted(good_run, tmp_path):
     assert len(errors) == 1 and "no row is left" in errors[0] and "drops 4 of 4" in errors[0]
 
 
-def test_rows_without_what_the_reward_manager_reads_are_named(good_run, tmp_path):
-    row = {"prompt": TEXT_ROW["prompt"], "reward_model": {"style": "rule"}}
+STRUCT, SOURCE, INFO, CHAT = (
+    "verl's reward manager needs a column reward_model, a struct with ground_truth",
+    "verl's reward manager needs a column data_source",
+    "column extra_info holds text, and verl reads a struct there",
+    "column prompt (data.prompt_key) must hold chat messages in verl's form [{role, content}, ...]",
+)
+
+
+@pytest.mark.parametrize(
+    "row, problems",
+    [
+        ({**TEXT_ROW, "extra_info": '{"index": 1}', "reward_model": '{"ground_truth": "72"}'}, [INFO, STRUCT]),
+        ({"prompt": TEXT_ROW["prompt"], "reward_model": {"style": "rule"}}, [SOURCE, STRUCT]),
+        ({**TEXT_ROW, "prompt": "What is 8 x 9?"}, [CHAT]),
+        ({**TEXT_ROW, "prompt": ["What is 8 x 9?"]}, [CHAT]),
+    ],
+)
+def test_rows_without_what_verl_reads_are_named_with_their_columns(good_run, tmp_path, row, problems):
     errors = texts(look(with_rows(good_run, tmp_path / "rows.jsonl", 4 * [row])), "error")
-    assert [text.split(";")[0] for text in errors] == [
-        "verl's reward manager needs a column data_source",
-        "verl's reward manager needs a column reward_model, a struct with ground_truth",
-    ]
-    text = {**TEXT_ROW, "prompt": "What is 8 x 9?"}
-    errors = texts(look(with_rows(good_run, tmp_path / "text.jsonl", 4 * [text])), "error")
-    assert len(errors) == 1 and "column prompt (data.prompt_key) must hold chat messages" in errors[0]
+    columns = ", ".join(f"{name} ({type(value).__name__})" for name, value in row.items())
+    assert errors == [f"{problem}; the columns are {columns}." for problem in problems]
 
 
 def test_a_dataset_class_of_ones_own_gives_the_examples(good_run, tmp_path):
