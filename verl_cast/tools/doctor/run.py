@@ -121,6 +121,7 @@ def _warnings(config: DictConfig, steps: int | None, hf_config: Any) -> list[str
         config.trainer.total_training_steps = steps
     found = advice.warnings_of(config) if is_cast_run(config) else []
     old = {group: OmegaConf.to_container(config[group]) for group in OLD_GROUPS if group in config}
-    ignored = "is an old key of verl, which its V1 trainer ignores; set its place below reward.*"
+    places = "reward.custom_reward_function, reward.reward_manager.name, reward.reward_kwargs, reward.sandbox_fusion"
+    ignored = f"is an old key of verl, which its V1 trainer ignores; use {places}."
     found += [f"{key}={value} {ignored}" for key, value in flat(old) if value is not None]
     return [*found, *stack_warnings(config, hf_config)]
