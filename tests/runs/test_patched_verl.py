@@ -6,7 +6,7 @@ import pytest
 from cast_runs import CAST_SIX_STEPS, assert_same_batches, assert_same_parameters
 from patched_verl import GENERAL, on_tree, patched_tree
 from queue_of_runs import job
-from test_trust import TRUSTED
+from test_trust_run import TRUSTED
 from verl_run import run_verl
 
 
