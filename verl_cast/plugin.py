@@ -7,6 +7,7 @@ run that asks for CAST.
 """
 
 import functools
+import importlib
 import logging
 import os
 from pathlib import Path
@@ -51,53 +52,20 @@ def _report(problem: str) -> None:
 
 @_hook
 def _install_config_check(module: ModuleType) -> None:
-    """Driver: check the run before Ray starts. verl's main calls validate_config first."""
+    """Driver: check the run before Ray starts."""
     check_seams(module.__name__)
-    stock = module.validate_config
+    from verl_cast.training.attach import check_before_run
 
-    @functools.wraps(stock)
-    def validate_config(config, *args, **kwargs):
-        from verl_cast.checks.advice import warnings_of
-        from verl_cast.checks.run import apply_method_defaults, check_run, summary
-        from verl_cast.config.methods import is_cast_run, method_class
-
-        method = method_class(config)
-        if method is not None:
-            if problems:
-                raise RuntimeError(f"algorithm.adv_estimator={method.NAME}: {problems[0]}")
-            for change in apply_method_defaults(config):
-                print(f"[verl_cast] {change}")
-        check_run(config)
-        if method is not None and has_hooks():
-            from verl_cast.training.by_name import name_trainer
-
-            name_trainer(config)
-        result = stock(config, *args, **kwargs)
-        if method is not None:
-            print(summary(config))
-        if is_cast_run(config):
-            for warning in warnings_of(config):
-                print(f"[verl_cast] warning: {warning}")
-        return result
-
-    module.validate_config = validate_config
+    check_before_run(module, problems)
 
 
 @_hook
 def _install_estimator_and_loss(module: ModuleType) -> None:
     """Processes that compute advantages or losses: our estimators and the loss `cast` in verl's two registries."""
     check_seams(module.__name__)
-    from verl_cast.training.estimator import BATCH_FIELDS, ESTIMATORS
-    from verl_cast.training.policy_loss import compute_policy_loss_cast
-    from verl_cast.training.stock_verl.batch_fields import with_fields_laid_out
+    from verl_cast.training.attach import register
 
-    hooked = has_hooks()
-    for name, estimator in ESTIMATORS.items():
-        if hooked:
-            module.register_adv_est(name, batch_fields=BATCH_FIELDS)(estimator)
-        else:
-            module.register_adv_est(name)(with_fields_laid_out(estimator))
-    module.register_policy_loss("cast")(compute_policy_loss_cast)
+    register(module)
 
 
 @_hook
@@ -105,9 +73,16 @@ def _install_trainer(module: ModuleType) -> None:
     """Trainer process: verl's V1 trainers, with a self-teacher mixed in where the run asks for one."""
     check_seams(module.__name__)
     if not has_hooks():
-        from verl_cast.training.stock_verl import classes
+        from verl_cast.training.attach import choose_trainers
 
-        classes.install(module)
+        choose_trainers(module)
+
+
+@_hook
+def _install_agent_loop(module: ModuleType) -> None:
+    """Processes that run agent loops: the one that measures the teacher (trust=measured), in verl's registry."""
+    check_seams(module.__name__)
+    importlib.import_module("verl_cast.training.teacher_rollout")
 
 
 @_hook
@@ -137,6 +112,7 @@ def _register() -> None:
     wrapt.register_post_import_hook(_install_packaged_config, "hydra.core.config_store")
     wrapt.register_post_import_hook(_install_config_check, "verl.utils.config")
     wrapt.register_post_import_hook(_install_estimator_and_loss, "verl.trainer.ppo.core_algos")
+    wrapt.register_post_import_hook(_install_agent_loop, "verl.experimental.agent_loop.agent_loop")
     wrapt.register_post_import_hook(_install_trainer, "verl.trainer.ppo.v1.trainer_base")
 
 

@@ -53,6 +53,29 @@ SEAMS: dict[str, dict[str, tuple[str, ...]]] = {
         "PPOTrainer._compute_old_log_prob": ("self", "batch", "metrics"),
         "PPOTrainer._compute_advantage": ("self", "batch", "metrics"),
         "PPOTrainer._update_actor": ("self", "batch", "metrics"),
+        "PPOTrainer.on_step_begin": ("self",),
+        "PPOTrainer.on_sample_end": ("self",),
+        "PPOTrainer._submit_batch_to_rollout": ("self", "batch"),
+        "PPOTrainer._save_checkpoint": ("self",),
+    },
+    "verl.trainer.ppo.v1.replay_buffer": {
+        "ReplayBuffer.sample": ("self", "global_steps", "partition_id", "batch_size"),
+        "ReplayBufferAsync.sample": ("self", "global_steps", "partition_id", "batch_size"),
+    },
+    "verl.experimental.agent_loop.agent_loop": {
+        "register": ("agent_name",),
+        "AgentLoopBase.ct_build_initial_tokens": (
+            "self",
+            "messages",
+            "tools",
+            "images",
+            "videos",
+            "audios",
+            "mm_inputs_out",
+        ),
+    },
+    "verl.utils.dataset.rl_dataset": {
+        "collate_fn": ("data_list",),
     },
     "verl.workers.engine_workers": {
         "TrainingWorker.infer_batch": ("self", "data"),

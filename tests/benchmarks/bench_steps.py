@@ -3,6 +3,7 @@
     cd tests/benchmarks
     python bench_steps.py --list                                      lists the points
     python bench_steps.py                                             the point `base`, a tiny model
+    python bench_steps.py --arms grpo,measured batch_64x8             a measurement of trust=measured
     python bench_steps.py base lora response_long+context_same        several runs; + joins points
     python bench_steps.py --model DIR --rounds 8 --out FILE base      a real model; one JSON line per run
     python bench_steps.py base actor_rollout_ref.actor.optim.lr=1e-5  verl settings come last and win
@@ -33,12 +34,12 @@ from statistics import median
 
 import tiny
 import torch
-from bench_trainer import ARMS, GRPO, ONE_PASS, TWO_PASS, arm_of_step
+from bench_trainer import ALL_ARMS, ARMS, GRPO, MEASURED, ONE_PASS, TWO_PASS, arm_of_step
 from verl_run import command_and_environment, execute
 
 ACTOR, ROLLOUT, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.model"
 MAX_PROMPT = 96  # tokens
-TITLES = {GRPO: "GRPO", ONE_PASS: "CAST one-pass", TWO_PASS: "CAST two-pass"}
+TITLES = {GRPO: "GRPO", ONE_PASS: "CAST one-pass", TWO_PASS: "CAST two-pass", MEASURED: "GRPO, measured"}
 # verl's stages, in the order of a step; others follow.
 STAGES = ("gen", "reward", "old_log_prob", "ref", "cast_teacher", "adv", "update_actor", "update_weights")
 MIB, GIB = 2**20, 2**30
@@ -82,7 +83,7 @@ class Workload:
             f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu={self.micro_batch}",
             f"{ROLLOUT}.ignore_eos=True",
             f"{ROLLOUT}.max_num_seqs={self.prompts * self.responses}",
-            f"{ROLLOUT}.max_model_len={MAX_PROMPT + self.length}",
+            f"{ROLLOUT}.max_model_len={2 * MAX_PROMPT + self.length}",  # the teacher's prompt is longer
             "trainer.save_freq=-1",
             f"trainer.total_training_steps={steps}",
             f"trainer.total_epochs={steps}",  # the data hold one batch
@@ -126,6 +127,7 @@ POINTS: dict[str, dict] = {  # each changes the base in one respect
     "micro_dynamic": {"dynamic": True},
     "lora": {"lora_rank": 8},
     "context_same": {"context": "same"},
+    "batch_64x8": {"prompts": 64},
 }
 
 
@@ -249,8 +251,8 @@ def read_steps(metrics: Sequence[Mapping[str, float]], arms: tuple[str, ...]) ->
     steps = []
     for number, data in enumerate(metrics, start=1):
         arm = arm_of_step(number, arms)
-        if ARMS[int(data["bench/arm"])] != arm:
-            raise BenchError(f"step {number} was the turn of {ARMS[int(data['bench/arm'])]}, not of {arm}.")
+        if ALL_ARMS[int(data["bench/arm"])] != arm:
+            raise BenchError(f"step {number} was the turn of {ALL_ARMS[int(data['bench/arm'])]}, not of {arm}.")
         seconds = {key.removeprefix("timing_s/"): value for key, value in data.items() if key.startswith("timing_s/")}
         seconds["training"] = seconds["step"] - seconds["gen"]
         seconds["after_step"] = data["bench/after_step_s"]
@@ -285,7 +287,9 @@ def check(steps: Sequence[Mapping], length: int) -> None:
                 f"{where}: cast/one_pass is {metrics.get('cast/one_pass')}, CAST took its other path. The run's line "
                 "`[verl_cast] old log-probs` says why; where one pass cannot be, leave it out of --arms."
             )
-        if arm != GRPO and step["round"] > 0 and metrics["cast/teacher/forward"] != 1:
+        if (arm == MEASURED) != ("cast/trust/teacher_share" in metrics):
+            raise BenchError(f"{where}: the teacher was {'not ' if arm == MEASURED else ''}measured.")
+        if arm not in (GRPO, MEASURED) and step["round"] > 0 and metrics["cast/teacher/forward"] != 1:
             raise BenchError(f"{where}: the teacher's forward was left out; it was asked to run in every step.")
 
 
@@ -334,7 +338,7 @@ def summarize(steps: Sequence[Mapping], warmup: int) -> dict:
 
 def table(summary: Mapping) -> str:
     """The summary as text, with a column for each arm. Seconds are medians (smallest to largest)."""
-    arms = [arm for arm in ARMS if arm in summary["seconds"]]
+    arms = [arm for arm in ALL_ARMS if arm in summary["seconds"]]
     lines = [f"{summary['rounds']} rounds".ljust(26) + "".join(TITLES[arm].rjust(28) for arm in arms)]
 
     def row(title: str, cells: Sequence[str]) -> None:
@@ -404,8 +408,8 @@ def main() -> int:
             print(f"{name:16s}{workload(name)}{_made(workload(name))}")
         return 0
     arms = tuple(arguments.arms.split(","))
-    if not set(arms) <= set(ARMS) or len(set(arms)) < len(arms):
-        parser.error(f"--arms {arguments.arms}: name each of {', '.join(ARMS)} at most once")
+    if not set(arms) <= set(ALL_ARMS) or len(set(arms)) < len(arms):
+        parser.error(f"--arms {arguments.arms}: name each of {', '.join(ALL_ARMS)} at most once")
     if arguments.warmup < 1 or arguments.rounds < 1:
         parser.error("--warmup and --rounds must be at least 1: an arm's first step pays for start-up")
     try:

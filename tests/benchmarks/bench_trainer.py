@@ -15,14 +15,16 @@ change: they now cover one step.
 import contextlib
 import functools
 import inspect
+import math
 import os
 import time
 
 import psutil
 import wrapt
 
-GRPO, ONE_PASS, TWO_PASS = "grpo", "one_pass", "two_pass"
-ARMS = (GRPO, ONE_PASS, TWO_PASS)
+GRPO, ONE_PASS, TWO_PASS, MEASURED = "grpo", "one_pass", "two_pass", "measured"
+ARMS = (GRPO, ONE_PASS, TWO_PASS)  # by default
+ALL_ARMS = (*ARMS, MEASURED)
 POLL_SECONDS = 0.1
 
 
@@ -45,10 +47,27 @@ def turn(trainer, arm: str):
         algorithm.adv_estimator = "grpo"
     elif arm == TWO_PASS:
         trainer._two_passes_because = "it is their turn"
+    elif arm == MEASURED:
+        measure_in_this_step(trainer)
     try:
         yield
     finally:
+        trainer._trust = None
+        vars(trainer).pop("_teacher_is_trusted", None)
         algorithm.adv_estimator, trainer._two_passes_because = stock, because
+
+
+def measure_in_this_step(trainer) -> None:
+    """As in the first step of trust=measured, with 128 responses: the teacher is measured, and never trusted.
+
+    The step is GRPO's otherwise. Its cost beyond a GRPO step is that of a measurement.
+    """
+    from verl_cast.training.trust import Trust
+
+    decide = type(trainer)._teacher_is_trusted
+    trainer._trust, trainer._template = Trust(128, math.inf, refresh_interval=1), None
+    # The run's teacher is the first step's, and not the weights that are measured.
+    trainer._teacher_is_trusted = lambda batch, data, age: decide(trainer, batch, data, teacher_age=0)
 
 
 def let_grpo_through(mixin: type, is_grpo) -> None:
@@ -101,7 +120,7 @@ def _install_turns(arms: tuple[str, ...], trainer_base) -> None:
         compute_metrics(self, batch, metrics, timing_raw, **kwargs)
         # verl's `step` ends before this. The metric shows work that an arm moves here.
         metrics["bench/after_step_s"] = time.perf_counter() - started
-        metrics["bench/arm"] = ARMS.index(arm_of_step(self.global_steps, arms))
+        metrics["bench/arm"] = ALL_ARMS.index(arm_of_step(self.global_steps, arms))
         ranks = self.actor_rollout_wg.bench_memory()
         for name in ranks[0]:
             metrics[f"bench/worker/{name}"] = max(rank[name] for rank in ranks)

@@ -86,6 +86,7 @@ def test_a_round_that_is_not_whole_or_not_there_is_refused():
         (5, {"cast/one_pass": 0.0}, r"step 5 \(CAST one-pass\): cast/one_pass is 0.0"),
         (4, {"cast/one_pass": 1.0}, r"step 4 \(CAST two-pass\): cast/one_pass is 1.0"),
         (4, {"cast/teacher/forward": 0.0}, r"step 4 .* the teacher's forward was left out"),
+        (4, {"cast/trust/teacher_share": 0.5}, r"step 4 .* the teacher was measured"),
         (4, {"bench/arm": 0}, "step 4 was the turn of grpo, not of two_pass"),
     ],
 )
@@ -133,7 +134,7 @@ def test_the_peak_is_of_the_time_since_the_last_call():
 
 
 # Together these points set every key that any point sets.
-@pytest.mark.parametrize("name", ["base", "micro_dynamic", "lora+context_same+response_long"])
+@pytest.mark.parametrize("name", ["base", "micro_dynamic+batch_64x8", "lora+context_same+response_long"])
 def test_a_point_is_a_run_that_cast_accepts(compose, tmp_path, monkeypatch, name):
     monkeypatch.setenv("VERL_PLATFORM", "cpu")
     work = workload(name)

@@ -15,8 +15,8 @@ LENGTHS = {
     "README.md": 120,
     "examples/README.md": 110,
     "examples/study/README.md": 260,
-    "verl_cast/advantage/README.md": 140,
-    "verl_cast/training/README.md": 90,
+    "verl_cast/advantage/README.md": 320,
+    "verl_cast/training/README.md": 140,
     "verl_cast/tools/README.md": 70,
     "tests/README.md": 120,
 }

@@ -22,7 +22,7 @@ ORDER = {
     "platform": ("seams",),
     "teacher": ("config", "files", "wire"),
     "checks": ("config", "files", "platform", "teacher"),
-    "training": ("advantage", "config", "checks", "seams", "teacher", "trajectories", "wire"),
+    "training": ("advantage", "config", "checks", "files", "seams", "teacher", "trajectories", "wire"),
     "plugin": ("config", "checks", "platform", "seams", "training"),
     "tools": (
         "advantage",

@@ -32,6 +32,15 @@ class SeededAgentLoop(SingleTurnAgentLoop):
         return await super().run({**sampling_params, "seed": zlib.crc32(text.encode()) % 2**31}, **kwargs)
 
 
+class PromptShownAgentLoop(SeededAgentLoop):
+    """The reward function reads the prompt in its `extra_info`."""
+
+    async def run(self, sampling_params, **kwargs):
+        output = await super().run(sampling_params, **kwargs)
+        output.extra_fields["prompt"] = self.tokenizer.decode(output.prompt_ids)
+        return output
+
+
 class TwoTurnAgentLoop(SeededAgentLoop):
     """The policy generates, a tool answers (its tokens have mask 0), and the policy generates again."""
 
@@ -78,7 +87,9 @@ def _install(trainer_base):
             os.makedirs(directory, exist_ok=True)
             path = f"{directory}/step_{self.global_steps}.pt"
             privileged = [name for name in sys.modules if ".privileged" in name]
-            torch.save({"trainer": type(self).__name__, "rows": rows, "privileged": privileged}, f"{path}.tmp")
+            stored = [partition for partition, items in (trainer_base.tq.kv_list() or {}).items() if items]
+            step = {"trainer": type(self).__name__, "rows": rows, "privileged": privileged, "stored": stored}
+            torch.save(step, f"{path}.tmp")
             os.replace(f"{path}.tmp", path)
         return batch
 

@@ -129,6 +129,7 @@ def command_and_environment(
     (directory / "agent.yaml").write_text(
         "- name: seeded\n  _target_: run_tools.SeededAgentLoop\n"
         "- name: two_turns\n  _target_: run_tools.TwoTurnAgentLoop\n"
+        "- name: prompt_shown\n  _target_: run_tools.PromptShownAgentLoop\n"
     )
     defaults = [
         f"data.train_files={tiny_directory / 'train.parquet'}",
@@ -192,7 +193,7 @@ def command_and_environment(
         "VERL_PLATFORM": "cpu",
         "VERL_USE_EXTERNAL_PLUGINS": "auto" if plugin else "none",
         "VERL_USE_EXTERNAL_MODULES": ",".join(reversed(modules)),
-        "PYTHONPATH": str(SUPPORT),
+        "PYTHONPATH": f"{SUPPORT}{os.pathsep}{SUPPORT.parents[1]}",  # this checkout, whichever is installed
         "CAST_DUMP_DIR": str(directory / "dump"),
         "VERL_FILE_LOGGER_PATH": str(directory / "metrics.jsonl"),
         "VLLM_CPU_KVCACHE_SPACE": "1",

@@ -114,12 +114,12 @@ class Rank:
         from verl.workers.engine_workers import ActorRolloutRefWorker
 
         from verl_cast.seams import has_hooks
-        from verl_cast.training.stock_verl.classes import StockWorkerMixin
-        from verl_cast.training.worker import SelfTeacherWorkerMixin, with_self_teacher
+        from verl_cast.training.attach import stock_worker
+        from verl_cast.training.worker import with_self_teacher
 
         worker_cls = DetachActorWorker if detached else ActorRolloutRefWorker
         if with_teacher:  # on stock verl, or on a verl with the hooks (PYTHONPATH names its tree)
-            worker_cls = with_self_teacher(worker_cls, SelfTeacherWorkerMixin if has_hooks() else StockWorkerMixin)
+            worker_cls = with_self_teacher(worker_cls) if has_hooks() else stock_worker(worker_cls)
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.worker = worker_cls(config=actor_config(directory, engine, overrides), role="actor")
         torch.manual_seed(0)  # a new LoRA adapter has random weights

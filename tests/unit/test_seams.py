@@ -94,7 +94,8 @@ def test_every_trainer_mode_takes_the_mixin():
     from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, get_trainer_cls
 
     from verl_cast.config.methods import METHODS
-    from verl_cast.training.stock_verl.classes import StockStages, with_method
+    from verl_cast.training.attach import StockStages, stock_trainer
+    from verl_cast.training.measurement import TrustMixin
     from verl_cast.training.trainer import SelfTeacherTrainerMixin
 
     importlib.import_module("verl.trainer.ppo.v1")
@@ -103,9 +104,9 @@ def test_every_trainer_mode_takes_the_mixin():
         trainer_cls = get_trainer_cls(mode)
         assert not issubclass(trainer_cls, SelfTeacherTrainerMixin), "verl's registry is as verl left it"
         for method in METHODS.values():
-            mixed = with_method(trainer_cls, method)
-            assert not inspect.isabstract(mixed) and mixed is with_method(trainer_cls, method)
-            assert mixed.__mro__[1:4] == (SelfTeacherTrainerMixin, StockStages, trainer_cls)
+            mixed = stock_trainer(trainer_cls, method)
+            assert not inspect.isabstract(mixed) and mixed is stock_trainer(trainer_cls, method)
+            assert mixed.__mro__[1:5] == (SelfTeacherTrainerMixin, TrustMixin, StockStages, trainer_cls)
 
 
 def test_the_worker_mixin_fits_both_worker_classes():
@@ -113,11 +114,10 @@ def test_the_worker_mixin_fits_both_worker_classes():
     from verl.single_controller.base.decorator import MAGIC_ATTR
     from verl.workers.engine_workers import ActorRolloutRefWorker
 
-    from verl_cast.training.stock_verl.classes import StockWorkerMixin
-    from verl_cast.training.worker import with_self_teacher
+    from verl_cast.training.attach import stock_worker
 
     for worker_cls in (ActorRolloutRefWorker, DetachActorWorker):
-        mixed = with_self_teacher(worker_cls, StockWorkerMixin)
+        mixed = stock_worker(worker_cls)
         for name in (
             "init_self_teacher",
             "prepare_self_teacher",

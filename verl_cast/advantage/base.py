@@ -1,4 +1,4 @@
-"""The base advantage B of every response, from verifier rewards alone (method section 2).
+"""The base advantage B of every response, from verifier rewards (section 2).
 
 Shapes: `B` rows (responses).
 """
@@ -16,7 +16,7 @@ EXCLUDED, MIXED, ALL_CORRECT, ALL_WRONG = -1, 0, 1, 2
 
 @dataclass(frozen=True)
 class BaseAdvantage:
-    """What a rule needs to know of every response.
+    """What a rule needs of every response.
 
     Attributes:
         value: (B,) the base advantage B; 0 for rows that do not count.
@@ -36,13 +36,15 @@ class TrajectoryAdvantage(BaseAdvantage):
 
     Attributes:
         group: (B,) int64, the row's group as 0, 1, 2, ...; -1 for rows that do not count.
+        reward: (B,) that B was formed from.
     """
 
     group: torch.Tensor
+    reward: torch.Tensor
 
     def take(self, rows: torch.Tensor) -> "TrajectoryAdvantage":
         """The same for other rows: `rows` (B,) names the row to read for each."""
-        return TrajectoryAdvantage(self.value[rows], self.correct[rows], self.kind[rows], self.group[rows])
+        return TrajectoryAdvantage(**{name: values[rows] for name, values in vars(self).items()})
 
 
 def rows_that_count(response_mask: torch.Tensor, final_row: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,7 +69,7 @@ def grpo_advantage(
     """verl's GRPO advantage of every row, bit for bit, and the type of its group (section 2).
 
     Correctness (score > correct_threshold) decides the type of a group, never the standard deviation. A group in which
-    one row alone counts has nothing to compare, and GRPO's advantage is 0 there.
+    only one row counts has nothing to compare, and GRPO's advantage is 0 there.
 
     Args:
         scores: (B,) reward of every response.
@@ -86,7 +88,7 @@ def grpo_advantage(
     group = torch.full_like(kind, -1)
     correct = counts & (scores > correct_threshold)
     if rows.numel() == 0:
-        return TrajectoryAdvantage(value, correct, kind, group)
+        return TrajectoryAdvantage(value, correct, kind, group, scores)
 
     _, inverse = np.unique(np.asarray(index)[rows.cpu().numpy()], return_inverse=True)
     group[rows] = torch.from_numpy(inverse.astype(np.int64)).to(scores.device)
@@ -109,4 +111,4 @@ def grpo_advantage(
             advantage = advantage / (torch.std(group_scores) + GRPO_EPSILON)
         advantages.append(advantage)
     value[by_group] = torch.cat(advantages)
-    return TrajectoryAdvantage(value, correct, kind, group)
+    return TrajectoryAdvantage(value, correct, kind, group, scores)

@@ -1,4 +1,4 @@
-"""OPSD, GRPO+OPSD, RLSD and RLRT (method section 10), the methods that CAST is compared with.
+"""OPSD, GRPO+OPSD, RLSD and RLRT (section 10), the methods that CAST is compared with.
 
 A is GRPO's advantage of the response (0 in groups without variance), g = log π_T − log π_old the gap to the privileged
 teacher, λ the gap weight.

@@ -1,4 +1,4 @@
-"""CAST: sections 2 to 6 of the method, formula by formula.
+"""CAST: sections 2 to 6, formula by formula.
 
 B is the base advantage of a response, g the gap of a token, λ the gap weight, (L, U) the bounds of a weight.
 """
@@ -25,7 +25,7 @@ class CastRule(Rule):
     def shape(self, base: BaseAdvantage, gap: torch.Tensor) -> ShapedAdvantage:
         """Sections 4 to 6: weight, flip, clip.
 
-        A flipped token differs in its sign alone: sections 4 and 5 are one formula in the sign s that Â gets. Where
+        A flipped token differs in its sign only: sections 4 and 5 are one formula in the sign s that Â gets. Where
         s·g > 0, as in every flip, the weight is at least 1, so that L and max(1, L) bound it alike.
         """
         c, B, g = self.config, base.value.unsqueeze(-1), gap
@@ -53,6 +53,22 @@ class CastRule(Rule):
         c, B = self.config, base.value
         may_flip = (base.kind != MIXED) | (c.flip_groups == "all")
         return (B > 0) & may_flip & (c.flip in ("both", "correct")), (B < 0) & may_flip & (c.flip in ("both", "wrong"))
+
+
+class GrpoRule(CastRule):
+    """verl's GRPO, under the settings of CAST: the rule of a step whose teacher is not trusted. No gap matters."""
+
+    gap_deadzone = 0.0
+
+    def base(self, scores, index, counts, norm_adv_by_std_in_grpo=True) -> TrajectoryAdvantage:
+        return grpo_advantage(scores, index, counts, self.config.correct_threshold, norm_adv_by_std_in_grpo)
+
+    def needs_gap(self, base: TrajectoryAdvantage) -> torch.Tensor:
+        return torch.zeros_like(base.correct)
+
+    def shape(self, base: BaseAdvantage, gap: torch.Tensor) -> ShapedAdvantage:
+        none = torch.zeros_like(gap, dtype=torch.bool)
+        return ShapedAdvantage(base.value.unsqueeze(-1).expand_as(gap), none, none, none)
 
 
 def token_gap(teacher_log_probs: torch.Tensor, old_log_probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,7 @@ def rule_of(config: MethodConfig, completed_steps: int = 0, noise_floor: float |
 
 @dataclass(frozen=True)
 class TokenAdvantage:
-    """Everything that is known of a batch; `advantages` is what trains, the rest is for metrics and dumps.
+    """Everything that is known of a batch: `advantages` trains, the rest is for metrics and dumps.
 
     Attributes:
         advantages: (B, T) Â, 0 where the mask is 0.
@@ -114,7 +114,7 @@ def compute_advantage(
     completed_steps: int = 0,
     noise_floor: float | None = None,
 ) -> TokenAdvantage:
-    """Token advantages of CAST (method sections 2 to 6) or of a baseline (section 10), and all that is known of them.
+    """Token advantages of CAST (sections 2 to 6) or of a baseline (section 10), and all that is known of them.
 
     Args:
         token_level_rewards: (B, T), verifier rewards; their sum over T is a response's reward.

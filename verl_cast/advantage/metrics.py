@@ -1,13 +1,14 @@
-"""The numbers of one batch. README.md, beside this file, explains each of them and says what is healthy.
+"""The numbers of one batch. README.md explains each of them, and what is healthy.
 
-Names here lack the method's own prefix: the trainer logs `gap/mean` of a CAST run as `cast/gap/mean`. verl combines the
-numbers of several updates by their names (one with `max`, `min`, `sum` or `total` in it is not averaged). None of these
-names holds such a word, so all are averaged, weighted by rows. A number without meaning in a batch is left out, never
-0: the mean length of correct responses where there are none, for instance.
+The trainer puts the method's name before the names here: it logs `gap/mean` of a CAST run as `cast/gap/mean`. verl
+combines the numbers of several updates by their names (one with `max`, `min`, `sum` or `total` in it is not averaged).
+None of these names holds such a word, so all are averaged, weighted by rows. A number without meaning in a batch is
+left out, never 0: the mean length of correct responses if there are none, for instance.
 """
 
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -29,16 +30,23 @@ def advantage_metrics(result: TokenAdvantage, entropy: torch.Tensor | None = Non
         result: of a whole batch; its base is a `TrajectoryAdvantage`.
         entropy: (B, T) of the policy at every token, nats; None: not known.
     """
-    counted = result.base.kind != EXCLUDED
-    tokens = result.mask & counted.unsqueeze(-1)
+    base, tokens = _on_host(result.base), _on_host(result)
+    counted = base.kind != EXCLUDED
+    mask = tokens.mask & counted[:, None]
     metrics = {
-        **_group_metrics(result.base, counted),
-        "teacher/scored_share": _share(result.scored[counted].cpu().numpy()),
-        **_token_metrics(result, tokens),
-        **_gap_metrics(result, tokens & result.scored.unsqueeze(-1)),
-        **_trajectory_metrics(result, tokens, entropy),
+        **_group_metrics(base, counted),
+        "teacher/scored_share": _share(tokens.scored[counted]),
+        **_token_metrics(tokens, base, mask),
+        **_gap_metrics(tokens, mask & tokens.scored[:, None]),
+        **_trajectory_metrics(tokens, base, mask, None if entropy is None else entropy.float().cpu().numpy()),
     }
     return {name: value for name, value in metrics.items() if value is not None}
+
+
+def _on_host(values: TokenAdvantage | TrajectoryAdvantage) -> SimpleNamespace:
+    """The tensors as numpy arrays, which select several times as fast as torch on a CPU."""
+    tensors = {name: value for name, value in vars(values).items() if isinstance(value, torch.Tensor)}
+    return SimpleNamespace(**{name: tensor.cpu().numpy() for name, tensor in tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -85,30 +93,52 @@ def noise_metrics(noise: Noise, result: TokenAdvantage) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if value is not None}
 
 
-def _group_metrics(base: TrajectoryAdvantage, counted: torch.Tensor) -> dict[str, float | None]:
+def one_sided_rewards(base: TrajectoryAdvantage) -> tuple[float, float] | None:
+    """Lowest and highest reward of the group on one side of the threshold in which they differ most.
+
+    None if rewards differ in no such group.
+    """
+    host = _on_host(base)
+    kind, lowest, highest = _groups(host, host.kind != EXCLUDED)
+    spread = np.where(kind == MIXED, 0, highest - lowest)
+    if not spread.any():
+        return None
+    widest = spread.argmax()
+    return float(lowest[widest]), float(highest[widest])
+
+
+def _groups(base: SimpleNamespace, counted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Kind, lowest and highest reward of every group with a row that counts, (groups,) each."""
+    _, first, group = np.unique(base.group[counted], return_index=True, return_inverse=True)
+    reward = base.reward[counted]
+    lowest, highest = np.full(len(first), np.inf), np.full(len(first), -np.inf)
+    np.minimum.at(lowest, group, reward)
+    np.maximum.at(highest, group, reward)
+    return base.kind[counted][first], lowest, highest
+
+
+def _group_metrics(base: SimpleNamespace, counted: np.ndarray) -> dict[str, float | None]:
     # Groups are counted once each, whatever their size.
-    num_groups = int(base.group.max()) + 1 if base.group.numel() else 0
-    group_kind = torch.full((num_groups,), EXCLUDED, dtype=base.kind.dtype, device=base.kind.device)
-    group_kind[base.group[counted]] = base.kind[counted]
-    metrics = {}
-    for name, kind in (("mixed", MIXED), ("all_correct", ALL_CORRECT), ("all_wrong", ALL_WRONG)):
-        metrics[f"group/{name}_share"] = _share((group_kind == kind).cpu().numpy())
-    metrics["group/mixed_count"] = float((group_kind == MIXED).sum()) if num_groups else None
-    metrics["correct_share"] = _share(base.correct[counted].cpu().numpy())
-    metrics["base/abs_mean"] = _mean(base.value[counted].abs().cpu().numpy())
-    return metrics
+    kind, lowest, highest = _groups(base, counted)
+    return {
+        "group/mixed_share": _share(kind == MIXED),
+        "group/all_correct_share": _share(kind == ALL_CORRECT),
+        "group/all_wrong_share": _share(kind == ALL_WRONG),
+        "group/mixed_count": float(np.count_nonzero(kind == MIXED)) if kind.size else None,
+        "reward/varies_on_one_side_share": _share((highest > lowest)[kind != MIXED]),
+        "correct_share": _share(base.correct[counted]),
+        "base/abs_mean": _mean(np.abs(base.value[counted])),
+    }
 
 
-def _token_metrics(result: TokenAdvantage, tokens: torch.Tensor) -> dict[str, float | None]:
-    selected = tokens.cpu().numpy()
-    advantages, flipped, clipped = _selected(selected, result.advantages, result.flipped, result.clipped)
-    per_row = selected.sum(axis=-1)
-    base, kind = (np.repeat(values.cpu().numpy(), per_row) for values in (result.base.value, result.base.kind))
+def _token_metrics(result: SimpleNamespace, base: SimpleNamespace, mask: np.ndarray) -> dict[str, float | None]:
+    advantages, flipped, clipped = (values[mask] for values in (result.advantages, result.flipped, result.clipped))
+    value, kind = (np.repeat(values, mask.sum(axis=-1)) for values in (base.value, base.kind))
     size = np.abs(advantages)
     return {
         "flip/share": _share(flipped),
-        "flip/correct_share": _share(flipped[base > 0]),
-        "flip/wrong_share": _share(flipped[base < 0]),
+        "flip/correct_share": _share(flipped[value > 0]),
+        "flip/wrong_share": _share(flipped[value < 0]),
         "flip/mixed_share": _share(flipped[kind == MIXED]),
         "flip/zero_variance_share": _share(flipped[kind != MIXED]),
         "advantage/mean": _mean(advantages),
@@ -118,8 +148,8 @@ def _token_metrics(result: TokenAdvantage, tokens: torch.Tensor) -> dict[str, fl
     }
 
 
-def _gap_metrics(result: TokenAdvantage, tokens: torch.Tensor) -> dict[str, float]:
-    gap, used_gap, weight_clipped = _selected(tokens.cpu().numpy(), result.raw_gap, result.gap, result.weight_clipped)
+def _gap_metrics(result: SimpleNamespace, mask: np.ndarray) -> dict[str, float]:
+    gap = result.raw_gap[mask]
     if not gap.size:
         return {}
     metrics = {
@@ -127,8 +157,8 @@ def _gap_metrics(result: TokenAdvantage, tokens: torch.Tensor) -> dict[str, floa
         "gap/abs_mean": _mean(np.abs(gap)),
         "gap/positive_share": _share(gap > 0),
         "gap/zero_share": _share(gap == 0),
-        "gap/deadzone_share": _share(used_gap != gap),
-        "weight/clipped_share": _share(weight_clipped),
+        "gap/deadzone_share": _share(result.gap[mask] != gap),
+        "weight/clipped_share": _share(result.weight_clipped[mask]),
     }
     # numpy's: torch.quantile refuses more than 16 million values
     for quantile, value in zip(GAP_QUANTILES, np.quantile(gap, GAP_QUANTILES), strict=True):
@@ -136,37 +166,28 @@ def _gap_metrics(result: TokenAdvantage, tokens: torch.Tensor) -> dict[str, floa
     return metrics
 
 
-def _selected(tokens: np.ndarray, *tensors: torch.Tensor) -> list[np.ndarray]:
-    """Selected by numpy, which does it several times as fast as torch on a CPU."""
-    return [tensor.cpu().numpy()[tokens] for tensor in tensors]
-
-
-def _trajectory_metrics(result: TokenAdvantage, tokens: torch.Tensor, entropy: torch.Tensor | None) -> dict[str, float]:
+def _trajectory_metrics(
+    result: SimpleNamespace, base: SimpleNamespace, mask: np.ndarray, entropy: np.ndarray | None
+) -> dict[str, float | None]:
     """What differs between correct and wrong trajectories: gap, length, entropy."""
-    rows = tokens.any(dim=-1)
-    correct, group, tokens = result.base.correct[rows], result.base.group[rows], tokens[rows]
-    length = tokens.sum(dim=-1).double()
-    values = {"gap": _row_means(result.raw_gap[rows], tokens, length), "length": length.cpu().numpy()}
-    if entropy is not None:
-        values["entropy"] = _row_means(entropy[rows], tokens, length)
-    correct, group, metrics = correct.cpu().numpy(), group.cpu().numpy(), {}
-    scored = result.scored[rows].cpu().numpy()
+    rows = mask.any(axis=-1)
+    mask, correct, scored, group = mask[rows], base.correct[rows], result.scored[rows], base.group[rows]
+    length = mask.sum(axis=-1)
+
+    def row_means(values: np.ndarray) -> np.ndarray:
+        return np.where(mask, values[rows], 0).sum(axis=-1, dtype=np.float64) / length
+
+    mean_gap = row_means(result.raw_gap)
+    entropies = None if entropy is None else row_means(entropy)
+    metrics = {}
     for side, members in (("correct", correct), ("wrong", ~correct)):
-        for name, value in values.items():
-            which = members & scored if name == "gap" else members
-            if which.any():
-                metrics[f"{name}/{side}_mean"] = float(value[which].mean())
-    # Section 11's question, kept in view during training: does the teacher prefer what is right?
-    mean_gap, is_correct = values["gap"][scored], correct[scored].astype(np.float64)
-    group = group[scored]
-    pairs = {
-        "correctness_corr": (mean_gap, is_correct),
-        "correctness_corr_in_group": (centred(mean_gap, group), centred(is_correct, group)),
-    }
-    for name, (x, y) in pairs.items():
-        value = correlation(x, y)
-        if value is not None:
-            metrics[f"gap/{name}"] = value
+        metrics[f"gap/{side}_mean"] = _mean(mean_gap[members & scored])
+        metrics[f"length/{side}_mean"] = _mean(length[members])
+        metrics[f"entropy/{side}_mean"] = None if entropies is None else _mean(entropies[members])
+    # Does the teacher prefer what is correct?
+    mean_gap, group, is_correct = mean_gap[scored], group[scored], correct[scored].astype(np.float64)
+    metrics["gap/correctness_corr"] = correlation(mean_gap, is_correct)
+    metrics["gap/correctness_corr_in_group"] = correlation(centred(mean_gap, group), centred(is_correct, group))
     return metrics
 
 
@@ -195,8 +216,3 @@ def _sum(values: np.ndarray) -> float:
 
 def _mean(values: np.ndarray) -> float | None:
     return _sum(values) / values.size if values.size else None
-
-
-def _row_means(values: torch.Tensor, tokens: torch.Tensor, length: torch.Tensor) -> np.ndarray:
-    means = torch.where(tokens, values, torch.zeros_like(values)).sum(dim=-1).double() / length
-    return means.cpu().numpy()

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import verl_cast
 from verl_cast.config.cast import (
+    MEASURED,
     NOISE,
     TEMPLATE_SUFFIXES,
     CastConfig,
@@ -112,7 +113,7 @@ def _check_own_settings(config: DictConfig, method: MethodConfig) -> None:
     """What depends on the method's settings, which are valid by themselves."""
     complaints = Complaints()
     if isinstance(method, CastConfig):
-        for check in (_check_same_context, _check_filter, _check_noise):
+        for check in (_check_same_context, _check_filter, _check_noise, _check_trust):
             with complaints:
                 check(config, method)
     else:
@@ -145,6 +146,45 @@ def _check_filter(config: DictConfig, method: CastConfig) -> None:
             "it removes the all-correct and all-wrong groups, which CAST trains on; set it to False. To train on mixed "
             "groups only, use ++algorithm.cast.base_correct=0 ++algorithm.cast.base_wrong=0.",
         )
+
+
+def _check_trust(config: DictConfig, method: CastConfig) -> None:
+    """What a measurement of the teacher needs (training/measurement.py)."""
+    if method.trust != MEASURED:
+        return
+    complaints, always = Complaints(), "or ++algorithm.cast.trust=always"
+    teacher = method.teacher
+
+    def refuse(key: str, value: Any, reason: str) -> None:
+        with complaints:
+            raise CastConfigError(key, value, f"with trust={MEASURED} {reason}")
+
+    if teacher.weights == "current":
+        reason = "a teacher must keep its weights between two measurements"
+        refuse(f"{teacher.KEY}.weights", teacher.weights, f"{reason}; use {teacher.KEY}.weights=snapshot, {always}.")
+    elif teacher.weights != "snapshot":
+        reason = "the rollout engine, which samples the teacher, must hold its weights at every refresh"
+        refuse(f"{teacher.KEY}.weights", teacher.weights, f"{reason}; use {teacher.KEY}.weights=snapshot, {always}.")
+    if teacher.context == "same":
+        reason = "there is nothing to measure: at every snapshot teacher and policy are one"
+        refuse(f"{teacher.KEY}.context", teacher.context, f"{reason}; use another context, {always}.")
+    whole_batches = "the policy's share of correct responses is read from training batches, which must not be chosen"
+    for key, remedy, reason in (
+        ("algorithm.filter_groups.enable", "set it to False", f"{whole_batches} by their rewards"),
+        ("trainer.v1.sampler.custom_sampler.path", "set it to null", f"{whole_batches} by another sampler"),
+        ("skip.rollout_tq.enable", "set it to False", "the rollout engine must generate"),
+    ):
+        if OmegaConf.select(config, key):
+            refuse(key, OmegaConf.select(config, key), f"{reason}; {remedy}, {always}.")
+    engine = "actor_rollout_ref.rollout.name"
+    if OmegaConf.select(config, engine) == "trtllm":
+        reason = "this engine shortens responses to prompts longer than data.max_prompt_length, as a teacher's may be"
+        refuse(engine, "trtllm", f"{reason}; use vllm or sglang, {always}.")
+    reward_model = OmegaConf.select(config, "reward.reward_model.enable")
+    if reward_model and not OmegaConf.select(config, "reward.reward_model.enable_resource_pool"):
+        reason = "rewards are needed while the rollout engine is awake, and this reward model takes its place"
+        refuse("reward.reward_model.enable_resource_pool", False, f"{reason}; set it to True, {always}.")
+    complaints.raise_if_any()
 
 
 def noise_floor_interval(config: DictConfig, method: MethodConfig) -> int | None:

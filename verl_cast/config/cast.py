@@ -17,6 +17,8 @@ TEACHER_WEIGHTS = ("snapshot", "ema", "initial", "current")
 TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2")
 MISSING_STATES = ("error", "snapshot")
 NOISE = "noise"  # gap_deadzone: the engine's measured noise floor
+TRUSTS = ("always", "measured")
+MEASURED = "measured"
 
 
 class CastConfigError(ValueError):
@@ -240,6 +242,7 @@ class MethodConfig:
     dump: ClassVar[DumpConfig] = DumpConfig()
     noise_floor_interval: ClassVar[int | None] = None
     gap_deadzone: ClassVar[float | str] = 0.0
+    trust: ClassVar[str] = "always"
 
     @classmethod
     def key(cls) -> str:
@@ -292,6 +295,9 @@ class CastConfig(MethodConfig):
     gap_deadzone: float | str = 0.0  # nats, or NOISE
     noise_floor_interval: int | None = 0  # None: never measured
     one_pass: bool = True
+    trust: str = "always"
+    trust_responses: int = 128
+    trust_standard_errors: float = 3.0
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     dump: DumpConfig = field(default_factory=DumpConfig)
 
@@ -302,6 +308,7 @@ class CastConfig(MethodConfig):
             "base_wrong": _not_negative,
             "gap_deadzone": _deadzone,
             "correct_threshold": number,
+            "trust_standard_errors": _not_negative,
             "positive_clip": _weight_bounds,
             "negative_clip": _weight_bounds,
             "advantage_clip": _advantage_clip,
@@ -314,6 +321,11 @@ class CastConfig(MethodConfig):
             require_choice(f"{prefix}.flip", self.flip, FLIPS)
         with complaints:
             require_choice(f"{prefix}.flip_groups", self.flip_groups, FLIP_GROUPS)
+        with complaints:
+            require_choice(f"{prefix}.trust", self.trust, TRUSTS)
+        with complaints:
+            # A teacher that has every response right, beside a policy that has none, needs about z² of them.
+            require_whole_number(f"{prefix}.trust_responses", self.trust_responses, minimum=32)
         if self.noise_floor_interval is not None:
             with complaints:
                 require_whole_number(f"{prefix}.noise_floor_interval", self.noise_floor_interval, minimum=0)

@@ -1,4 +1,4 @@
-"""Writes the trajectory dump of a run (`algorithm.cast.dump`); trajectories.py says what its files hold.
+"""Writes the trajectory dump of a run (`algorithm.cast.dump`); trajectories.py describes its files.
 
 The trainer calls it: a single process, whatever the number of ranks. Dump errors are logged; training continues.
 """
@@ -160,10 +160,10 @@ def _estimator_columns(row: int, values: Mapping[str, Any], result: TokenAdvanta
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """The text of every token; joined, it is the text of them all.
 
-    A token that holds a part of a character only has no text of its own: the one that completes it has the character.
+    A token that holds only a part of a character has no text: the token that completes the character has it.
     """
     texts: list[str] = []
-    start = done = 0  # texts are known up to `done`; decoding begins at `start`, for what a token means in its context
+    start = done = 0  # texts are known up to `done`; decoding begins at `start`, for the context
     for end in range(1, len(ids) + 1):
         known = tokenizer.decode(ids[start:done], skip_special_tokens=False)
         text = tokenizer.decode(ids[start:end], skip_special_tokens=False)

@@ -1,17 +1,17 @@
 """The advantage estimators `cast`, `opsd`, `grpo_opsd`, `rlsd` and `rlrt` in verl's registry.
 
-An estimator names its batch fields (BATCH_FIELDS). A verl with patches/verl/0001 hands them over; on others stock_verl
-does. What the trainer knows of the step it lays out with `estimator_inputs` around verl's own advantage stage. An
-estimator that is called without them stops the run: a trainer that is not ours would train something else under the
-method's name.
+An estimator names its batch fields (BATCH_FIELDS). A verl with patches/verl/0001 passes them; on stock verl attach.py
+does. What the trainer knows of the step comes from `estimator_call`, which the trainer opens around verl's advantage
+stage. An estimator that is called outside of it stops the run: a trainer that is not ours would train something else
+under the method's name.
 """
 
 import contextlib
 import contextvars
 import functools
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,9 @@ from verl_cast.config.methods import METHODS
 BATCH_FIELDS = ("old_log_probs", wire.TEACHER_LOG_PROBS)
 
 
-@dataclass(frozen=True)
-class EstimatorInputs:
-    """What the trainer knows of a step before the estimator is called. Row order is the batch's.
+@dataclass
+class EstimatorCall:
+    """One call of the estimator: what the trainer knows before it, and what it computed. Row order is the batch's.
 
     Attributes:
         rule: the method in this step.
@@ -38,6 +38,8 @@ class EstimatorInputs:
         final_row: (B,) int64, the row of the final output of each row's session.
         rewards: (B,) that the step was planned with.
         base: B as the step was planned with it; None where verl may have rejected rows since.
+        fields: the BATCH_FIELDS, on a verl that passes none to estimators.
+        result: what the estimator computed; None before.
     """
 
     rule: Rule
@@ -45,23 +47,26 @@ class EstimatorInputs:
     final_row: torch.Tensor
     rewards: torch.Tensor
     base: TrajectoryAdvantage | None
+    fields: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    result: TokenAdvantage | None = None
 
 
-# The inputs that are laid out, and the results of the calls that used them.
-_laid_out: contextvars.ContextVar[tuple[EstimatorInputs, list[TokenAdvantage]] | None] = contextvars.ContextVar(
-    "cast_estimator_inputs", default=None
-)
+_current: contextvars.ContextVar[EstimatorCall | None] = contextvars.ContextVar("cast_estimator_call", default=None)
 
 
 @contextlib.contextmanager
-def estimator_inputs(inputs: EstimatorInputs) -> Iterator[list[TokenAdvantage]]:
-    """Lay out the inputs of the estimator for one advantage stage. Yields a list of what it computes."""
-    results: list[TokenAdvantage] = []
-    token = _laid_out.set((inputs, results))
+def estimator_call(call: EstimatorCall) -> Iterator[EstimatorCall]:
+    """The call that verl's advantage stage, run inside, makes."""
+    token = _current.set(call)
     try:
-        yield results
+        yield call
     finally:
-        _laid_out.reset(token)
+        _current.reset(token)
+
+
+def current_call() -> EstimatorCall | None:
+    """The open call; None outside of `estimator_call`."""
+    return _current.get()
 
 
 def _compute_outcome_advantage(
@@ -84,10 +89,11 @@ def _compute_outcome_advantage(
         old_log_probs, teacher_log_probs: (B, T), the BATCH_FIELDS.
 
     Raises:
-        RuntimeError: there are no teacher log-probs for this batch, or not those of a row that needs them.
+        RuntimeError: there are no teacher log-probs for this batch, or not those of a row that needs them; or this is
+            the second call in one stage.
     """
-    laid_out = _laid_out.get()
-    is_ours = laid_out is not None and isinstance(laid_out[0].rule.config, method)
+    call = current_call()
+    is_ours = call is not None and isinstance(call.rule.config, method)
     if not is_ours or old_log_probs is None or teacher_log_probs is None:
         raise RuntimeError(
             f"CAST: algorithm.adv_estimator={method.NAME}, but the trainer in this process computed no teacher "
@@ -95,28 +101,29 @@ def _compute_outcome_advantage(
             "GRPO. Start verl.trainer.main_ppo with trainer.use_v1=True, install verl_cast on every node, and leave "
             "VERL_USE_EXTERNAL_PLUGINS unset."
         )
-    inputs, results = laid_out
-    _check_same_batch(inputs, token_level_rewards, response_mask, old_log_probs, teacher_log_probs)
-    _warn_of_low_precision(inputs.rule.config, old_log_probs.dtype)
-    base = inputs.base
+    if call.result is not None:
+        raise RuntimeError(
+            f"CAST: verl's advantage stage called the estimator `{method.NAME}` twice. Stopping: the run would be "
+            "another method's."
+        )
+    _check_same_batch(call, token_level_rewards, response_mask, old_log_probs, teacher_log_probs)
+    _warn_of_low_precision(call.rule.config, old_log_probs.dtype)
+    base = call.base
     if base is None:
         norm = True if config is None else config.get("norm_adv_by_std_in_grpo", True)
-        base = trajectory_advantage(
-            inputs.rule, token_level_rewards, response_mask, index, norm, final_row=inputs.final_row
-        )
-    unscored = inputs.rule.needs_gap(base) & ~inputs.scored
+        base = trajectory_advantage(call.rule, token_level_rewards, response_mask, index, norm, call.final_row)
+    unscored = call.rule.needs_gap(base) & ~call.scored
     if unscored.any():
         raise RuntimeError(
             f"CAST: {int(unscored.sum())} responses need the teacher's log-probs and were not scored; their masks have "
             "changed since. Stopping: without them they would train as in GRPO."
         )
-    result = token_advantage(inputs.rule, base, response_mask, old_log_probs, teacher_log_probs, inputs.scored)
-    results.append(result)
-    return result.advantages, result.advantages
+    call.result = token_advantage(call.rule, base, response_mask, old_log_probs, teacher_log_probs, call.scored)
+    return call.result.advantages, call.result.advantages
 
 
 def _check_same_batch(
-    inputs: EstimatorInputs,
+    call: EstimatorCall,
     rewards: torch.Tensor,
     response_mask: torch.Tensor,
     old_log_probs: torch.Tensor,
@@ -127,7 +134,7 @@ def _check_same_batch(
             f"CAST: log-probs are for another batch: teacher {tuple(teacher_log_probs.shape)}, old "
             f"{tuple(old_log_probs.shape)}, response_mask {tuple(response_mask.shape)}."
         )
-    changed = rewards.sum(dim=-1) != inputs.rewards
+    changed = rewards.sum(dim=-1) != call.rewards
     if changed.any():
         raise RuntimeError(
             f"CAST: the rewards of {int(changed.sum())} responses have changed since their base advantage was formed. "

@@ -1,8 +1,8 @@
-"""The actor's loss in a one-pass update: it forms the gap itself (passes.py says where).
+"""The actor's loss in a one-pass update: it forms the gap itself (passes.py decides where).
 
 In the first and only update of a rollout batch, log π_old is the log-prob that the update's own forward has just
 computed, detached. The teacher's log-probs and the trajectory's B lie beside it, so that each micro-batch's token
-advantages follow (method sections 3 to 6). verl's own loss goes on from there. What verl and the metrics want to know
+advantages follow (sections 3 to 6). verl's loss does the rest. What verl and the metrics need
 of the old policy (log-probs, entropy) is kept for afterwards.
 """
 
@@ -21,7 +21,7 @@ from verl_cast.training.entropy import EntropyFunction, entropy_of
 
 # A row's place in this rank's part of the batch: the field that the worker adds.
 ROW = "cast_row"
-# What the engine hands back for the entropy that this loss computes.
+# The engine's name for the entropy that this loss computes.
 ENTROPY = "cast_entropy"
 
 
@@ -106,7 +106,7 @@ class OnePassLoss:
 class OnePassLossOnLogits(OnePassLoss):
     """The same where the stock loss needs no entropy: it is formed from the logits, and so has no graph.
 
-    verl's engines call `process_logits` before the loss (patches/verl/0003b; on a verl without it, stock_verl does).
+    verl's engines call `process_logits` before the loss (patches/verl/0003b; on stock verl attach.py does).
 
     Args:
         entropy: the engine's own function.

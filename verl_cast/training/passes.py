@@ -1,15 +1,16 @@
-"""Is one pass exact? Every reason why a step can, or cannot, do without a pass for old log-probs.
+"""Is one pass exact? Every reason why a step can, or cannot, skip the pass for old log-probs.
 
 Where a rollout batch feeds one optimizer step, log π_old is what the update's own forward computes. The gap can then be
 formed inside the update (one_pass_loss.py), and the self-teacher's pass is the only one before it. This module decides
-where that is exact; verl's own pass runs everywhere else. Three things have a say:
+where that is exact; verl's pass runs everywhere else. Three things decide:
 
 * the run's settings: `why_two_passes`;
-* what only its processes know: `training_noise` (the workers' model), `own_stage` (the trainer's class);
+* what only its processes know: `training_only_settings` (the workers' model), `own_stage` (the trainer's class);
 * the step: `step_allows_one_pass`.
 """
 
 from collections.abc import Iterator, Mapping
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -22,11 +23,11 @@ _CORRECTION = "algorithm.rollout_correction"
 _ROUTER_REPLAY = f"{_ACTOR}.megatron.router_replay.mode"
 _SYNC_STEP = "trainer.v1.separate_async.parameter_sync_step"
 # Parts of the names of settings that act in training only, in Hugging Face's configs and in Megatron's.
-_TRAINING_NOISE = ("dropout", "pdrop", "drop_rate", "drop_path", "layerdrop", "jitter")
+_TRAINING_ONLY = ("dropout", "pdrop", "drop_rate", "drop_path", "layerdrop", "jitter")
 
 
 def why_two_passes(config: DictConfig, method: MethodConfig) -> str | None:
-    """Why no step of this run can do without a pass for old log-probs: key, value and reason. None where steps can.
+    """Why no step of this run can skip the pass for old log-probs: key, value and reason. None if steps can.
 
     Args:
         config: verl's, of a run that `check_run` accepts.
@@ -59,7 +60,7 @@ def why_two_passes(config: DictConfig, method: MethodConfig) -> str | None:
     ]
     for part in ("", ".fsdp_config", ".megatron"):
         key = f"{_ACTOR}{part}.pad_to_length"
-        reasons.append((key, value(key), "verl hands out no logits under it, and the entropy would be lost"))
+        reasons.append((key, value(key), "verl passes no logits under it, and the entropy would be lost"))
     for key, applies, reason in reasons:
         if applies:
             shown = value(key)
@@ -73,15 +74,15 @@ def weighs_by_old_log_probs(config: DictConfig) -> bool:
     return any(OmegaConf.select(config, f"{_CORRECTION}.{key}") is not None for key in ("rollout_is", "rollout_rs"))
 
 
-def training_noise(engine: Any, hf_config: Any) -> list[str]:
-    """`name=value` of every setting that makes a forward in training mode another one than in evaluation mode.
+def training_only_settings(engine: Any, hf_config: Any) -> list[str]:
+    """`name=value` of every setting whose effect a forward has in training mode, and not in evaluation mode.
 
     Args:
         engine: verl's, initialized.
         hf_config: the model's config. Its parts (text, vision) are looked at too.
     """
-    names = set(_noise_settings(hf_config.to_dict()))
-    names |= set(_noise_settings(vars(engine.tf_config) if hasattr(engine, "tf_config") else {}))  # Megatron's
+    names = set(_training_only(hf_config.to_dict()))
+    names |= set(_training_only(vars(engine.tf_config) if hasattr(engine, "tf_config") else {}))  # Megatron's
     for chunk in engine.module if isinstance(engine.module, list) else [engine.module]:
         for part in chunk.modules():
             if isinstance(part, torch.nn.modules.dropout._DropoutNd) and part.p > 0:
@@ -89,19 +90,29 @@ def training_noise(engine: Any, hf_config: Any) -> list[str]:
     return sorted(names)
 
 
-def _noise_settings(settings: Mapping[str, Any]) -> Iterator[str]:
+def _training_only(settings: Mapping[str, Any]) -> Iterator[str]:
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _noise_settings(value)
-        elif any(word in str(key) for word in _TRAINING_NOISE) and isinstance(value, int | float) and value > 0:
+            yield from _training_only(value)
+        elif any(word in str(key) for word in _TRAINING_ONLY) and isinstance(value, int | float) and value > 0:
             yield f"{key}={value}"
+        elif key == "moe_router_load_balancing_type" and "sinkhorn" in value:  # one name, or a list of them
+            yield f"{key}={value}"  # Megatron balances the routes in training only
 
 
 def own_stage(trainer: Any) -> str | None:
-    """The trainer's class with a stage of old log-probs of its own, neither verl's nor ours; None without one."""
+    """The module that gives the trainer a `_compute_old_log_prob` which is neither verl's nor ours; None without one.
+
+    A subclass defines one, or a plugin wraps verl's in place. A wrapper copies the function's name and module, but not
+    its globals.
+    """
     for cls in type(trainer).__mro__:
-        if "_compute_old_log_prob" in vars(cls) and cls.__module__.split(".")[0] not in ("verl", "verl_cast"):
-            return f"{cls.__module__}.{cls.__name__}"
+        if "_compute_old_log_prob" in vars(cls):
+            stage = vars(cls)["_compute_old_log_prob"]
+            is_function = type(stage) is FunctionType  # not isinstance: a wrapper object may claim to be one
+            module = stage.__globals__["__name__"] if is_function else type(stage).__module__
+            if module.split(".")[0] not in ("verl", "verl_cast"):
+                return module
     return None
 
 

@@ -1,5 +1,6 @@
 """What is known of a step before its first forward: B of every row, which rows need the teacher, which passes run."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,13 @@ from verl.utils import tensordict_utils as tu
 
 from verl_cast import wire
 from verl_cast.advantage.base import EXCLUDED, TrajectoryAdvantage
+from verl_cast.advantage.cast import GrpoRule
 from verl_cast.advantage.compute import rule_of, trajectory_advantage
 from verl_cast.advantage.rule import Rule
 from verl_cast.checks.run import noise_floor_interval
 from verl_cast.config import MethodConfig
 from verl_cast.config.cast import NOISE
+from verl_cast.config.words import command_words
 from verl_cast.training.passes import step_allows_one_pass, weighs_by_old_log_probs
 
 # What `plan_step` reads of a batch.
@@ -71,6 +74,8 @@ def plan_step(
     teacher: dict[str, Any],
     live_is_old: bool,
     may_be_one_pass: bool,
+    holds_images: Callable[[], bool],
+    trusted: bool = True,
 ) -> Step:
     """Grade the trajectories, and decide which rows need the teacher and which passes run.
 
@@ -83,18 +88,20 @@ def plan_step(
         teacher: what `prepare_self_teacher` returned.
         live_is_old: the live weights are those of π_old.
         may_be_one_pass: nothing about the whole run speaks against it (passes.py).
+        holds_images: whether rows carry images; called only if the noise floor would be measured.
+        trusted: the teacher is (trust.py); otherwise the step is GRPO's.
 
     Raises:
-        ValueError: rows that this teacher cannot score, or a reward that is not finite.
+        ValueError: rows that this teacher cannot score, a reward that is not finite, or gap_deadzone=noise with images.
     """
     context = method.teacher.context
     if context != "same" and any(wire.output_of(key) != 0 for key in keys):
         raise ValueError(
-            "CAST: an agent loop gave several outputs for one session, each with a prompt of its own; "
+            "CAST: an agent loop gave several outputs for one session, each with its own prompt; "
             f"{method.teacher.who_can_score} can score them."
         )
     noise_floor = teacher["noise_floor"]
-    rule = rule_of(method, completed_steps=global_step - 1, noise_floor=noise_floor)
+    rule = rule_of(method, completed_steps=global_step - 1, noise_floor=noise_floor) if trusted else GrpoRule(method)
     final_row = torch.from_numpy(wire.final_rows(keys))
     uid = np.array([str(value) for value in tu.get(data, "uid")], dtype=object)
     data = data.select("rm_scores", "response_mask").to_padded_tensor()
@@ -106,8 +113,16 @@ def plan_step(
 
     interval = noise_floor_interval(config, method)
     is_due = interval is not None and (noise_floor is None or (interval > 0 and global_step % interval == 0))
-    # Where no gap matters, no noise does. But a dead zone that follows the noise needs a number in every step.
-    measures_noise = live_is_old and is_due and (bool(scored.any()) or method.gap_deadzone == NOISE)
+    # Skip the measurement if no row needs a gap. But a dead zone that follows the noise needs a number in every step.
+    measures_noise = live_is_old and is_due and trusted and (bool(scored.any()) or method.gap_deadzone == NOISE)
+    if measures_noise and holds_images():
+        # Micro-batches of one row would hold a text row without images, which verl's models with images do not take.
+        if method.gap_deadzone == NOISE:
+            raise ValueError(
+                f"{method.key()}.gap_deadzone={NOISE}: the noise floor is not measured for rows with images. Set a "
+                f"number of nats, such as {command_words({'gap_deadzone': 0.01}, type(method))}"
+            )
+        measures_noise = False
     one_pass = (
         may_be_one_pass
         and step_allows_one_pass(config, len(keys), global_step)
@@ -121,7 +136,7 @@ def plan_step(
         rewards=data["rm_scores"].sum(dim=-1),
         final_row=final_row,
         scored=scored,
-        # A forward would only add kernel noise, which the flip turns into signs (method section 7).
+        # A forward would only add kernel noise, which the flip turns into signs (section 7).
         gap_is_zero=teacher["is_policy"] and context == "same",
         teacher_age=teacher["age"],
         one_pass=one_pass,

@@ -1,9 +1,9 @@
 """The trainer with a self-teacher: one mixin over verl's V1 trainers (sync, colocate_async, separate_async).
 
-It changes three stages of verl's step: old log-probs, advantages, update. README.md, beside this file, follows a step
-through them. With two passes the teacher's pass runs with verl's pass for old log-probs, and the estimator gets both.
-With one pass (passes.py) the update forms the gap, and verl's own bookkeeping of old log-probs and advantages follows
-it. Noise floor and trajectory dump are measured here too, where they were asked for.
+It changes three stages of verl's step: old log-probs, advantages, update. README.md follows a step through them. With
+two passes the teacher's pass runs with verl's pass for old log-probs, and the estimator gets both. With one pass
+(passes.py) the update forms the gap, and verl's stages of old log-probs and advantages follow it. Noise floor and
+trajectory dump are measured here too.
 
 The method is CAST or one of the baselines. Trainers of runs with another estimator are verl's own.
 """
@@ -22,22 +22,28 @@ from verl.utils import tensordict_utils as tu
 
 import verl_cast
 from verl_cast import wire
+from verl_cast.advantage.base import TrajectoryAdvantage
 from verl_cast.advantage.compute import TokenAdvantage, rule_of
-from verl_cast.advantage.metrics import Noise, advantage_metrics, measured_noise, noise_metrics
+from verl_cast.advantage.metrics import Noise, advantage_metrics, measured_noise, noise_metrics, one_sided_rewards
 from verl_cast.checks.run import check_run, summary
 from verl_cast.config import CastConfig
 from verl_cast.config.methods import method_config
+from verl_cast.config.words import command_words
 from verl_cast.seams import SEAMS, check_seams
 from verl_cast.teacher.context import TeacherContext, chat_template_kwargs, load_template
 from verl_cast.teacher.node import copies_that_verl_pins
 from verl_cast.training.dump import FIELDS, TrajectoryDump
-from verl_cast.training.estimator import EstimatorInputs, estimator_inputs
+from verl_cast.training.estimator import EstimatorCall, estimator_call
+from verl_cast.training.measurement import TrustMixin
 from verl_cast.training.passes import own_stage, why_two_passes
 from verl_cast.training.step_plan import REWARD_FIELDS, Step, plan_step
 
 
-class SelfTeacherTrainerMixin:
+class SelfTeacherTrainerMixin(TrustMixin):
     """Goes before a subclass of verl's PPOTrainer."""
+
+    _seen_images = False  # in a batch of this run
+    _warned_of_one_side = False  # that rewards differ on one side of the threshold
 
     def __init__(self, config: DictConfig):
         check_seams(*SEAMS)  # all of them, as everything is imported here
@@ -55,16 +61,17 @@ class SelfTeacherTrainerMixin:
                 "without it the run would be GRPO."
             )
         ranks = self._init_teacher()
+        self._start_trust(ranks[0]["taken_at"])
         self._two_passes_because = self._why_two_passes(ranks)
         origin = (
             "of the update's own forward (one pass)"
             if self._two_passes_because is None
-            else f"of a pass of their own ({self._two_passes_because})"
+            else f"of a separate pass ({self._two_passes_because})"
         )
         print(f"[verl_cast] old log-probs: {origin}")
 
     def _init_teacher(self) -> list[dict[str, Any]]:
-        """Build the teacher on every rank; returns what each says of it."""
+        """Build the teacher on every rank; returns what each reports."""
         teacher, kwargs, template = self.method.teacher, chat_template_kwargs(self.config), None
         if isinstance(self.method, CastConfig):
             template = load_template(teacher.context)
@@ -79,21 +86,21 @@ class SelfTeacherTrainerMixin:
     def _why_two_passes(self, ranks: list[dict[str, Any]]) -> str | None:
         """Why no step of this run can be one pass; None where steps can."""
         because = why_two_passes(self.config, self.method)
-        noise = sorted({setting for rank in ranks for setting in rank["noise"]})
-        if because is None and noise:
-            because = f"{', '.join(noise)}: the update's forward is another one"
+        training_only = sorted({setting for rank in ranks for setting in rank["training_only"]})
+        if because is None and training_only:
+            because = f"{', '.join(training_only)}: the update's forward differs"
         own = own_stage(self)
         if because is None and own is not None:
-            because = f"{own} has a _compute_old_log_prob of its own"
+            because = f"{own} changes the trainer's _compute_old_log_prob"
         return because
 
     # ------------------------------------------------------------------------------------------------ stages of a step
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        """Plan the step. Then verl's pass with the teacher's; in a one-pass step the teacher's alone."""
+        """Plan the step. Then verl's pass with the teacher's; in a one-pass step only the teacher's."""
         self._step = step = self._plan_step(batch)
-        self._log(metrics, step.metrics())
-        batch = self._lay_out(batch, step)
+        self._log(metrics, step.metrics() | self._trust_metrics)
+        batch = self._store_plan(batch, step)
         if step.one_pass:
             if step.teacher_runs:
                 batch.extra_info["temperature"] = self.config.actor_rollout_ref.rollout.temperature
@@ -101,7 +108,7 @@ class SelfTeacherTrainerMixin:
                 if len(output) != len(batch):
                     raise RuntimeError(f"CAST: teacher log-probs for {len(output)} of {len(batch)} responses.")
         elif step.teacher_runs:
-            with _asking(batch, wire.WITH_TEACHER):
+            with _variant(batch, wire.WITH_TEACHER):
                 batch = super()._compute_old_log_prob(batch, metrics)
         else:
             batch = super()._compute_old_log_prob(batch, metrics)
@@ -116,19 +123,23 @@ class SelfTeacherTrainerMixin:
         return batch
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        """verl's update; after a one-pass update verl's stages before it, with the log-probs that it computed."""
+        """verl's update; after a one-pass update verl's stages before it, with the log-probs that it computed.
+
+        The loss has formed a one-pass update's token advantages, one micro-batch at a time. The estimator forms the
+        same numbers again from the same log-probs, for the whole batch: for verl's records, the metrics and the dump.
+        """
         if not self._step.one_pass:
             return super()._update_actor(batch, metrics)
         batch.extra_info[wire.COMPLETED_STEPS] = self.global_steps - 1
         batch.extra_info[wire.GAP_IS_ZERO] = self._step.gap_is_zero
-        with _asking(batch, wire.ONE_PASS):
+        with _variant(batch, wire.ONE_PASS):
             batch = super()._update_actor(batch, metrics)
         with self._stage("cast_after_update", inside="update_actor"):
             # The workers need the rows' lengths and nothing else, and run no forward.
             rows = KVBatchMeta(
                 keys=batch.keys, tags=batch.tags, partition_id=batch.partition_id, fields=["response_mask"]
             )
-            with _asking(rows, wire.OF_UPDATE):
+            with _variant(rows, wire.OF_UPDATE):
                 batch = super()._compute_old_log_prob(rows, metrics)
             return self._compute_token_advantage(batch, metrics, inside="cast_after_update")
 
@@ -139,19 +150,30 @@ class SelfTeacherTrainerMixin:
         status = self.actor_rollout_wg.prepare_self_teacher(completed_steps=self.global_steps - 1)
         if any(rank != status[0] for rank in status):
             raise RuntimeError(f"CAST: the ranks' self-teachers are not at the same step: {status}.")
+        data = self._read(batch, REWARD_FIELDS)
         return plan_step(
             self.config,
             self.method,
             batch.keys,
-            self._read(batch, REWARD_FIELDS),
+            data,
             self.global_steps,
             status[0],
             # After the first of several updates in a step the live weights are no longer those of π_old.
             live_is_old=self.local_trigger_step == 0,
             may_be_one_pass=self._two_passes_because is None,
+            holds_images=lambda: self._holds_images(batch),
+            trusted=self._teacher_is_trusted(batch, data, status[0]["age"]),
         )
 
-    def _lay_out(self, batch: KVBatchMeta, step: Step) -> KVBatchMeta:
+    def _holds_images(self, batch: KVBatchMeta) -> bool:
+        """Whether rows of the run carry images: True in every step after the first such batch, and logged once."""
+        if self.processor is not None and not self._seen_images:
+            self._seen_images = carry_images(self._read(batch, ["multi_modal_inputs"]))
+            if self._seen_images:
+                print("[verl_cast] rows carry images: the noise floor is not measured (no cast/noise/*)", flush=True)
+        return self._seen_images
+
+    def _store_plan(self, batch: KVBatchMeta, step: Step) -> KVBatchMeta:
         """Write what the workers need of the step into TransferQueue."""
         if not (step.teacher_runs or step.one_pass):
             return batch
@@ -166,48 +188,65 @@ class SelfTeacherTrainerMixin:
         return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
 
     def _compute_token_advantage(self, batch: KVBatchMeta, metrics: dict, inside: str) -> KVBatchMeta:
-        """verl's advantage stage with the estimator's inputs laid out; then metrics and dump.
+        """verl's advantage stage around our estimator, and the step's records.
 
         Args:
             inside: the stage of verl's timing in which this runs.
         """
-        step, noise = self._step, None
-        if step.measures_noise:
+        noise = None
+        if self._step.measures_noise:
             with self._stage("cast_noise", inside):
                 noise = self._measure_noise(batch)
-        rule = step.rule if noise is None else rule_of(self.method, self.global_steps - 1, noise.floor)
+        with estimator_call(self._estimator_call(batch, noise)) as call:
+            batch = super()._compute_advantage(batch, metrics)
+        if call.result is None:
+            raise RuntimeError(
+                f"CAST: verl's advantage stage did not call the estimator `{self.method.NAME}`. Stopping: the run "
+                "would be another method's."
+            )
+        self._record(batch, metrics, call, noise)
+        if self._dump.due(self.global_steps):
+            with self._stage("cast_dump", inside), self._dump.errors_logged(self.global_steps):
+                self._dump_trajectories(batch, call.result)
+        return batch
+
+    def _estimator_call(self, batch: KVBatchMeta, noise: Noise | None) -> EstimatorCall:
+        """What the estimator needs of this step; `noise` if it was measured in it."""
+        step = self._step
         if not step.teacher_runs:
             # The estimator takes the field in every step. In this one no row needs a gap, or every gap is 0.
             own = self._read(batch, ["old_log_probs"]).rename_key_("old_log_probs", wire.TEACHER_LOG_PROBS)
             tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=own)
-        inputs = EstimatorInputs(
-            rule=rule,
+        return EstimatorCall(
+            rule=step.rule if noise is None else rule_of(self.method, self.global_steps - 1, noise.floor),
             scored=step.scored,
             final_row=step.final_row,
             rewards=step.rewards,
             base=step.base if step.base_is_final else None,
         )
-        with estimator_inputs(inputs) as results:
-            batch = super()._compute_advantage(batch, metrics)
-        if len(results) != 1:
-            raise RuntimeError(
-                f"CAST: verl's advantage stage called the estimator `{self.method.NAME}` {len(results)} times. "
-                "Stopping: the run would be another method's."
-            )
-        result = results[0]
-        self._log(metrics, advantage_metrics(result, self._read(batch, ["entropy"]).to_padded_tensor()["entropy"]))
+
+    def _record(self, batch: KVBatchMeta, metrics: dict, call: EstimatorCall, noise: Noise | None) -> None:
+        """Log the step's numbers; print the noise floor."""
+        entropy = self._read(batch, ["entropy"]).to_padded_tensor()["entropy"]
+        self._log(metrics, advantage_metrics(call.result, entropy))
         if isinstance(self.method, CastConfig):
-            self._log(metrics, {"gap/deadzone": rule.gap_deadzone})
+            self._log(metrics, {"gap/deadzone": call.rule.gap_deadzone})
+            self._warn_of_one_side(call.result.base)
         else:
-            self._log(metrics, {"gap_weight": rule.gap_weight})
+            self._log(metrics, {"gap_weight": call.rule.gap_weight})
         if noise is not None:
-            in_doubt = noise_metrics(noise, result)
+            in_doubt = noise_metrics(noise, call.result)
             self._log(metrics, in_doubt)
             print(f"[verl_cast] step {self.global_steps}: {noise_in_words(in_doubt)}", flush=True)
-        if self._dump.due(self.global_steps):
-            with self._stage("cast_dump", inside), self._dump.errors_logged(self.global_steps):
-                self._dump_trajectories(batch, result)
-        return batch
+
+    def _warn_of_one_side(self, base: TrajectoryAdvantage) -> None:
+        """Once in a run: CAST takes rewards for equal that differ on one side of the threshold."""
+        rewards = one_sided_rewards(base)
+        if rewards is not None and not self._warned_of_one_side:
+            self._warned_of_one_side = True
+            print(
+                f"[verl_cast] warning: step {self.global_steps}: {one_side_in_words(self.method, *rewards)}", flush=True
+            )
 
     def _measure_noise(self, batch: KVBatchMeta) -> Noise | None:
         """Another pass of the policy over the same tokens; None where no token counts. The workers keep the floor."""
@@ -244,7 +283,7 @@ class SelfTeacherTrainerMixin:
     # ------------------------------------------------------------------------------------------------ metrics and time
 
     def _log(self, metrics: dict, own: dict[str, float]) -> None:
-        """Our metrics, under the method's name: no baseline's number says CAST."""
+        """Our metrics, under the method's name: a baseline's are not CAST's."""
         metrics.update({f"{self.method.NAME}/{name}": value for name, value in own.items()})
 
     def _teacher_cost(self) -> dict[str, float]:
@@ -260,7 +299,7 @@ class SelfTeacherTrainerMixin:
 
     @contextlib.contextmanager
     def _stage(self, name: str, inside: str) -> Iterator[None]:
-        """A stage of its own in verl's timing, taken out of the one that it runs in."""
+        """A separate stage in verl's timing, subtracted from the one that it runs in."""
         started = time.perf_counter()
         try:
             yield
@@ -273,13 +312,29 @@ class SelfTeacherTrainerMixin:
 
 
 @contextlib.contextmanager
-def _asking(batch: KVBatchMeta, stage: str) -> Iterator[None]:
-    """verl's stage inside asks the workers for more than verl's own: a stage of wire.py."""
+def _variant(batch: KVBatchMeta, stage: str) -> Iterator[None]:
+    """Let verl's stage inside run this variant on the workers (wire.STAGE)."""
     batch.extra_info[wire.STAGE] = stage
     try:
         yield
     finally:
         batch.extra_info.pop(wire.STAGE, None)
+
+
+def carry_images(data: TensorDict) -> bool:
+    """Whether a row has images or other inputs beside text; `data`: multi_modal_inputs of the rows."""
+    return any(tu.get(data, "multi_modal_inputs"))
+
+
+def one_side_in_words(method: CastConfig, lowest: float, highest: float) -> str:
+    """What rewards that differ on one side of the threshold mean, with a threshold between them."""
+    side = "wrong" if highest <= method.correct_threshold else "correct"
+    remedy = command_words({"correct_threshold": (lowest + highest) / 2})
+    return (
+        f"rewards of one group differ (from {lowest:g} to {highest:g}), but all are {side} by "
+        f"correct_threshold={method.correct_threshold:g}: CAST gives its responses one base advantage. If the higher "
+        f"ones are correct and the lower ones are not: {remedy}"
+    )
 
 
 def noise_in_words(metrics: dict[str, float]) -> str:

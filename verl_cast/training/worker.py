@@ -1,7 +1,7 @@
 """The actor worker with a self-teacher: a mixin over verl's ActorRolloutRefWorker (and its detached variant).
 
 Every forward is verl's own `TrainingWorker.infer_batch` or `train_mini_batch`; rollouts and weight sync are untouched.
-The trainer says under wire.STAGE what verl's own remote methods are to do beyond verl's. The mixin adds others:
+wire.STAGE, which the trainer sets, selects the variant of verl's remote methods. The mixin adds others:
 
 * `init_self_teacher`, `prepare_self_teacher`: build the teacher; bring it up to date before a step.
 * two passes: verl's `compute_log_prob`, with the teacher's log-probs; on the steps that measure the noise
@@ -31,7 +31,7 @@ from verl_cast.teacher.shards import reshard, set_up, trainable_shards
 from verl_cast.teacher.weights import SelfTeacher
 from verl_cast.training.entropy import entropy_function
 from verl_cast.training.one_pass_loss import ROW, OnePassLoss, OnePassLossOnLogits
-from verl_cast.training.passes import training_noise
+from verl_cast.training.passes import training_only_settings
 
 
 class SelfTeacherWorkerMixin:
@@ -57,8 +57,7 @@ class SelfTeacherWorkerMixin:
         Returns:
             {"version": of this package on this rank, "host_bytes": of the teacher's copy, "node": the rank's node,
             "is_pinned": the copy is page-locked, "taken_at": completed steps when the copy was taken, "restored":
-            whether it is a saved one, "noise": settings of this rank's model that make a forward in training mode
-            another one}.
+            whether it is a saved one, "training_only": settings of this rank's model that act in training mode only}.
         """
         self._method = config
         engine, model_config = self.actor.engine, self.actor.model_config
@@ -90,7 +89,7 @@ class SelfTeacherWorkerMixin:
             "is_pinned": teacher.is_pinned,
             "taken_at": teacher.taken_at,
             "restored": restored,
-            "noise": training_noise(engine, model_config.hf_config),
+            "training_only": training_only_settings(engine, model_config.hf_config),
         }
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
@@ -120,19 +119,26 @@ class SelfTeacherWorkerMixin:
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def compute_log_prob(self, data: TensorDict) -> TensorDict | None:
-        """verl's log-probs; with the teacher's, or those of the one-pass update before, where the trainer says so."""
-        stages = {
-            None: super().compute_log_prob,
-            wire.WITH_TEACHER: self.compute_log_prob_with_teacher,
-            wire.OF_UPDATE: self.log_probs_of_update,
-        }
-        return stages[tu.pop(data, wire.STAGE)](data)
+        """verl's log-probs, with the teacher's; or those of the latest one-pass update. wire.STAGE selects."""
+        stage = tu.pop(data, wire.STAGE)
+        if stage is None:
+            return super().compute_log_prob(data)
+        if stage == wire.WITH_TEACHER:
+            return self.compute_log_prob_with_teacher(data)
+        if stage == wire.OF_UPDATE:
+            return self.log_probs_of_update(data)
+        raise KeyError(stage)
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def update_actor(self, data: TensorDict) -> TensorDict | None:
-        """verl's update, in one pass where the trainer says so; afterwards a snapshot is no longer the policy."""
-        stages = {None: super().update_actor, wire.ONE_PASS: self.update_actor_in_one_pass}
-        output = stages[tu.pop(data, wire.STAGE)](data)
+        """verl's update, or the one-pass update (wire.STAGE). Afterwards a snapshot is no longer the policy."""
+        stage = tu.pop(data, wire.STAGE)
+        if stage is None:
+            output = super().update_actor(data)
+        elif stage == wire.ONE_PASS:
+            output = self.update_actor_in_one_pass(data)
+        else:
+            raise KeyError(stage)
         if self.self_teacher is not None:
             self.self_teacher.policy_moved()
         return output
@@ -230,12 +236,12 @@ class SelfTeacherWorkerMixin:
         return output
 
     def _one_pass_loss(self, data: TensorDict, rule: Any) -> OnePassLoss:
-        """The loss of this update, and in `data` what it asks of the engine."""
+        """The loss of this update, and in `data` what it needs from the engine."""
         data[ROW] = torch.arange(len(data))
         keeps_entropy = tu.get(data, "calculate_entropy", default=False)
         gap_is_zero, engine = tu.pop(data, wire.GAP_IS_ZERO), self.actor.engine_config
         if engine.use_fused_kernels:
-            tu.assign_non_tensor(data, calculate_entropy=True)  # they hand out no logits, and know the entropy anyway
+            tu.assign_non_tensor(data, calculate_entropy=True)  # they return no logits, and compute the entropy anyway
         elif not keeps_entropy:
             return OnePassLossOnLogits(self.actor.loss_fn, rule, gap_is_zero, entropy_function(engine.strategy))
         return OnePassLoss(self.actor.loss_fn, rule, gap_is_zero, keeps_entropy)
@@ -247,7 +253,7 @@ class SelfTeacherWorkerMixin:
             what verl's `compute_log_prob` would have returned before that update.
 
         Raises:
-            RuntimeError: there was no such update, or its outputs were handed out before.
+            RuntimeError: there was no such update, or its outputs were returned before.
         """
         outputs, self._outputs_of_update = self._outputs_of_update, None
         if outputs is None:
@@ -275,7 +281,7 @@ class SelfTeacherWorkerMixin:
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def restore_model_from_cpu(self, n: int) -> None:
-        """verl's exchange of old and new policy (separate_async with several updates between two weight syncs).
+        """verl's swap of old and new policy (separate_async with several updates between two weight syncs).
 
         A forward may have left parameters gathered, which would hide the restored shards from the next forward.
         """
@@ -305,6 +311,6 @@ def _as_field(name: str, values: torch.Tensor | None, data: TensorDict) -> Tenso
 
 
 @functools.cache
-def with_self_teacher(worker_cls: type, mixin: type = SelfTeacherWorkerMixin) -> type:
+def with_self_teacher(worker_cls: type) -> type:
     """verl's worker class with the self-teacher mixed in."""
-    return type(f"SelfTeacher{worker_cls.__name__}", (mixin, worker_cls), {})
+    return type(f"SelfTeacher{worker_cls.__name__}", (SelfTeacherWorkerMixin, worker_cls), {})

@@ -15,7 +15,7 @@ import pytest
 import reference_baselines
 import tiny
 import torch
-from laid_out import inputs_of
+from estimator_calls import call_of
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, get_adv_estimator_fn
 
 from verl_cast import CastConfigError
@@ -146,8 +146,7 @@ def test_padding_and_masked_tokens_count_nowhere(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_an_estimator_stops_a_trainer_that_computed_no_teacher_log_probs(name):
     from verl_cast import CastConfig
-    from verl_cast.training.estimator import estimator_inputs
-    from verl_cast.training.stock_verl.batch_fields import batch_fields_laid_out
+    from verl_cast.training.estimator import estimator_call
 
     rewards, mask, index, old, teacher = batch(0)
     estimator = get_adv_estimator_fn(name)
@@ -155,21 +154,19 @@ def test_an_estimator_stops_a_trainer_that_computed_no_teacher_log_probs(name):
     with pytest.raises(RuntimeError, match=f"adv_estimator={name}.*would be GRPO"):
         estimator(**call)
     fields = {"old_log_probs": old, "teacher_log_probs": teacher}
-    inputs = inputs_of(CastConfig(), rewards)
-    with batch_fields_laid_out(fields), estimator_inputs(inputs):
+    with estimator_call(call_of(CastConfig(), rewards, fields=fields)):
         with pytest.raises(RuntimeError, match=f"adv_estimator={name}"):
-            estimator(**call)  # these inputs are for another method
-    inputs = inputs_of(METHODS[name](), rewards, completed_steps=7)
+            estimator(**call)  # this call is of another method
     for missing in fields:
         rest = {field: values for field, values in fields.items() if field != missing}
-        with batch_fields_laid_out(rest), estimator_inputs(inputs):
+        with estimator_call(call_of(METHODS[name](), rewards, completed_steps=7, fields=rest)):
             with pytest.raises(RuntimeError, match=f"adv_estimator={name}.*would be GRPO"):
                 estimator(**call)
-    with batch_fields_laid_out(fields), estimator_inputs(inputs) as results:
+    with estimator_call(call_of(METHODS[name](), rewards, completed_steps=7, fields=fields)) as ours:
         advantages, returns = estimator(**call)
     expected = compute_advantage(rewards, mask, index, old, teacher, METHODS[name](), completed_steps=7)
     assert torch.equal(advantages, expected.advantages) and torch.equal(returns, advantages)
-    assert len(results) == 1 and results[0].advantages is advantages
+    assert ours.result.advantages is advantages
 
 
 # ----------------------------------------------------------------------------------------------- the teacher's context

@@ -15,8 +15,8 @@ from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 from verl_cast import CastConfig
 from verl_cast.advantage import compute_cast_advantage
 from verl_cast.advantage.base import ALL_CORRECT, ALL_WRONG, EXCLUDED, MIXED, BaseAdvantage, TrajectoryAdvantage
-from verl_cast.advantage.cast import CastRule
-from verl_cast.advantage.compute import compute_advantage, token_advantage
+from verl_cast.advantage.cast import CastRule, GrpoRule
+from verl_cast.advantage.compute import compute_advantage, token_advantage, trajectory_advantage
 
 GRPO = CastConfig(gap_weight=0.0, flip="none", base_correct=0.0, base_wrong=0.0, advantage_clip=None)
 NUM_RANDOM = 200_000
@@ -85,7 +85,7 @@ def test_flips_of_zero_variance_groups_alone(flip):
 
 def test_which_rows_need_the_teacher_follows_from_the_groups_that_flip():
     value, kind = torch.tensor([1.0, -1.0, 1.0, -1.0, 0.0]), torch.tensor([MIXED, MIXED, ALL_CORRECT, ALL_WRONG, MIXED])
-    base = TrajectoryAdvantage(value, value > 0, kind, torch.tensor([0, 0, 1, 2, 0]))
+    base = TrajectoryAdvantage(value, value > 0, kind, torch.tensor([0, 0, 1, 2, 0]), value)
 
     def needs(**settings):
         return CastRule(CastConfig(gap_weight=0.0, **settings)).needs_gap(base).tolist()
@@ -141,6 +141,25 @@ def test_reduces_to_grpo_bit_for_bit(groups, norm, seed):
     assert ours.dtype == verls.dtype
     assert torch.equal(ours.view(torch.int32), verls.view(torch.int32))
     assert torch.equal(ours, returns)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    groups=st.lists(st.lists(st.floats(-3, 3, width=32), min_size=2, max_size=20), min_size=1, max_size=5),
+    norm=st.booleans(),
+    gap_deadzone=st.sampled_from([0.0, 0.1, "noise"]),
+)
+def test_a_teacher_that_is_not_trusted_leaves_verls_grpo_bit_for_bit(groups, norm, gap_deadzone):
+    """For any reward, in groups of every kind, whatever the settings and the gaps; no row needs its gap."""
+    rewards, index = zip(*((r, g) for g, group in enumerate(groups) for r in group), strict=True)
+    tensors = batch(rewards, index, gap=torch.randn(len(rewards), 5))
+    rule = GrpoRule(CastConfig(gap_deadzone=gap_deadzone))
+    base = trajectory_advantage(rule, *tensors[:3], norm)
+    assert not rule.needs_gap(base).any()
+    result = token_advantage(rule, base, tensors[1], *tensors[3:])
+    verls, _ = compute_grpo_outcome_advantage(tensors[0].clone(), tensors[1], tensors[2], norm_adv_by_std_in_grpo=norm)
+    assert torch.equal(result.advantages.view(torch.int32), verls.view(torch.int32))
+    assert not (result.flipped | result.weight_clipped | result.clipped).any()
 
 
 @settings(max_examples=200, deadline=None)

@@ -7,7 +7,7 @@ from verl.trainer.ppo.v1.utils import MetricsAggregator
 
 from verl_cast import CastConfig
 from verl_cast.advantage.compute import compute_advantage, rule_of, token_advantage, trajectory_advantage
-from verl_cast.advantage.metrics import advantage_metrics, measured_noise, noise_metrics
+from verl_cast.advantage.metrics import advantage_metrics, measured_noise, noise_metrics, one_sided_rewards
 from verl_cast.tools.report import explained
 
 _TEACHER = (
@@ -112,7 +112,7 @@ def test_what_differs_between_correct_and_wrong_trajectories():
     assert m["cast/gap/correctness_corr_in_group"] == pytest.approx(0, abs=1e-7)
 
 
-def test_the_teacher_that_prefers_what_is_right_and_its_opposite():
+def test_the_teacher_that_prefers_what_is_correct_and_its_opposite():
     """Differences in difficulty hide the preference from the plain correlation. The one within groups shows it."""
     rewards, index = [1.0, 1.0, 0.0, 1.0, 0.0, 0.0], ["easy"] * 3 + ["hard"] * 3
     gap = [[-0.1], [-0.1], [-0.2], [0.4], [0.3], [0.3]]
@@ -183,6 +183,20 @@ def test_the_noise_floor():
     silenced = noise(again, old, gap, mask, gap_deadzone="noise")
     assert silenced["cast/noise/gap_share"] == 0 and "cast/noise/flip_share" not in silenced, "none is in doubt"
     assert measured_noise(torch.zeros(2, 3), old, again) is None
+
+
+def test_rewards_that_vary_on_one_side_of_the_threshold():
+    """Of three groups one is mixed. In one of the other two all are wrong, and their rewards differ."""
+    index, gap, mask = ["a"] * 2 + ["b"] * 2 + ["c"] * 3 + ["pad"], [[0.1]] * 8, [[1]] * 7 + [[0]]
+    m = metrics_of([1.0, 0.2, 0.2, 0.0, 1.0, 1.0, 1.0, 0.1], index, gap, mask)
+    assert m["cast/reward/varies_on_one_side_share"] == 0.5
+    only_mixed = metrics_of([1.0, 0.2], ["a", "a"], [[0.1]] * 2, [[1]] * 2)
+    assert "cast/reward/varies_on_one_side_share" not in only_mixed
+    rewards, counts = torch.tensor([[0.0], [0.2], [0.9], [1.0], [0.5], [0.0]]), torch.ones(6, 1)
+    counts[5] = 0
+    base = trajectory_advantage(rule_of(CastConfig()), rewards, counts, np.array(["a", "a", "b", "b", "c", "c"]))
+    assert one_sided_rewards(base) == pytest.approx((0.0, 0.2)), "the widest; a row that does not count is in none"
+    assert one_sided_rewards(base.take(torch.tensor([4, 5]))) is None
 
 
 def test_padding_changes_nothing_and_an_empty_batch_is_finite():

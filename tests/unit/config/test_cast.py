@@ -39,6 +39,9 @@ def test_defaults_are_those_of_the_evaluated_run():
         "gap_deadzone": 0.0,
         "noise_floor_interval": 0,
         "one_pass": True,
+        "trust": "always",
+        "trust_responses": 128,
+        "trust_standard_errors": 3.0,
         "dump": {"interval": 0, "groups": 4, "directory": None},
         "teacher": {
             "weights": "snapshot",
@@ -71,6 +74,9 @@ def test_defaults_are_those_of_the_evaluated_run():
         ({"noise_floor_interval": None, "gap_deadzone": "noise"}, "algorithm.cast.noise_floor_interval", "use 0"),
         ({"flip_groups": "mixed"}, "algorithm.cast.flip_groups", "one of all, zero_variance"),
         ({"gap_deadzone": -1}, "algorithm.cast.gap_deadzone", "at least 0"),
+        ({"trust": "never"}, "algorithm.cast.trust", "one of always, measured"),
+        ({"trust_responses": 31}, "algorithm.cast.trust_responses", "at least 32"),
+        ({"trust_standard_errors": -3}, "algorithm.cast.trust_standard_errors", "at least 0"),
         ({"gap_deadzone": "loud"}, "algorithm.cast.gap_deadzone", "or noise"),
         ({"base_correct": -1}, "algorithm.cast.base_correct", "at least 0"),
         ({"base_wrong": -1}, "algorithm.cast.base_wrong", "at least 0"),
@@ -275,6 +281,53 @@ def test_runs_that_could_not_be_cast_are_refused(compose, overrides, key, says):
     with pytest.raises(CastConfigError) as error:
         check_run(compose(*CAST, *overrides))
     assert str(error.value).startswith(f"{key}=") and says in str(error.value)
+
+
+TRUST = "+algorithm.cast.trust=measured"
+
+
+@pytest.mark.parametrize(
+    "overrides, key, says",
+    [
+        (["+algorithm.cast.teacher.weights=ema"], "algorithm.cast.teacher.weights", "at every refresh"),
+        (["+algorithm.cast.teacher.weights=initial"], "algorithm.cast.teacher.weights", "at every refresh"),
+        (["+algorithm.cast.teacher.weights=current"], "algorithm.cast.teacher.weights", "between two measurements"),
+        (["+algorithm.cast.teacher.context=same"], "algorithm.cast.teacher.context", "nothing to measure"),
+        (
+            [
+                "algorithm.filter_groups.enable=True",
+                *(f"+algorithm.cast.base_{side}=0" for side in ("correct", "wrong")),
+            ],
+            "algorithm.filter_groups.enable",
+            "by their rewards; set it to False",
+        ),
+        (
+            ["trainer.v1.sampler.custom_sampler.path=mine.py", "trainer.v1.sampler.custom_sampler.name=Mine"],
+            "trainer.v1.sampler.custom_sampler.path",
+            "by another sampler; set it to null",
+        ),
+        (["skip.rollout_tq.enable=True"], "skip.rollout_tq.enable", "must generate"),
+        (["actor_rollout_ref.rollout.name=trtllm"], "actor_rollout_ref.rollout.name", "use vllm or sglang"),
+        (
+            ["reward.reward_model.enable=True"],
+            "reward.reward_model.enable_resource_pool",
+            "this reward model takes its place; set it to True",
+        ),
+    ],
+)
+def test_a_teacher_that_cannot_be_measured_is_refused(compose, overrides, key, says):
+    check_run(compose(*CAST, *overrides))  # as long as trust is `always`
+    with pytest.raises(CastConfigError) as error:
+        check_run(compose(*CAST, TRUST, *overrides))
+    assert str(error.value).startswith(f"{key}=") and says in str(error.value)
+    assert str(error.value).endswith("or ++algorithm.cast.trust=always.")
+
+
+@pytest.mark.parametrize("mode", ["sync", "colocate_async", "separate_async"])
+def test_a_teacher_is_measured_in_every_mode(compose, mode):
+    pooled = ("reward.reward_model.enable=True", "reward.reward_model.enable_resource_pool=True")
+    check_run(compose(*CAST, TRUST, f"trainer.v1.trainer_mode={mode}"))
+    check_run(compose(*CAST, TRUST, f"trainer.v1.trainer_mode={mode}", *pooled))
 
 
 def test_every_loss_of_verls_registry_passes_that_keeps_token_signs(compose):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
-from laid_out import inputs_of
+from estimator_calls import call_of
 from omegaconf import OmegaConf
 
 import verl_cast
@@ -21,7 +21,7 @@ from verl_cast import CastConfig, CastConfigError, trajectories
 from verl_cast.teacher.context import TeacherContext
 from verl_cast.tools.report.dump_view import _in_deadzone
 from verl_cast.training.dump import TrajectoryDump, _estimator_columns, token_texts
-from verl_cast.training.estimator import ESTIMATORS, estimator_inputs
+from verl_cast.training.estimator import ESTIMATORS, estimator_call
 
 LENGTHS = [4, 2, 3, 4, 1, 4]
 KEYS = ["u2_0_0", "u1_0_0", "u1_1_0", "u2_1_0", "pad_0_0", "u0_0_0"]
@@ -49,7 +49,7 @@ def batch(cast):
     )
     rewards = torch.zeros(6, 4)
     rewards[:, 0] = torch.tensor(REWARDS)
-    with estimator_inputs(inputs_of(cast, rewards)) as results:
+    with estimator_call(call_of(cast, rewards)) as call:
         ESTIMATORS["cast"](rewards, mask.long(), np.array([key[:2] for key in KEYS]), None, old, teacher)
     data = {
         "old_log_probs": [old[i, :n] for i, n in enumerate(LENGTHS)],
@@ -60,7 +60,7 @@ def batch(cast):
         "raw_prompt": [[{"role": "user", "content": f"problem {key}"}] for key in KEYS],
         "reward_model": [{"ground_truth": i} for i in range(6)],
     }
-    return results[0], data
+    return call.result, data
 
 
 def written(tmp_path, context="plain", **settings):

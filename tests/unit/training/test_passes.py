@@ -1,11 +1,12 @@
 """A step takes one pass only where one pass is exact. One pass trains as two do. Only rows that need it are scored."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
 import torch
-from laid_out import inputs_of
+from estimator_calls import call_of
 from tensordict import NonTensorStack, TensorDict
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 from verl.utils import tensordict_utils as tu
@@ -16,10 +17,11 @@ from verl_cast import CastConfig, wire
 from verl_cast.advantage.base import ALL_WRONG, MIXED, BaseAdvantage
 from verl_cast.advantage.compute import rule_of, token_advantage, trajectory_advantage
 from verl_cast.config.methods import METHODS, method_config
-from verl_cast.training.estimator import ESTIMATORS, estimator_inputs
+from verl_cast.training.estimator import ESTIMATORS, estimator_call
 from verl_cast.training.one_pass_loss import ENTROPY, ROW, OnePassLossOnLogits
-from verl_cast.training.passes import training_noise, why_two_passes
+from verl_cast.training.passes import own_stage, training_only_settings, why_two_passes
 from verl_cast.training.step_plan import plan_step
+from verl_cast.training.trainer import SelfTeacherTrainerMixin
 from verl_cast.wire import final_rows
 
 ACTOR, CORRECTION = "actor_rollout_ref.actor", "algorithm.rollout_correction"
@@ -79,10 +81,11 @@ def rows(rewards, lengths=None):
     return [f"p{i // 3}_{i % 3}_0" for i in range(len(rewards))], data
 
 
-def plan(config, rewards, lengths=None, step=2, teacher=AGE_1, **changes):
+def plan(config, rewards, lengths=None, step=2, teacher=AGE_1, images=False, **changes):
     keys, data = rows(rewards, lengths)
     method = dataclasses.replace(method_config(config), **changes)
-    return plan_step(config, method, keys, data, step, teacher, live_is_old=True, may_be_one_pass=True)
+    run = {"live_is_old": True, "may_be_one_pass": True, "holds_images": lambda: images}
+    return plan_step(config, method, keys, data, step, teacher, **run)
 
 
 def test_a_step_needs_the_teacher_for_the_rows_whose_gap_matters(compose):
@@ -135,6 +138,59 @@ def test_a_step_takes_one_pass_only_where_the_batch_is_one_update(compose):
     assert may_change.scored.all() and not may_change.base_is_final, "groups may yet change"
 
 
+def test_rows_with_images_measure_no_noise_floor(compose):
+    """verl's models with images refuse a text row that stands in a micro-batch without any image."""
+    config, first = compose(*ON_POLICY), AGE_1 | {"noise_floor": None}
+    assert plan(config, [1, 0, 0] * 2, teacher=first).measures_noise
+    with_images = plan(config, [1, 0, 0] * 2, teacher=first, images=True)
+    assert not with_images.measures_noise and with_images.one_pass
+    with pytest.raises(
+        ValueError, match=r"not measured for rows with images.* \+\+algorithm\.cast\.gap_deadzone=0\.01"
+    ):
+        plan(config, [1, 0, 0] * 2, teacher=first, images=True, gap_deadzone="noise")
+
+
+def test_images_are_found_once_and_logged_once(monkeypatch, capsys):
+    """The rows of a model without a processor are not read. The first image of a run is enough."""
+
+    def rows(*inputs):
+        data = TensorDict({}, batch_size=len(inputs))
+        data["multi_modal_inputs"] = NonTensorStack(*inputs)
+        return data
+
+    image = {"pixel_values": torch.zeros(2, 3)}
+    reads = [rows({}, {}), rows({}, image)]
+    trainer = SelfTeacherTrainerMixin.__new__(SelfTeacherTrainerMixin)
+    trainer.processor = None
+    monkeypatch.setattr(trainer, "_read", lambda batch, fields: reads.pop(0), raising=False)
+    assert not trainer._holds_images(None) and len(reads) == 2
+    trainer.processor = object()
+    assert [trainer._holds_images(None) for _ in range(4)] == [False, True, True, True]
+    assert capsys.readouterr().out.count("rows carry images: the noise floor is not measured") == 1
+
+
+def test_rewards_that_differ_on_one_side_of_the_threshold_are_warned_of_once(capsys, compose):
+    """The warning ends in words that make such a group a mixed one."""
+    trainer = SelfTeacherTrainerMixin.__new__(SelfTeacherTrainerMixin)
+    trainer.global_steps = 3
+
+    def base(rewards, config):
+        rewards = torch.tensor(rewards).unsqueeze(-1)
+        return trajectory_advantage(rule_of(config), rewards, torch.ones_like(rewards), np.repeat(["a", "b"], 3))
+
+    trainer.method, graded = CastConfig(), [0.0, 0.2, 0.5, 1.0, 0.0, 0.0]
+    trainer._warn_of_one_side(base([0.0, 0.0, 0.0, 1.0, 0.2, 0.0], trainer.method))
+    assert capsys.readouterr().out == "", "a mixed group is compared"
+    for _ in range(2):
+        trainer._warn_of_one_side(base(graded, trainer.method))
+    said = capsys.readouterr().out
+    assert said.count("warning: step 3: rewards of one group differ (from 0 to 0.5), but all are wrong") == 1
+    words = said.rsplit(" ", 1)[1].strip()
+    assert words == "++algorithm.cast.correct_threshold=0.25"
+    remedied = base(graded, method_config(compose("algorithm.adv_estimator=cast", words)))
+    assert remedied.kind.tolist() == [MIXED] * 6
+
+
 def test_rows_of_a_session_follow_its_final_output(compose):
     """Keys are {uid}_{session}_{index}; a uid may hold underscores, and rows come in any order."""
     assert final_rows(["u_1_0_2", "u_1_1_0", "u_1_0_0", "v_0_10", "v_0_9", "u_1_0_1"]).tolist() == [0, 1, 0, 3, 3, 0]
@@ -142,7 +198,7 @@ def test_rows_of_a_session_follow_its_final_output(compose):
     config = compose(*ON_POLICY)
     _, data = rows([1, 0, 0])
     with pytest.raises(ValueError, match="several outputs"):
-        plan_step(config, CastConfig(), ["p_0_0", "p_0_1", "p_1_0"], data, 1, AGE_1, True, True)
+        plan_step(config, CastConfig(), ["p_0_0", "p_0_1", "p_1_0"], data, 1, AGE_1, True, True, lambda: False)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -187,8 +243,8 @@ def test_an_unscored_row_that_needs_its_gap_stops_the_run():
     index = np.array(["a", "a"])
     base = trajectory_advantage(rule_of(CastConfig()), rewards, mask, index)
     for formed_before in (None, base):
-        inputs = inputs_of(CastConfig(), rewards, scored=torch.tensor([True, False]), base=formed_before)
-        with estimator_inputs(inputs), pytest.raises(RuntimeError, match="1 responses need the teacher's log-probs"):
+        call = call_of(CastConfig(), rewards, scored=torch.tensor([True, False]), base=formed_before)
+        with estimator_call(call), pytest.raises(RuntimeError, match="1 responses need the teacher's log-probs"):
             ESTIMATORS["cast"](rewards, mask, index, None, zeros, zeros)
 
 
@@ -196,11 +252,13 @@ def test_rewards_that_change_after_the_base_was_formed_stop_the_run():
     rewards = torch.tensor([[1.0], [0.0]])
     zeros, mask, index = torch.zeros(2, 1), torch.ones(2, 1, dtype=torch.int64), np.array(["a", "a"])
     base = trajectory_advantage(rule_of(CastConfig()), rewards, mask, index)
-    with estimator_inputs(inputs_of(CastConfig(), rewards, base=base)) as results:
-        ESTIMATORS["cast"](rewards, mask, index, None, zeros, zeros)
-        assert results[0].base is base, "formed once"
+    with estimator_call(call_of(CastConfig(), rewards, base=base)) as call:
         with pytest.raises(RuntimeError, match="the rewards of 2 responses have changed"):
             ESTIMATORS["cast"](1 - rewards, mask, index, None, zeros, zeros)
+        ESTIMATORS["cast"](rewards, mask, index, None, zeros, zeros)
+        assert call.result.base is base, "formed once"
+        with pytest.raises(RuntimeError, match="called the estimator `cast` twice"):
+            ESTIMATORS["cast"](rewards, mask, index, None, zeros, zeros)
 
 
 def micro_batch():
@@ -292,17 +350,52 @@ def test_reduced_to_grpo_the_base_is_verls():
     assert torch.equal(base.value, compute_grpo_outcome_advantage(rewards, mask, index)[0][:, 0])
 
 
-def test_what_acts_in_training_alone_is_found_in_settings_and_modules():
+def test_what_acts_in_training_only_is_found_in_settings_and_modules():
     from transformers import MixtralConfig, PhimoeConfig, Qwen3Config
 
     class Engine:
         module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.0))
 
     engine = Engine()
-    assert training_noise(engine, Qwen3Config()) == []
-    assert training_noise(engine, PhimoeConfig()) == ["router_jitter_noise=0.01"]
-    assert training_noise(engine, MixtralConfig(attention_dropout=0.2)) == ["attention_dropout=0.2"]
+    assert training_only_settings(engine, Qwen3Config()) == []
+    assert training_only_settings(engine, PhimoeConfig()) == ["router_jitter_noise=0.01"]
+    assert training_only_settings(engine, MixtralConfig(attention_dropout=0.2)) == ["attention_dropout=0.2"]
     engine.module = [torch.nn.Sequential(torch.nn.Dropout(0.1), torch.nn.Dropout(0.1))]
     engine.tf_config = type("Settings", (), {})()
     engine.tf_config.hidden_dropout = 0.3
-    assert training_noise(engine, Qwen3Config()) == ["Dropout=0.1", "hidden_dropout=0.3"]
+    assert training_only_settings(engine, Qwen3Config()) == ["Dropout=0.1", "hidden_dropout=0.3"]
+    engine.tf_config = type("Settings", (), {})()
+    for balancing in ("sinkhorn", ["aux_loss", "sinkhorn"]):
+        engine.tf_config.moe_router_load_balancing_type = balancing
+        assert f"moe_router_load_balancing_type={balancing}" in training_only_settings(engine, Qwen3Config())
+
+
+def test_a_stage_of_old_log_probs_that_is_not_verls_is_seen(monkeypatch):
+    """Defined by a subclass, or wrapped in place, with or without verl's name on the wrapper."""
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer, get_trainer_cls
+    from wrapt import FunctionWrapper
+
+    verls, stage = get_trainer_cls("separate_async"), PPOTrainer._compute_old_log_prob
+
+    class Mixed(SelfTeacherTrainerMixin, verls):
+        pass
+
+    class Own(Mixed):
+        def _compute_old_log_prob(self, batch, metrics):
+            return super()._compute_old_log_prob(batch, metrics)
+
+    def wrapper(*args):
+        return stage(*args)
+
+    def seen(cls):
+        return own_stage(object.__new__(cls))
+
+    assert seen(verls) is None and seen(Mixed) is None, "verl's own classes, and ours"
+    assert seen(Own) == __name__
+    for wrapped in (wrapper, functools.wraps(stage)(wrapper)):
+        monkeypatch.setattr(PPOTrainer, "_compute_old_log_prob", wrapped)
+        assert seen(Mixed) == __name__
+    monkeypatch.setattr(
+        PPOTrainer, "_compute_old_log_prob", FunctionWrapper(stage, lambda f, _, args, kw: f(*args, **kw))
+    )
+    assert seen(Mixed) is not None
