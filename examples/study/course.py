@@ -20,6 +20,7 @@ import torch
 from verl_cast.advantage.base import MIXED
 from verl_cast.advantage.compute import TokenAdvantage, compute_advantage
 from verl_cast.config import CastConfig
+from verl_cast.training.trust import Trust, compare, responses_per_problem
 
 # GRPO is CAST without weight, flips, base advantages and clip, bit for bit.
 GRPO = {"gap_weight": 0, "flip": "none", "base_correct": 0, "base_wrong": 0, "advantage_clip": None}
@@ -62,7 +63,6 @@ ARMS = {
     "wrong_tenth": Arm(GRPO | {"base_wrong": 0.1}),
 }
 NO_TEACHER = ("grpo", "wrong_third", "wrong_tenth")
-TRUST_RESPONSES, TRUST_PER_PROBLEM, TRUST_ERRORS = 128, 2, 3.0
 MAX_GRAD_NORM = 1.0
 HELD_OUT = 200  # responses of an evaluation
 
@@ -142,7 +142,7 @@ def course(
     started, config, grpo = time.monotonic(), CastConfig.from_dict(arm.settings), CastConfig.from_dict(GRPO)
     problems_of_seed, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=plan.learning_rate, weight_decay=0.0, fused=True)
-    teacher, trust = None, Trust() if arm.trust else None
+    teacher, trust = None, MeasuredTrust(config) if arm.trust else None
     needs_teacher = config.gap_weight > 0 or config.flip != "none"
     steps: list[dict[str, float]] = []
     held_out: list[list[float]] = []
@@ -197,48 +197,39 @@ def update(policy, teacher, optimizer, problems, responses, plan, cell, config) 
     return results
 
 
-class Trust:
-    """Whether the teacher is trusted: given at a refresh, taken back at the next or before it (../../README.md).
+class MeasuredTrust:
+    """The plugin's own decision (verl_cast/training/trust.py), on this loop's policies.
 
-    The random numbers are its own: those of the course stay what they are.
+    Its random numbers are not the course's, which stay what they are.
 
     Attributes:
         measured: [step, the teacher's share of correct responses, the policy's, standard errors] of each refresh.
     """
 
-    def __init__(self):
-        self.given, self.teacher_share = False, 0.0
-        self.recent: list[torch.Tensor] = []  # rewards of the steps that hold the latest TRUST_RESPONSES responses
+    def __init__(self, config: CastConfig):
+        self._trust = Trust(config.trust_responses, config.trust_standard_errors, config.teacher.refresh_interval)
+        self._responses = config.trust_responses
         self.measured: list[list[float]] = []
 
     @torch.no_grad()
     def measure(self, policy: Policy, cell: Cell, seed: int, step: int) -> None:
-        """At a refresh: both contexts answer the same problems; the difference is paired by problem."""
-        generator = torch.Generator().manual_seed(1_000 * seed + step)
-        problems = random.Random(f"{seed} {step}").sample(
-            list(cell.train), min(len(cell.train), TRUST_RESPONSES // TRUST_PER_PROBLEM)
-        )
-        n = -(-TRUST_RESPONSES // len(problems))
-        teacher, student = (
-            policy.sample(problems, n, context, generator).rewards.view(-1, n).mean(dim=1).double()
+        """At a refresh: both contexts answer the same problems, one response each where there are enough."""
+        generator, drawn = torch.Generator().manual_seed(1_000 * seed + step), random.Random(f"{seed} {step}")
+        problems = drawn.sample(list(cell.train), min(len(cell.train), self._responses))
+        n = responses_per_problem(self._responses, len(problems))
+        teacher, own = (
+            (policy.sample(problems, n, context, generator).rewards.view(-1, n) > 0.5).tolist()
             for context in (cell.teacher, cell.student)
         )
-        difference = teacher - student
-        error = float(difference.std()) / len(problems) ** 0.5
-        mean, self.teacher_share = float(difference.mean()), float(teacher.mean())
-        self.given = mean > 0 and mean >= TRUST_ERRORS * error
-        errors = mean / error if error > 0 else 0.0
-        self.measured.append([step, round(self.teacher_share, 4), round(float(student.mean()), 4), round(errors, 2)])
+        found = compare(teacher, own)
+        self._trust.decide(step, found)
+        shown = (found.teacher_share, found.policy_share, found.standard_errors)
+        self.measured.append([step, *(round(value, 3) for value in shown)])
 
     def holds(self, rewards: torch.Tensor) -> bool:
-        """Whether the step with these rewards follows the teacher; False for good once the policy has caught up."""
-        self.recent.append(rewards)
-        while sum(map(len, self.recent[1:])) >= TRUST_RESPONSES:
-            self.recent.pop(0)
-        enough = sum(map(len, self.recent)) >= TRUST_RESPONSES
-        if enough and float(torch.cat(self.recent).mean()) >= self.teacher_share:
-            self.given = False
-        return self.given
+        """Whether the step with these rewards follows the teacher."""
+        self._trust.observe(int((rewards > 0.5).sum()), len(rewards))
+        return self._trust.trusted
 
 
 def statistics(results: Sequence[TokenAdvantage]) -> dict[str, float]:
