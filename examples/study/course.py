@@ -137,7 +137,8 @@ def course(
 
     Returns:
         Per cent: `reward`, means over blocks of steps. Over five such blocks: `mixed` groups, `flips` of all tokens,
-        and `trusted` with measured trust, whose `measured` holds every refresh. `course`: mean reward of all steps. `held_out`: [step, accuracy].
+        and `trusted` with measured trust, whose `measured` holds every refresh. `course`: mean reward of all steps.
+        `held_out`: [step, accuracy].
     """
     started, config, grpo = time.monotonic(), CastConfig.from_dict(arm.settings), CastConfig.from_dict(GRPO)
     problems_of_seed, generator = random.Random(seed), torch.Generator().manual_seed(seed)
