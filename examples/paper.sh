@@ -7,7 +7,7 @@
 # Toggles come from the environment. Their defaults:
 METHOD=${METHOD:-cast}       # cast grpo opsd grpo_opsd rlsd rlrt; it changes nothing else
 ABLATION=${ABLATION:-none}   # of METHOD=cast; listed below
-DATA_DIR=${DATA_DIR:-$PWD/data} # written by `verl-cast data`
+DATA_DIR=${DATA_DIR:-$PWD/data} # written by prepare_data.py
 OUT_DIR=${OUT_DIR:-$PWD/runs}   # gets a directory per experiment (on a cluster: visible to every node)
 NGPUS=${NGPUS:-8}            # per node
 NNODES=${NNODES:-1}

@@ -8,7 +8,7 @@
 #   LORA=0 bash examples/run_qwen3_fsdp.sh                   all parameters
 #   bash examples/run_qwen3_fsdp.sh trainer.save_freq=50     any of verl's and CAST's settings come last
 #
-# Install this repository in verl's environment and run `verl-cast data` first. paper.sh has the other toggles, the
+# Install this repository in verl's environment and run prepare_data.py first. paper.sh has the other toggles, the
 # methods and the values of the evaluated run. This script has the settings of the model and the engine.
 set -euo pipefail
 

@@ -1,5 +1,7 @@
 """Fixtures for all tests: verl's config, warm ranks, real runs, and the tiny model."""
 
+import copy
+import functools
 import os
 import sys
 
@@ -18,17 +20,19 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.timeout(1800))
 
 
-@pytest.fixture
-def compose():
-    """compose("key=value", ...) -> the config that `python -m verl.trainer.main_ppo key=value ...` would run."""
+@functools.cache
+def _composed(*overrides):
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
 
-    def compose_(*overrides):
-        with initialize_config_module("verl.trainer.config", version_base=None):
-            return hydra_compose("ppo_trainer", overrides=list(overrides))
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return hydra_compose("ppo_trainer", overrides=list(overrides))
 
-    return compose_
+
+@pytest.fixture(scope="session")
+def compose():
+    """compose("key=value", ...) -> the config that `python -m verl.trainer.main_ppo key=value ...` would run."""
+    return lambda *overrides: copy.deepcopy(_composed(*overrides))
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import verl
 import wrapt
 
 from verl_cast.platform import is_cpu
-from verl_cast.seams import SUPPORTED_VERL, check_seams, has_cast, has_hooks
+from verl_cast.seams import UnsupportedVerl, check_seams, check_version, has_cast, has_hooks
 
 logger = logging.getLogger("verl_cast")
 
@@ -95,19 +95,17 @@ def _install_packaged_config(module: ModuleType) -> None:
 
 
 def _register() -> None:
-    is_supported = verl.__version__.startswith(f"{SUPPORTED_VERL}.")
-    if is_supported and is_cpu():
+    try:
+        check_version(verl.__version__)
+    except UnsupportedVerl as error:
+        _report(f"{error} Nothing is registered, and algorithm.adv_estimator=cast is unknown.")
+        return
+    if is_cpu():
         from verl_cast.platform import cpu
 
         cpu.install()
     if has_cast():
         _step_aside()
-        return
-    if not is_supported:
-        _report(
-            f"verl {verl.__version__} is installed, verl_cast supports {SUPPORTED_VERL}.x; nothing is registered, and "
-            f"algorithm.adv_estimator=cast is unknown. Install verl {SUPPORTED_VERL}.x, or a verl_cast for this verl."
-        )
         return
     wrapt.register_post_import_hook(_install_packaged_config, "hydra.core.config_store")
     wrapt.register_post_import_hook(_install_config_check, "verl.utils.config")

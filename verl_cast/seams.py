@@ -9,7 +9,10 @@ import inspect
 from pathlib import Path
 from types import ModuleType
 
-SUPPORTED_VERL = "0.9"
+from packaging.version import Version
+
+OLDEST_VERL = "0.9.0"  # the first with an entry-point group for plugins
+TESTED_VERL = "0.9.1"
 
 # module -> qualified name -> parameter names
 SEAMS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -48,6 +51,7 @@ SEAMS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "verl.trainer.ppo.v1.trainer_base": {
         "PPOTrainer.__init__": ("self", "config"),
+        "PPOTrainer._init_dataloader": ("self",),
         "PPOTrainer._setup": ("self",),
         "PPOTrainer._init_resource_pool_mgr": ("self",),
         "PPOTrainer._compute_old_log_prob": ("self", "batch", "metrics"),
@@ -137,6 +141,29 @@ def has_cast() -> bool:
     return (_sources() / "experimental" / "cast" / "__init__.py").exists()
 
 
+class UnsupportedVerl(RuntimeError):
+    """A verl that is older than every version with the seams."""
+
+
+def check_version(version: str) -> str | None:
+    """Whether a version of verl may be tried: every version from OLDEST_VERL on, as long as its seams hold.
+
+    Returns:
+        A warning where it is not the version that the tests ran with; None where it is.
+
+    Raises:
+        UnsupportedVerl: it is older, or not a version.
+    """
+    if version == "unknown" or Version(version) < Version(OLDEST_VERL):
+        raise UnsupportedVerl(f"verl {version} is installed, and verl_cast needs {OLDEST_VERL} or newer.")
+    if version == TESTED_VERL:
+        return None
+    return (
+        f"verl {version}: verl_cast was tested with verl {TESTED_VERL}. The signature of every function that it relies "
+        f"on is checked before the run; pip install verl=={TESTED_VERL} for the tested one."
+    )
+
+
 class SeamChanged(RuntimeError):
     """A function that verl_cast relies on is missing or takes other parameters than it did.
 
@@ -162,6 +189,24 @@ def parameters_of(module: ModuleType, qualified_name: str, expected: tuple[str, 
     return tuple(parameter.name for parameter in parameters)
 
 
+def changed_seams(module_name: str) -> list[tuple[str, str]]:
+    """Name and sentence of every seam of a module that is missing or takes other parameters (imported here)."""
+    module, changed = importlib.import_module(module_name), []
+    for qualified_name, expected in SEAMS[module_name].items():
+        try:
+            found = parameters_of(module, qualified_name, expected)
+        except SeamChanged as problem:
+            changed.append((qualified_name, str(problem)))
+            continue
+        if found != expected:
+            sentence = (
+                f"verl_cast relies on {module_name}.{qualified_name}({', '.join(expected)}), which takes "
+                f"({', '.join(found)}) here. Use verl {TESTED_VERL}, or a verl_cast made for this verl."
+            )
+            changed.append((qualified_name, sentence))
+    return changed
+
+
 def check_seams(*module_names: str) -> None:
     """Check every seam of the given modules (imported here if they are not yet).
 
@@ -169,11 +214,5 @@ def check_seams(*module_names: str) -> None:
         SeamChanged: with the name of the first seam that differs.
     """
     for module_name in module_names:
-        module = importlib.import_module(module_name)
-        for qualified_name, expected in SEAMS[module_name].items():
-            found = parameters_of(module, qualified_name, expected)
-            if found != expected:
-                raise SeamChanged(
-                    f"verl_cast relies on {module_name}.{qualified_name}({', '.join(expected)}), which takes "
-                    f"({', '.join(found)}) here. Use verl {SUPPORTED_VERL}.x, or a verl_cast made for this verl."
-                )
+        for _, sentence in changed_seams(module_name):
+            raise SeamChanged(sentence)

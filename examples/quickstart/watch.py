@@ -108,22 +108,24 @@ def picture(run: Path, metrics: list[dict]) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
+    cast = [m for m in metrics if is_cast(m)]
+    figure, axes = plt.subplots(1, 2 if cast else 1, squeeze=False, figsize=(10 if cast else 5, 3.6))
+    left = axes[0, 0]
     twin = run.parent / ("grpo" if run.name == "cast" else "cast")
     for name, series in ((run.name, metrics), (twin.name, read_metrics(twin / "metrics.jsonl"))):
         if series:
             left.plot(range(1, len(series) + 1), [m["critic/score/mean"] for m in series], marker=".", label=name)
     left.set(xlabel="step", ylabel="mean reward", ylim=(-0.03, 1.03), title="reward")
     left.legend()
-    cast = [m for m in metrics if is_cast(m)]
-    for key, label in (
-        ("cast/flip/correct_share", "flipped, correct responses"),
-        ("cast/flip/wrong_share", "flipped, wrong responses"),
-        ("cast/group/mixed_share", "mixed groups"),
-    ):
-        right.plot(range(1, len(cast) + 1), [m.get(key, math.nan) for m in cast], marker=".", label=label)
-    right.set(xlabel="step", ylabel="share", ylim=(-0.03, 1.03), title="what CAST does")
     if cast:
+        right = axes[0, 1]
+        for key, label in (
+            ("cast/flip/correct_share", "flipped, correct responses"),
+            ("cast/flip/wrong_share", "flipped, wrong responses"),
+            ("cast/group/mixed_share", "mixed groups"),
+        ):
+            right.plot(range(1, len(cast) + 1), [m.get(key, math.nan) for m in cast], marker=".", label=label)
+        right.set(xlabel="step", ylabel="share", ylim=(-0.03, 1.03), title="what CAST does")
         right.legend(fontsize="small", framealpha=0.6)
     figure.tight_layout()
     figure.savefig(run / "reward.png", dpi=110)

@@ -72,7 +72,7 @@ def laws(directory: Path, layout: str) -> dict[str, Any]:
     import engine_laws
 
     engine, overrides, _ = LAYOUTS[layout]
-    engine_laws.main(str(directory), engine, *overrides)
+    engine_laws.main(str(directory), engine, ",".join(engine_laws.LAWS), *overrides)
     return {"laws": len(engine_laws.LAWS)}
 
 
@@ -140,7 +140,7 @@ def swap(directory: Path, size: str) -> dict[str, Any]:
     from verl.utils.device import get_device_id, get_device_name
 
     from verl_cast import TeacherConfig
-    from verl_cast.teacher.weights import SelfTeacher
+    from verl_cast.teacher.weights import build_teacher
 
     on_device = get_device_name() != "cpu"
     device = torch.device(get_device_name(), get_device_id()) if on_device else torch.device("cpu")
@@ -169,9 +169,9 @@ def swap(directory: Path, size: str) -> dict[str, Any]:
     found = {"shard_gib": num_bytes / 2**30, "to_device_gbs": num_bytes / to_device / 1e9}
     found["to_host_gbs"] = num_bytes / to_host / 1e9
     for pinned in (True, False):
-        teacher = SelfTeacher(TeacherConfig(refresh_interval=1), module)
+        teacher = build_teacher(TeacherConfig(refresh_interval=1), module)
         teacher.pins_memory = pinned
-        teacher.follow(0)
+        teacher.refresh(0)
         before = [tensor.clone() for tensor in shard]
 
         def in_and_out(teacher=teacher) -> None:
@@ -180,7 +180,7 @@ def swap(directory: Path, size: str) -> dict[str, Any]:
                 pass
 
         name = "pinned" if pinned else "pageable"
-        found[f"refresh_{name}_seconds"] = seconds(lambda teacher=teacher: teacher.follow(1))
+        found[f"refresh_{name}_seconds"] = seconds(lambda teacher=teacher: teacher.refresh(1))
         found[f"swap_{name}_seconds"] = seconds(in_and_out)
         found[f"swap_{name}_ratio"] = found[f"swap_{name}_seconds"] / (2 * (to_device + to_host))
         assert all(torch.equal(one, other) for one, other in zip(before, shard, strict=True)), "the policy is as it was"
@@ -300,16 +300,8 @@ def run_part(arguments: list[str], environment: dict[str, str], log: Path) -> tu
     return None, f"{error[:200]}{after}; {log}"
 
 
-def free_port() -> str:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
 def environment_of(device: str) -> dict[str, str]:
-    rank = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    rank = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     # The laws compare bits: kernels that add in any order would break them.
     repeatable = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "FLASH_ATTENTION_DETERMINISTIC": "1"}
     platform_ = {"VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}

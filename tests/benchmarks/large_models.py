@@ -1,11 +1,10 @@
 """What CAST adds to runs of large models, by the doctor's own estimate: `python tests/benchmarks/large_models.py`.
 
-No weight is loaded and no GPU is needed. The sizes of the models are those of their published configs. Prompts have 256
-tokens, the teacher's contexts 200, responses 8192; the teacher is the default one, a snapshot every 10 steps.
+No weight is loaded and no GPU is needed. The sizes of the models are those of their published configs. The teacher is
+the default one, a snapshot every 10 steps.
 """
 
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from omegaconf import DictConfig
 from transformers import PretrainedConfig, Qwen3Config, Qwen3MoeConfig
@@ -16,7 +15,6 @@ from verl_cast.tools.run_config import compose
 
 ACTOR, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.model"
 MCORE = f"{ACTOR}.megatron"
-PROMPT, CONTEXT, RESPONSE = 256, 200, 8192
 COMMON = ("algorithm.adv_estimator=cast", "actor_rollout_ref.rollout.n=8", "data.train_batch_size=128")
 ONE_UPDATE = (*COMMON, f"{ACTOR}.ppo_mini_batch_size=128")
 
@@ -77,35 +75,24 @@ RUNS: dict[str, tuple[PretrainedConfig, tuple[str, ...]]] = {
 class Row(NamedTuple):
     memory: estimate.Memory
     node_bytes: int
-    one_pass: float  # extra FLOPs, as a share of the training engine's
-    two_passes: float
 
 
 def row(name: str) -> Row:
     model, overrides = RUNS[name]
     config: DictConfig = compose([*ONE_UPDATE, *overrides])
-    method: Any = cast_config(config)
-    memory = estimate.memory(config, method.teacher, model)
-    shares = [
-        estimate.compute(config, replace(method, one_pass=one), PROMPT + RESPONSE, CONTEXT + RESPONSE).share
-        for one in (True, False)
-    ]
-    return Row(memory, memory.host_bytes * config.trainer.n_gpus_per_node, *shares)
+    memory = estimate.memory(config, cast_config(config).teacher, model)
+    return Row(memory, memory.host_bytes * config.trainer.n_gpus_per_node)
 
 
 def main() -> None:
-    print(
-        "| run | trained parameters | host memory a rank / a node | teacher in a checkpoint | swap | "
-        "extra compute, one pass / two |"
-    )
-    print("|---|---|---|---|---|---|")
+    print("| run | trained parameters | host memory a rank / a node | teacher in a checkpoint | swap |")
+    print("|---|---|---|---|---|")
     for name in RUNS:
-        memory, node_bytes, *shares = row(name)
+        memory, node_bytes = row(name)
         print(
             f"| {name} | {memory.trained / 1e9:.3f} billion, {str(memory.dtype).removeprefix('torch.')} | "
             f"{memory.host_bytes / 1e9:.2f} / {node_bytes / 1e9:.1f} GB | "
-            f"{memory.checkpoint_bytes / 1e9:.1f} GB in {memory.shards} files | {memory.swap_seconds:.2g} s | "
-            f"{' / '.join(f'{round(100 * share) + 0} %' for share in shares)} |",
+            f"{memory.checkpoint_bytes / 1e9:.1f} GB in {memory.shards} files | {memory.swap_seconds:.2g} s |",
             flush=True,
         )
 

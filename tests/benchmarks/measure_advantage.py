@@ -16,9 +16,9 @@ measured both ways:
 Other work on the machine distorts the numbers, so run the script alone.
 """
 
+import argparse
 import ctypes
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -99,4 +99,7 @@ def main(rows: int, length: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*(int(argument) for argument in sys.argv[1:3] or (512, 8192)))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="?", type=int, default=512)
+    parser.add_argument("length", nargs="?", type=int, default=8192)
+    main(**vars(parser.parse_args()))

@@ -11,6 +11,7 @@ Times are wall clock, except in the lines marked "own time". Those are process t
 machine disturb less.
 """
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -45,7 +46,9 @@ def milliseconds(code: str, policy: str, platform: str = "") -> float:
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rounds", nargs="?", type=int, default=7)
+    rounds = parser.parse_args().rounds
     alone = PLUGIN_ALONE.format(modules="verl", clock="perf_counter")
     work = {
         "plugin": (alone, "none"),

@@ -7,21 +7,20 @@ The model computes nothing. Every round measures:
 * a plain copy of the trainable shard into existing memory, which is the unit;
 * a refresh of the snapshot;
 * a move of the average;
-* a swap in and out;
-* the earlier swap, from before verl_cast/teacher/host_copy.py: tensor by tensor through a fresh allocation.
+* a swap in and out.
 
 A swap in and out copies every byte four times, a refresh once.
 """
 
+import argparse
 import statistics
-import sys
 import time
 
 import torch
 
 from verl_cast import TeacherConfig
 from verl_cast.teacher.shards import trainable_shards
-from verl_cast.teacher.weights import SelfTeacher
+from verl_cast.teacher.weights import SelfTeacher, build_teacher
 
 LAYERS, HIDDEN, MLP, KEY_VALUE, VOCABULARY, RANK = 30, 576, 1536, 192, 49152, 32
 LINEARS = {
@@ -57,16 +56,6 @@ def module(lora: bool) -> torch.nn.Module:
     return result
 
 
-@torch.no_grad()
-def earlier_swap(live: dict[str, torch.Tensor], host: dict[str, torch.Tensor]) -> None:
-    """The swap in and out as it was before verl_cast/teacher/host_copy.py."""
-    for names in (list(live), reversed(list(live))):
-        for name in names:
-            outgoing = live[name].to("cpu", copy=True)
-            live[name].copy_(host[name])
-            host[name].copy_(outgoing)
-
-
 def swap(teacher: SelfTeacher) -> None:
     teacher.policy_moved()
     with teacher.swapped_in():
@@ -76,19 +65,17 @@ def swap(teacher: SelfTeacher) -> None:
 def measure(lora: bool, rounds: int) -> float:
     policy = module(lora)
     live = trainable_shards(policy)
-    snapshot = SelfTeacher(TeacherConfig(refresh_interval=1), policy)
-    average = SelfTeacher(TeacherConfig(weights="ema"), policy)
+    snapshot = build_teacher(TeacherConfig(refresh_interval=1), policy)
+    average = build_teacher(TeacherConfig(weights="ema"), policy)
     for teacher in (snapshot, average):
-        teacher.follow(0)
-    host = {name: tensor.clone() for name, tensor in live.items()}
+        teacher.refresh(0)
     plain = {name: tensor.clone() for name, tensor in live.items()}
     before = {name: tensor.clone() for name, tensor in live.items()}
     work = {
         "plain copy of the shard": lambda: [plain[name].copy_(tensor) for name, tensor in live.items()],
-        "refresh of the snapshot": lambda: snapshot.follow(1),
-        "move of the average": lambda: average.follow(1),
+        "refresh of the snapshot": lambda: snapshot.refresh(1),
+        "move of the average": lambda: average.refresh(1),
         "swap in and out": lambda: swap(snapshot),
-        "swap in and out, earlier": lambda: earlier_swap(live, host),
     }
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds):
@@ -108,7 +95,9 @@ def measure(lora: bool, rounds: int) -> float:
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rounds", nargs="?", type=int, default=15)
+    rounds = parser.parse_args().rounds
     full, lora = measure(False, rounds), measure(True, rounds)
     print(f"milliseconds of a swap for each MiB of the shard: full {1000 * full:.3f}, LoRA {1000 * lora:.3f}")
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cast_runs import CAST_SIX_STEPS, assert_same_batches, assert_same_parameters
 from queue_of_runs import job
-from test_end_to_end import CAST_SIX_STEPS, assert_same_batches, assert_same_parameters
 from verl_run import run_verl
 
 from verl_cast import CastConfig

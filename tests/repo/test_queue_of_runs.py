@@ -43,14 +43,6 @@ def test_two_at_a_time_the_largest_first_as_memory_allows(jobs):
     assert next(iter(began)) == "large" and all(len(names) <= 2 for names in began.values())
 
 
-def test_what_does_not_fit_beside_the_large_one_waits(jobs):
-    start, began, queue = jobs
-    add("large", start("large", seconds=0.3), memory_gb=20)
-    add("small", start("small"), memory_gb=6)
-    runs = queue("small", "large")
-    assert runs("small") == "small" and began["small"] == ["small"]
-
-
 def test_a_job_waits_for_another_that_no_test_named(jobs):
     start, began, queue = jobs
     add("first", start("first", seconds=0.2))
@@ -68,21 +60,3 @@ def test_a_failure_is_raised_by_everyone_who_asks(jobs):
         with pytest.raises(RuntimeError, match="the run bad failed: the reason"):
             runs("bad")
     assert runs("good") == "good"
-
-
-def test_directories_are_made_one_at_a_time(jobs, tmp_path):
-    """pytest's mktemp, called twice at once, makes two different roots and then refuses both."""
-    start, _, _ = jobs
-    making, most = set(), []
-
-    def directory(name):
-        making.add(name)
-        most.append(len(making))
-        time.sleep(0.05)
-        making.remove(name)
-        return tmp_path / name
-
-    for name in "ab":
-        add(name, start(name))
-    runs = Queue("ab", directory, lambda line: None)
-    assert [runs(name) for name in "ab"] == ["a", "b"] and most == [1, 1]

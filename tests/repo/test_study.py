@@ -59,7 +59,7 @@ def run(model, arm, seed=3, batches=None):
     return policy, found
 
 
-@pytest.mark.parametrize("arm", ["grpo", "zero_variance_small", "small_trust", "small_sampled"])
+@pytest.mark.parametrize("arm", ["zero_variance_small", "small_sampled"])
 def test_a_course_is_reproducible(tiny, arm):
     (one, first), (two, second) = run(tiny, arm), run(tiny, arm)
     assert first == second
@@ -71,19 +71,6 @@ def test_arms_of_a_seed_see_the_same_problems(tiny):
     seen = {arm: run(tiny, arm)[0].problems for arm in ("grpo", "exact", "small_trust")}
     assert len(seen["grpo"]) == PLAN.steps * PLAN.problems
     assert seen["grpo"] == seen["exact"] == seen["small_trust"]
-
-
-@pytest.mark.parametrize("problems, responses", [(200, 1), (33, 6), (250, 1)])
-def test_an_evaluation_has_enough_responses(tiny, problems, responses):
-    class Counted(knows.Knows):
-        def sample(self, problems, n, context, generator):
-            self.asked = (len(problems), n)
-            return super().sample(problems, n, context, generator)
-
-    policy = Counted(tiny)
-    found = dataclasses.replace(cell(), held_out=knows.cells()["medium_fit"].train[:problems])
-    accuracy = loop.evaluate(policy, found, seed=0)
-    assert policy.asked == (problems, responses) and 0 <= accuracy <= 1
 
 
 def test_a_course_takes_the_problems_that_another_program_drew(tiny):
@@ -144,11 +131,10 @@ def test_the_grpo_arm_is_plain_grpo(tiny):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("group_batch", [1, 2, 3])
-def test_an_update_in_parts_is_one_update(tiny, group_batch):
+def test_an_update_in_parts_is_one_update(tiny):
     """And the advantages are verl_cast's, whatever the parts."""
     problems, parts = cell().train[:3], knows.Knows(copy.deepcopy(tiny))
-    parts.group_batch = group_batch
+    parts.group_batch = 2
     whole = knows.Knows(copy.deepcopy(tiny))
     teacher, config = knows.Knows(copy.deepcopy(tiny)), CastConfig()
     with torch.no_grad():
@@ -274,27 +260,17 @@ def test_no_problem_stands_in_its_context_or_in_both_sets():
         assert all(answer == eval(question.split(":")[1].strip(" =")) for question, answer in found.train[:50])
 
 
-@pytest.mark.parametrize(
-    "text, answer, reward",
-    [("3 + 4 = 7", 7, 1), ("The answer is -12.", -12, 1), ("7, or 8", 7, 0), ("none", 0, 0)],
-)
-def test_the_last_number_is_graded(text, answer, reward):
-    assert arithmetic.graded(text, answer) == reward
-
-
 # ------------------------------------------------------------------------------------------------------- the results
 
 
-@pytest.mark.parametrize("by_cell", [False, True])
-def test_finished_runs_are_skipped_and_only_those(tmp_path, by_cell):
+def test_finished_runs_are_skipped_and_only_those(tmp_path):
     raw, wanted = tmp_path / "raw" / "knows.jsonl", ([7, 8], ["rare_fit", "rare_unfit"], ["grpo", "exact"])
-    every = loop.pending(raw, *wanted, by_cell)
+    every = loop.pending(raw, *wanted, True)
     assert len(every) == 6  # GRPO once for both cells
     for job in every[1::2]:
         loop.append(raw, dict(zip(("cell", "arm", "seed"), job, strict=True)))
-    assert loop.pending(raw, *wanted, by_cell) == every[::2]
-    order = [job[0 if by_cell else 2] for job in every]
-    assert order == sorted(order)
+    assert loop.pending(raw, *wanted, True) == every[::2]
+    assert every == sorted(every, key=lambda job: job[0]), "by cell"
 
 
 def line(cell, arm, seed, course, end):
@@ -324,16 +300,12 @@ def test_the_committed_page_holds_the_tables_of_the_raw_files():
     assert results.written(page) == page
 
 
-def test_raw_results_are_small_and_each_run_is_there_once():
-    total = 0
+def test_each_run_is_in_the_raw_results_once():
     for path in (STUDY / "raw").glob("*.jsonl"):
         runs = [json.loads(text) for text in path.read_text().splitlines()]
         keys = [(found["cell"], found["arm"], found["seed"]) for found in runs]
-        assert len(set(keys)) == len(keys)
+        assert keys and len(set(keys)) == len(keys)
         assert {arm for _, arm, _ in keys} <= set(loop.ARMS)
-        total += path.stat().st_size
-    assert 0 < total < 700_000
-    assert all((STUDY / name).stat().st_size < 150_000 for name in ("courses.png", "map.png", "pretrained.png"))
 
 
 # ------------------------------------------------------------------------------------------------------- through verl

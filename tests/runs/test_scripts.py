@@ -20,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from scripts import ABLATIONS, FSDP, MEGATRON, METHODS, TRAININGS
 
 from verl_cast import trajectories
-from verl_cast.config.methods import cast_config
 from verl_cast.checks.run import check_run
+from verl_cast.config.methods import cast_config
 from verl_cast.tools import run_config
 from verl_cast.training.passes import why_two_passes
 
@@ -231,7 +231,9 @@ def test_the_shell_is_sound():
 
 def test_shellcheck_finds_nothing():
     names = [
-        path.name for path in scripts.EXAMPLES.iterdir() if path.name.startswith(("run_", "ray_", "paper", "shell"))
+        path.name
+        for path in scripts.EXAMPLES.iterdir()
+        if path.name.startswith(("run_", "ray_", "paper", "shell", "evaluate"))
     ]
     command = ["shellcheck", "-x", "-P", "SCRIPTDIR:SCRIPTDIR/..", *names]
     done = subprocess.run(command, cwd=scripts.EXAMPLES, capture_output=True, text=True)
@@ -241,18 +243,21 @@ def test_shellcheck_finds_nothing():
 def test_the_main_table_trains_evaluates_and_joins():
     """A dry run prints the loop's commands: per method a training and an evaluation of its last checkpoint."""
     environment = {**os.environ, "DRY_RUN": "true", "METHODS": "grpo cast", "OUT_DIR": "/out", "BENCHMARKS": "aime24"}
-    command = ["bash", scripts.EXAMPLES / "run_main_table.sh", "trainer.total_training_steps=200"]
+    arguments = ["data.max_response_length=9", "trainer.total_training_steps=200"]
+    command = ["bash", scripts.EXAMPLES / "run_main_table.sh", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    base, *lines, table = done.stdout.splitlines()
-    assert base.startswith("+ verl-cast evaluate Qwen/Qwen3-4B --data ")
-    rows = ["/out/evaluation/Qwen3-4B"]
+    base, *lines, table = map(shlex.split, done.stdout.splitlines())
+    assert {"SCRIPT=run_qwen3_4b_fsdp.sh", "EXPERIMENT=Qwen3-4B", "CHECKPOINT=", "OUT_DIR=/out", "SAMPLES=16"} <= set(
+        base
+    )
+    dumps = ["Qwen3-4B=/out/evaluation/Qwen3-4B/validation/0.jsonl"]
     for method, train, evaluate in zip(("grpo", "cast"), lines[::2], lines[1::2], strict=True):
         name = f"qwen3_4b_fsdp_lora_{method}"
-        rows.append(f"/out/evaluation/{name}")
-        assert train.startswith(f"+ env METHOD={method} bash ") and train.endswith(" trainer.total_training_steps=200")
-        assert evaluate.startswith(f"+ verl-cast evaluate /out/{name}/checkpoints/global_step_200 --data ")
-        assert evaluate.endswith(f"/aime24.parquet --name {name} --out {rows[-1]}")
-    assert table == f"+ verl-cast evaluate --table {' '.join(rows)}"
+        dumps.append(f"{name}=/out/evaluation/{name}/validation/200.jsonl")
+        assert train[:4] == ["+", "env", f"METHOD={method}", "bash"] and train[-2:] == arguments
+        assert {f"EXPERIMENT={name}", f"CHECKPOINT=/out/{name}/checkpoints/global_step_200"} <= set(evaluate)
+        assert evaluate[-2].endswith("/evaluate.sh") and evaluate[-1] == arguments[-1]  # not the length of training
+    assert table[2].endswith("/pass_at_k.py") and table[-4] == "--dump" and table[-3:] == dumps
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ then the largest. A job may wait for others (`after`) and reads their results wi
 test that reads it raises too. The job `tiny` returns the directory of the tiny model.
 """
 
+import functools
 import subprocess
 import sys
 import threading
@@ -43,13 +44,15 @@ def add(name: str, start: Callable, memory_gb: float = 6, after: Iterable[str] =
     JOBS[name] = Job(start, memory_gb, tuple(after))
 
 
-def write_tiny(directory: Path, runs: Callable[[str], Any]) -> Path:
-    """Writes the tiny model, its data and its reward function, in a process, because threads share torch's seed."""
-    subprocess.run([sys.executable, Path(__file__).with_name("tiny.py"), directory], check=True, capture_output=True)
+def write_tiny(directory: Path, runs: Callable[[str], Any], kind: str = "qwen3") -> Path:
+    """Writes a tiny model, its data and its reward function, in a process, because threads share torch's seed."""
+    command = [sys.executable, Path(__file__).with_name("tiny.py"), directory, kind]
+    subprocess.run(command, check=True, capture_output=True)
     return directory
 
 
 add("tiny", write_tiny, memory_gb=1)
+add("tiny_moe", functools.partial(write_tiny, kind="moe"), memory_gb=1)
 
 
 def job(name: str, **settings) -> Callable:

@@ -116,29 +116,62 @@ def run_on_cpu(
         verifier: use the script's own verifier, which finds no response of the tiny model correct. Otherwise rewards
             are random, so that groups are mixed.
     """
-    engine = "megatron" if "megatron" in script else "fsdp2"
-    command, environment = verl_run.command_and_environment(directory, tiny_directory, engine=engine)
-    left_out = _OF_THE_SCRIPT + (("reward.custom_reward_function.path",) if verifier else ())
-    scaled = [o for o in command[3:] if o.split("=", 1)[0].lstrip("+") not in left_out]
-    scaled += ["actor_rollout_ref.actor.use_dynamic_bsz=False", "trainer.save_freq=1"]
+    left_out = ("reward.custom_reward_function.path",) if verifier else ()
+    scaled, environment = _scaled(directory, tiny_directory, "megatron" if "megatron" in script else "fsdp2", left_out)
+    scaled += ["trainer.save_freq=1"]
     data = directory / "data"
     data.mkdir()
     for name in ("dapo_math_17k", "aime24"):
         (data / f"{name}.parquet").symlink_to(tiny_directory / "train.parquet")
     environment |= {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "MODEL_PATH": str(tiny_directory / "model"),
         "DATA_DIR": str(data),
         "OUT_DIR": str(directory.parent),
         "EXPERIMENT": directory.name,
-        "NGPUS": "1",
         "STEPS": "1",
-        "TP": "1",
-        "ROLLOUT_TP": "1",
         "VALIDATE_EVERY": "-1",
         **dict(toggle.split("=", 1) for toggle in toggles),
     }
     return verl_run.execute(directory, ["bash", str(EXAMPLES / script), *scaled], environment, timeout)
+
+
+def _scaled(
+    directory: Path, tiny_directory: Path, engine: str, left_out: tuple[str, ...]
+) -> tuple[list[str], dict[str, str]]:
+    """Settings that scale a script down to the tiny model and a CPU, and the environment for it."""
+    command, environment = verl_run.command_and_environment(directory, tiny_directory, engine=engine)
+    scaled = [o for o in command[3:] if o.split("=", 1)[0].lstrip("+") not in _OF_THE_SCRIPT + left_out]
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "NGPUS": "1",
+        "TP": "1",
+        "ROLLOUT_TP": "1",
+    }
+    return [*scaled, "actor_rollout_ref.actor.use_dynamic_bsz=False"], environment
+
+
+def evaluate_on_cpu(
+    directory: Path, tiny_directory: Path, *toggles: str, arguments: tuple[str, ...] = (), timeout: int = 900
+) -> verl_run.Run:
+    """examples/evaluate.sh with the tiny model's problems as the benchmark `tiny`, and its random reward.
+
+    Args:
+        toggles: as CHECKPOINT=..., EXPERIMENT=...
+        arguments: settings of verl at the end of the command.
+    """
+    engine = "megatron" if "SCRIPT=run_qwen3_megatron.sh" in toggles else "fsdp2"
+    of_evaluation = ("reward.custom_reward_function.path", "trainer.resume_mode")
+    scaled, environment = _scaled(directory, tiny_directory, engine, of_evaluation)
+    scaled += [f"+reward.custom_reward_function.reward_kwargs.function={tiny_directory / 'reward.py'}", *arguments]
+    (directory / "tiny.parquet").symlink_to(tiny_directory / "train.parquet")
+    environment |= {
+        "MODEL_PATH": str(tiny_directory / "model"),
+        "DATA_DIR": str(directory),
+        "OUT_DIR": str(directory),
+        "BENCHMARKS": "tiny",
+        **dict(toggle.split("=", 1) for toggle in toggles),
+    }
+    return verl_run.execute(directory, ["bash", str(EXAMPLES / "evaluate.sh"), *scaled], environment, timeout)
 
 
 def slurm(

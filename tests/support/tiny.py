@@ -1,6 +1,6 @@
-"""A very small Qwen3 and a byte-level tokenizer with a chat template. They are made here, so tests need no download.
+"""Very small models and a byte-level tokenizer with a chat template. They are made here, so tests need no download.
 
-`python tests/support/tiny.py DIR` writes the model, its tokenizer, data and a reward function for runs through verl.
+`python tests/support/tiny.py DIR [MODEL]` writes a model, its tokenizer, data and a reward function for verl's runs.
 """
 
 import json
@@ -13,9 +13,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def tokenizer():
-    """One token per byte and four special tokens."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+def tokenizer(adds: str = "$A"):
+    """One token per byte and four special tokens.
+
+    Args:
+        adds: what the tokenizer makes of a text $A. "<|endoftext|> $A" is a base model that begins texts with BOS;
+            "$A <|im_end|>" appends EOS.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
@@ -24,8 +29,12 @@ def tokenizer():
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True) for token in specials])
+    backend.post_processor = processors.TemplateProcessing(
+        single=adds, special_tokens=[(token, i) for i, token in enumerate(specials)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
+        bos_token="<|endoftext|>" if adds.startswith("<|endoftext|>") else None,
         eos_token="<|im_end|>",
         pad_token="<|pad|>",
         additional_special_tokens=["<|im_start|>"],
@@ -34,28 +43,46 @@ def tokenizer():
     )
 
 
-def model(seed: int = 0, num_layers: int = 2):
+# Models of the engine laws: what differs from "qwen3", and what the tokenizer makes of a text (see `tokenizer`).
+MODELS = {
+    "qwen3": ({}, "$A"),
+    "tied-with-bos": ({"tie_word_embeddings": True}, "<|endoftext|> $A"),
+    "moe": ({"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}, "$A"),
+    # Linear and full attention, and positions in three dimensions, as in Qwen3.5.
+    "mrope": ({}, "$A"),
+}
+
+
+def model(kind: str = "qwen3", seed: int = 0, num_layers: int = 2):
     """A hidden size of 64. vLLM's CPU attention needs a head size of at least 32."""
     import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoModelForCausalLM, Qwen3_5TextConfig, Qwen3Config, Qwen3MoeConfig
 
     tok = tokenizer()
-    config = Qwen3Config(
-        vocab_size=len(tok),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=num_layers,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=tok.eos_token_id,
-        pad_token_id=tok.pad_token_id,
-    )
+    settings = {
+        "vocab_size": len(tok),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": tok.eos_token_id,
+        "pad_token_id": tok.pad_token_id,
+        **MODELS[kind][0],
+    }
+    config_class = {"moe": Qwen3MoeConfig, "mrope": Qwen3_5TextConfig}.get(kind, Qwen3Config)
+    if kind == "mrope":
+        rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
+        settings["rope_parameters"] = {**rope, "partial_rotary_factor": 1.0}
+        settings["layer_types"] = ["full_attention", "linear_attention"] * (num_layers // 2)
+        for heads in ("key", "value"):
+            settings |= {f"linear_num_{heads}_heads": 2, f"linear_{heads}_head_dim": 32}
     torch.manual_seed(seed)
-    return Qwen3ForCausalLM(config)
+    return AutoModelForCausalLM.from_config(config_class(**settings), dtype=torch.float32)
 
 
 # A random reward that depends only on the response. An untrained model gets mixed groups, the same in every run.
@@ -68,12 +95,12 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kw
 """
 
 
-def write(directory: Path) -> None:
+def write(directory: Path, kind: str = "qwen3", num_layers: int = 2) -> None:
     import pandas as pd
 
     directory.mkdir(parents=True, exist_ok=True)
-    model().save_pretrained(directory / "model")
-    tokenizer().save_pretrained(directory / "model")
+    model(kind, num_layers=num_layers).save_pretrained(directory / "model")
+    tokenizer(MODELS[kind][1]).save_pretrained(directory / "model")
     rows = [
         {
             "data_source": "tiny",
@@ -90,10 +117,9 @@ def write(directory: Path) -> None:
     (directory / "done.json").write_text(json.dumps({"rows": len(rows)}))
 
 
-def write_for_engine_laws(directory: Path) -> None:
+def write_for_engine_laws(directory: Path, kind: str = "qwen3") -> None:
     """What `write` writes, with a model of two pipeline stages of two chunks each, and a template of a context."""
-    write(directory)
-    model(num_layers=4).save_pretrained(directory / "model")
+    write(directory, kind, num_layers=4)
     (directory / "context.jinja").write_text(
         '{% set shown = [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "1."}] %}'
         "{{ apply_chat_template(shown + messages) }}"
@@ -101,4 +127,4 @@ def write_for_engine_laws(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    write(Path(sys.argv[1]), *sys.argv[2:])

@@ -19,7 +19,7 @@ from verl_cast import wire
 
 TEMPERATURE = 0.7
 QUESTIONS = ["What is 1 + 2?", "And 3 + 4, then?", "5?", "What is 6 + 7 + 8 + 9?"]
-LAYERS = ("Qwen3DecoderLayer", "TransformerLayer")  # of transformers (FSDP2 puts "FSDP" before it) and of megatron
+LAYERS = ("DecoderLayer", "TransformerLayer")  # of transformers and of megatron
 
 ACTOR = "actor_rollout_ref.actor"
 
@@ -54,14 +54,21 @@ def _composed(directory: Path, engine: str, overrides: tuple[str, ...]):
 
 
 def batch(
-    dp_rank: int, num_rows: int = 4, lengths: list[int] | None = None, vocabulary: int | None = None
+    dp_rank: int,
+    num_rows: int = 4,
+    lengths: list[int] | None = None,
+    vocabulary: int | None = None,
+    position_dimensions: int | None = None,
 ) -> TensorDict:
     """Rows as TransferQueue gives them to a worker. Data-parallel ranks differ in prompts, lengths and masks.
 
     Args:
         lengths: of the responses; None: short ones.
         vocabulary: of the responses' tokens; None: the tokenizer's.
+        position_dimensions: of a model with multi-dimensional rope; verl gives text rows 4 equal ones. None: no such.
     """
+    from verl.utils.tensordict_utils import nested_tensor_from_tensor_list
+
     tok = tiny.tokenizer()
     generator = torch.Generator().manual_seed(dp_rank)
     rows = []
@@ -80,6 +87,12 @@ def batch(
 
     messages, prompts, responses, masks = zip(*rows, strict=True)
     advantages = [torch.randn(len(r), generator=generator) for r in responses]
+    positions = [torch.arange(len(p) + len(r)) for p, r in zip(prompts, responses, strict=True)]
+    if position_dimensions is None:
+        positions = nested(positions)
+    else:
+        positions = [row.expand(position_dimensions, -1) for row in positions]
+        positions = nested_tensor_from_tensor_list(positions, ragged_idx=2)
     data = TensorDict(
         {
             "prompts": nested(prompts),
@@ -87,7 +100,7 @@ def batch(
             "response_mask": nested(masks),
             "loss_mask": nested(masks),
             "input_ids": nested(torch.cat([p, r]) for p, r in zip(prompts, responses, strict=True)),
-            "position_ids": nested(torch.arange(len(p) + len(r)) for p, r in zip(prompts, responses, strict=True)),
+            "position_ids": positions,
             "advantages": nested(advantages),
             wire.SCORED: torch.ones(num_rows, dtype=torch.bool),
         },
@@ -120,13 +133,16 @@ class Rank:
         worker_cls = DetachActorWorker if detached else ActorRolloutRefWorker
         if with_teacher:  # on stock verl, or on a verl with the hooks (PYTHONPATH names its tree)
             worker_cls = with_self_teacher(worker_cls) if has_hooks() else stock_worker(worker_cls)
+        self.directory = directory
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.worker = worker_cls(config=actor_config(directory, engine, overrides), role="actor")
         torch.manual_seed(0)  # a new LoRA adapter has random weights
         self.worker.init_model()
         self.engine = self.worker.actor.engine
         self.num_dp = self.engine.get_data_parallel_size()
-        self.data = batch(self.engine.get_data_parallel_rank())
+        rope = self.worker.actor.model_config.hf_config.rope_parameters
+        position_dimensions = 4 if "mrope_section" in rope else None
+        self.data = batch(self.engine.get_data_parallel_rank(), position_dimensions=position_dimensions)
 
     def init_teacher(self, completed_steps=0, settings=None, **teacher):
         from verl_cast import CastConfig
@@ -150,8 +166,11 @@ class Rank:
 
         return response_from_nested(values, self.data["response_mask"]).values().float()
 
-    def teacher_log_probs(self) -> torch.Tensor | None:
-        output = self.worker.compute_teacher_log_probs(self.data.clone())
+    def teacher_log_probs(self, **fields) -> torch.Tensor | None:
+        data = self.data.clone()
+        for name, values in fields.items():
+            data[name] = values
+        output = self.worker.compute_teacher_log_probs(data)
         return None if output is None else output["teacher_log_probs"].values()
 
     def log_probs_again(self) -> torch.Tensor | None:
@@ -273,19 +292,28 @@ def swapped_in_parameters(this: Rank) -> dict[str, torch.Tensor]:
 
 def full_model(this: Rank, lora: bool):
     """The policy as one plain HF module, from the sharded parameters."""
-    module = tiny.model(num_layers=this.worker.actor.model_config.hf_config.num_hidden_layers)
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     if lora:
         from peft import LoraConfig, get_peft_model
 
         config = this.engine.module.peft_config["default"]
         module = get_peft_model(
-            module, LoraConfig(r=config.r, lora_alpha=config.lora_alpha, target_modules=list(config.target_modules))
+            AutoModelForCausalLM.from_pretrained(this.directory / "model", dtype=torch.float32),
+            LoraConfig(r=config.r, lora_alpha=config.lora_alpha, target_modules=list(config.target_modules)),
         )
         parameters = {name: t.full_tensor() for name, t in this.engine.module.state_dict().items()}
-    else:
-        parameters = {name: tensor.clone() for name, tensor in this.engine.get_per_tensor_param()[0]}
-    module.load_state_dict({name: tensor.float() for name, tensor in parameters.items()}, strict=True)
-    return module.eval()
+        module.load_state_dict({name: tensor.float() for name, tensor in parameters.items()}, strict=True)
+        return module.eval()
+    # What vLLM is sent. Hugging Face's own loader reads the names: of tied embeddings, and of experts one by one.
+    parameters = {name: tensor.float().contiguous() for name, tensor in this.engine.get_per_tensor_param()[0]}
+    hf_config = AutoConfig.from_pretrained(this.directory / "model")
+    model_class = type(AutoModelForCausalLM.from_config(hf_config))
+    module, report = model_class.from_pretrained(
+        None, config=hf_config, state_dict=parameters, output_loading_info=True
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"], report
+    return module.float().eval()
 
 
 @torch.no_grad()

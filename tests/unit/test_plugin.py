@@ -40,11 +40,11 @@ def test_importing_verl_is_enough():
     assert done.returncode == 0, done.stderr
 
 
-def test_another_version_of_verl_is_refused_in_one_sentence():
+def test_a_verl_without_plugins_is_refused_in_one_sentence():
     done = python(
         """
         import verl
-        verl.__version__ = "0.10.3"
+        verl.__version__ = "0.8.3"
         from verl_cast import plugin
         from verl.trainer.ppo import core_algos
         assert "cast" not in core_algos.ADV_ESTIMATOR_REGISTRY and "cast" not in core_algos.POLICY_LOSS_REGISTRY
@@ -54,8 +54,41 @@ def test_another_version_of_verl_is_refused_in_one_sentence():
         """,
         VERL_USE_EXTERNAL_PLUGINS="none",
     )
-    assert "verl 0.10.3 is installed, verl_cast supports 0.9.x; nothing is registered" in done.stderr
+    assert "verl 0.8.3 is installed, and verl_cast needs 0.9.0 or newer. Nothing is registered" in done.stderr
     assert "Unknown advantage estimator simply: cast" in done.stderr
+
+
+@pytest.mark.parametrize("version", ["0.9.0", "0.10.3"])
+@pytest.mark.parametrize("seams_hold", [True, False])
+def test_an_untested_verl_runs_with_a_warning_where_every_seam_holds(version, seams_hold):
+    """Every seam, also of modules that only a worker imports, before Ray starts."""
+    done = python(
+        f"""
+        import verl
+        verl.__version__ = "{version}"
+        from verl_cast import plugin
+        assert plugin.problems == []
+        from verl_cast.tools.run_config import compose
+        from verl.utils.config import validate_config
+        import verl.workers.engine_workers as workers
+        if not {seams_hold}:
+            del workers.TrainingWorker.infer_batch
+        config = compose([
+            "algorithm.adv_estimator=cast", "actor_rollout_ref.rollout.name=vllm", "actor_rollout_ref.rollout.n=8",
+            "actor_rollout_ref.actor.use_dynamic_bsz=True",
+        ])
+        try:
+            validate_config(config, False, False)
+        except Exception as error:
+            print("refused:", type(error).__name__, error)
+        """,
+        VERL_USE_EXTERNAL_PLUGINS="none",
+    )
+    assert done.returncode == 0, done.stderr
+    warning = f"[verl_cast] warning: verl {version}: verl_cast was tested with verl 0.9.1."
+    assert (warning in done.stdout) == seams_hold == ("CAST is active" in done.stdout)
+    missing = "refused: SeamChanged verl_cast relies on verl.workers.engine_workers.TrainingWorker.infer_batch"
+    assert (missing in done.stdout) == (not seams_hold)
 
 
 def test_a_changed_seam_is_loud_and_stops_cast_but_not_grpo():
@@ -94,7 +127,7 @@ def test_a_run_begins_with_what_it_is_and_what_to_think_about():
         """
     )
     assert done.returncode == 0, done.stderr
-    assert "CAST is active: flip=both" in done.stdout
+    assert "CAST is active: all defaults" in done.stdout
     assert "[verl_cast] warning: actor_rollout_ref.rollout.n=2: even a problem that" in done.stdout
 
 

@@ -14,11 +14,22 @@ from verl.trainer.ppo import core_algos
 
 import verl_cast.seams as seams
 from verl_cast.advantage.base import GRPO_EPSILON
-from verl_cast.seams import SEAMS, SUPPORTED_VERL, SeamChanged, check_seams
+from verl_cast.seams import SEAMS, TESTED_VERL, SeamChanged, UnsupportedVerl, check_seams, check_version
 
 
-def test_supported_version():
-    assert verl.__version__.startswith(f"{SUPPORTED_VERL}.")
+def test_the_tested_version_is_the_installed_one():
+    assert verl.__version__ == TESTED_VERL and check_version(TESTED_VERL) is None
+
+
+@pytest.mark.parametrize("version", ["0.9.0", "0.9.2", "0.9.1.post1", "0.10.0.dev3", "1.2"])
+def test_other_versions_from_the_oldest_on_are_tried_with_a_warning(version):
+    assert check_version(version).startswith(f"verl {version}: verl_cast was tested with verl {TESTED_VERL}.")
+
+
+@pytest.mark.parametrize("version", ["0.8.9", "0.9.0.dev1", "unknown"])
+def test_older_versions_are_refused(version):
+    with pytest.raises(UnsupportedVerl, match=f"verl {version} is installed, and verl_cast needs 0.9.0 or newer"):
+        check_version(version)
 
 
 @pytest.mark.parametrize("module_name", sorted(SEAMS))

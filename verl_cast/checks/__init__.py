@@ -1,1 +1,1 @@
-"""What is checked before a run: refusals (check.py), advice (advice.py), the fitness of a context (fitness.py)."""
+"""What is checked before a run: refusals (run.py), and advice on what works but makes no sense (advice.py)."""

@@ -1,18 +1,23 @@
 """Settings of a CAST run that are valid but pointless or risky: each gets a sentence with key, value and remedy.
 
-check.py refuses what cannot work. A setting that merely differs from the evaluated run's gets no warning. Every
-function in ADVICE returns one sentence or None. The doctor shows them, and so does a run's start. This module imports
-neither torch nor verl.
+checks/run.py refuses what cannot work. A setting that merely differs from the evaluated run's gets no warning. Every
+function in ADVICE returns one sentence or None. A remedy is made of whole words (`++key=value`) that can be pasted
+behind the command; each group of words ends the warning. The doctor shows the sentences, and so does a run's start.
+This module imports neither torch nor verl.
 """
 
 from collections.abc import Callable
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_cast.checks import evidence
 from verl_cast.config.cast import NOISE, CastConfig
 from verl_cast.config.methods import cast_config
+from verl_cast.config.words import command_words
 from verl_cast.platform import is_cpu
+
+# What the study of this repository recommends where the teacher's context is better, and the page with the reason.
+RECOMMENDED = {"flip_groups": "zero_variance", "base_correct": 0, "base_wrong": 0.1, "gap_deadzone": 1}
+RECOMMENDATION = f"{command_words(RECOMMENDED)} (verl_cast/advantage/README.md, Why)"
 
 _PREFIX = "algorithm.cast"
 _ROLLOUT = "actor_rollout_ref.rollout"
@@ -21,8 +26,8 @@ _ROLLOUT = "actor_rollout_ref.rollout"
 def logits_type(config: DictConfig) -> tuple[str, str]:
     """The key that decides the type of the model's logits, and that type: bf16, fp16 or fp32.
 
-    verl's FSDP engines run the model in `mixed_precision.param_dtype`, Megatron in its `dtype`. Both hand out logits as
-    precise as that. Triton's fused kernels alone form log-probs without logits, from float32 sums.
+    verl's FSDP engines run the model in `mixed_precision.param_dtype`, Megatron in its `dtype`. Both give logits of
+    that precision. Only Triton's fused kernels form log-probs without logits, from float32 sums.
     """
     actor, model = "actor_rollout_ref.actor", "actor_rollout_ref.model"
     if OmegaConf.select(config, f"{actor}.strategy") == "megatron":
@@ -56,16 +61,14 @@ def warnings_of(config: DictConfig) -> list[str]:
 
 
 def no_gap_can_act(config: DictConfig, method: CastConfig) -> str | None:
-    weights_act = method.gap_weight > 0 and (1.0, 1.0) != method.positive_clip
-    weights_act |= method.gap_weight > 0 and (1.0, 1.0) != method.negative_clip
+    weights_act = method.gap_weight > 0 and {method.positive_clip, method.negative_clip} != {(1.0, 1.0)}
     if method.flip != "none" or weights_act:
         return None
-    grpo = method.base_correct == method.base_wrong == 0
-    what = "GRPO's advantages" if grpo else "the base advantages"
+    what = "GRPO's advantages" if method.base_correct == method.base_wrong == 0 else "the base advantages"
     return (
         f"{_PREFIX}.flip=none with gap_weight={method.gap_weight:g} and bounds {list(method.positive_clip)}, "
-        f"{list(method.negative_clip)}: no gap can act, and the run trains on {what} alone. "
-        "Set flip=both, or gap_weight above 0, or use algorithm.adv_estimator=grpo."
+        f"{list(method.negative_clip)}: no gap can act, and the run trains on {what} only. "
+        f"Set {command_words({'flip': 'both'})}."
     )
 
 
@@ -74,31 +77,34 @@ def deadzone_is_wide(config: DictConfig, method: CastConfig) -> str | None:
         return None
     return (
         f"{_PREFIX}.gap_deadzone={method.gap_deadzone:g} nats: only tokens whose probability differs by a factor of "
-        f"{2.718281828**method.gap_deadzone:.1f} or more have a gap at all. Values of 0.05 to 0.5 keep noise out; "
-        "cast/gap/deadzone_share shows what is left."
+        f"{2.718281828**method.gap_deadzone:.1f} or more have a gap at all (cast/gap/deadzone_share shows the others). "
+        f"Set {command_words({'gap_deadzone': 1})} or less."
     )
 
 
 def clip_is_below_the_base(config: DictConfig, method: CastConfig) -> str | None:
     clip = method.advantage_clip
-    for key in ("base_correct", "base_wrong"):
-        base = getattr(method, key)
-        if clip is not None and clip < base:
-            return (
-                f"{_PREFIX}.advantage_clip={clip:g} is below {key}={base:g}: in these groups the clip sets the size of "
-                f"the advantage and the gap's weight is mostly cut off. Raise it above {key}, or lower {key}."
-            )
-    return None
+    if clip is None:
+        return None
+    bases = {key: getattr(method, key) for key in ("base_correct", "base_wrong") if getattr(method, key) > clip}
+    if not bases:
+        return None
+    named = " and ".join(f"{key}={base:g}" for key, base in bases.items())
+    return (
+        f"{_PREFIX}.advantage_clip={clip:g} is below {named}: in these groups the clip sets the size of the advantage "
+        f"and cuts off most of the gap's weight. Set {command_words({'advantage_clip': max(bases.values())})} or more, "
+        f"or {command_words(dict.fromkeys(bases, clip))}."
+    )
 
 
 def threshold_misses_binary_rewards(config: DictConfig, method: CastConfig) -> str | None:
     threshold = method.correct_threshold
     if 0 <= threshold < 1:
         return None
-    all_are = "wrong" if threshold >= 1 else "correct"
     return (
         f"{_PREFIX}.correct_threshold={threshold:g}: a response is correct if its reward is greater, so with rewards "
-        f"of 0 and 1 all responses are {all_are}. Set it between the two rewards of your verifier (0.5 for 0 and 1)."
+        f"of 0 and 1 all responses are {'wrong' if threshold >= 1 else 'correct'}. Set it between the two rewards of "
+        f"your verifier: {command_words({'correct_threshold': 0.5})} for 0 and 1."
     )
 
 
@@ -108,8 +114,8 @@ def bases_outweigh_mixed_groups(config: DictConfig, method: CastConfig) -> str |
         return None
     return (
         f"{key}=False: mixed groups then have base advantages of reward - mean, always below 1, while all-correct and "
-        f"all-wrong groups keep +{method.base_correct:g} and -{method.base_wrong:g} and outweigh them. Lower "
-        f"{_PREFIX}.base_correct and base_wrong to 0.5 or less."
+        f"all-wrong groups keep +{method.base_correct:g} and -{method.base_wrong:g} and outweigh them. Set "
+        f"{command_words({'base_correct': 0.5, 'base_wrong': 0.5})} or less."
     )
 
 
@@ -122,7 +128,8 @@ def snapshot_is_never_renewed(config: DictConfig, method: CastConfig) -> str | N
         return None
     return (
         f"{_PREFIX}.teacher.refresh_interval={teacher.refresh_interval} in a run of {steps} training steps: the "
-        "snapshot is never renewed, which is weights=initial. Lower it (the paper's run: 10), or say weights=initial."
+        f"snapshot is never renewed. Set {command_words({'teacher.refresh_interval': _often(steps)})}, or say what it "
+        f"is: {command_words({'teacher.weights': 'initial'})}."
     )
 
 
@@ -132,7 +139,8 @@ def snapshot_is_the_policy(config: DictConfig, method: CastConfig) -> str | None
         return None
     return (
         f"{_PREFIX}.teacher.refresh_interval=1: the teacher has the policy's weights at every step, so its copy is "
-        "useless. weights=current is the same without the copy; the paper's run has refresh_interval=10."
+        f"useless. {command_words({'teacher.weights': 'current'})} is the same without the copy; the paper's run has "
+        f"{command_words({'teacher.refresh_interval': 10})}."
     )
 
 
@@ -140,13 +148,16 @@ def average_hardly_moves(config: DictConfig, method: CastConfig) -> str | None:
     teacher, steps = method.teacher, OmegaConf.select(config, "trainer.total_training_steps")
     if teacher.weights != "ema":
         return None
-    decay, key = teacher.ema_decay, f"{_PREFIX}.teacher.ema_decay={teacher.ema_decay:g}"
-    remedy = "Lower it (0.995 remembers about 200 steps), or say weights=initial."
+    decay = teacher.ema_decay
     if steps is not None and decay**steps > 0.9:
-        return f"{key}: after all {steps} steps the teacher is still {decay**steps:.0%} the initial policy. {remedy}"
-    if steps is None and decay > 0.9999:
-        return f"{key}: the teacher remembers more than {1 / (1 - decay):.0f} training steps. {remedy}"
-    return None
+        what = f"after all {steps} steps the teacher is still {decay**steps:.0%} the initial policy"
+    elif steps is None and decay > 0.9999:
+        what = f"the teacher remembers more than {1 / (1 - decay):.0f} training steps"
+    else:
+        return None
+    lower = command_words({"teacher.ema_decay": 0.995 if steps is None else min(0.995, 1 - 1 / max(2, steps))})
+    initial = command_words({"teacher.weights": "initial"})
+    return f"{_PREFIX}.teacher.ema_decay={decay:g}: {what}. Set {lower}, or say what it is: {initial}."
 
 
 def teacher_pulls_back_to_the_start(config: DictConfig, method: CastConfig) -> str | None:
@@ -154,7 +165,7 @@ def teacher_pulls_back_to_the_start(config: DictConfig, method: CastConfig) -> s
         return None
     return (
         f"{_PREFIX}.teacher.context=same with weights=initial: the gap is the policy's change since the start, so "
-        "every flip trains it back there. Use weights=snapshot, or another context."
+        f"every flip trains it back there. Set {command_words({'teacher.weights': 'snapshot'})}, or another context."
     )
 
 
@@ -165,7 +176,8 @@ def context_lacks_the_tools(config: DictConfig, method: CastConfig) -> str | Non
         return None
     return (
         f"{_PREFIX}.teacher.context={method.teacher.context} with {key}={loop}: the teacher does not read the tools' "
-        "descriptions that stand in the student's prompt, so tool calls look unlikely to it. Use context=same."
+        "descriptions that stand in the student's prompt, so tool calls look unlikely to it. Set "
+        f"{command_words({'teacher.context': 'same'})}."
     )
 
 
@@ -173,8 +185,8 @@ def noise_is_measured_often(config: DictConfig, method: CastConfig) -> str | Non
     if method.noise_floor_interval != 1:
         return None
     return (
-        f"{_PREFIX}.noise_floor_interval=1: every step pays for one more forward to measure the engine's noise. Use 50 "
-        "or more."
+        f"{_PREFIX}.noise_floor_interval=1: every step pays for one more forward to measure the engine's noise. Set "
+        f"{command_words({'noise_floor_interval': 50})} or more."
     )
 
 
@@ -182,21 +194,19 @@ def interval_is_never_reached(config: DictConfig, method: CastConfig) -> str | N
     steps = OmegaConf.select(config, "trainer.total_training_steps")
     for key, interval, what in (
         ("dump.interval", method.dump.interval, "no trajectory is ever written"),
-        ("noise_floor_interval", method.noise_floor_interval, "the noise is measured in the first step alone"),
+        ("noise_floor_interval", method.noise_floor_interval, "the noise is measured in the first step only"),
     ):
         if steps is not None and interval is not None and interval > steps:
-            return f"{_PREFIX}.{key}={interval} in a run of {steps} training steps: {what}. Lower it, or leave it out."
+            return (
+                f"{_PREFIX}.{key}={interval} in a run of {steps} training steps: {what}. Set "
+                f"{command_words({key: _often(steps)})}, or leave it out."
+            )
     return None
 
 
-def context_is_unfit(config: DictConfig, method: CastConfig) -> str | None:
-    """What `verl-cast diagnose` measured of this model and context, if it did."""
-    from verl_cast.checks import fitness
-
-    if method.flip == "none":
-        return None  # the verifier alone sets signs, so the policy does not move to the teacher
-    record = fitness.find(config)
-    return None if record is None else fitness.warning(record)
+def _often(steps: int) -> int:
+    """An interval that a run of this many steps reaches about ten times."""
+    return max(2, steps // 10)
 
 
 # ---------------------------------------------------------------------------------------------------- the rest of verl
@@ -206,21 +216,17 @@ def groups_are_small(config: DictConfig, method: CastConfig) -> str | None:
     key, n = f"{_ROLLOUT}.n", OmegaConf.select(config, f"{_ROLLOUT}.n")
     if n not in (2, 3):
         return None
-    one_sided = 2 * 0.5**n
     return (
-        f"{key}={n}: even a problem that the policy solves half of the time gives {one_sided:.0%} one-sided groups, "
-        "where the self-teacher alone makes differences between tokens. Use 8 as in the paper, or at least 4."
+        f"{key}={n}: even a problem that the policy solves half of the time gives {2 * 0.5**n:.0%} one-sided groups, "
+        f"where only the self-teacher makes differences between tokens. Set ++{key}=8 as in the paper, or at least 4."
     )
 
 
 def samples_are_equal(config: DictConfig, method: CastConfig) -> str | None:
-    key, value = f"{_ROLLOUT}.top_k", OmegaConf.select(config, f"{_ROLLOUT}.top_k")
-    if value != 1:
+    key = f"{_ROLLOUT}.top_k"
+    if OmegaConf.select(config, key) != 1:
         return None
-    return (
-        f"{key}={value}: all responses of a group are the same, so no group is ever mixed. Set it to -1 or another "
-        "value that samples."
-    )
+    return f"{key}=1: all responses of a group are the same, so no group is ever mixed. Set ++{key}=-1."
 
 
 def overlong_penalty_turns_correct_into_wrong(config: DictConfig, method: CastConfig) -> str | None:
@@ -230,18 +236,19 @@ def overlong_penalty_turns_correct_into_wrong(config: DictConfig, method: CastCo
         return None
     return (
         f"{key}.penalty_factor={penalty.penalty_factor:g}: the penalty is taken off the reward, so a long correct "
-        f"response (1 - {penalty.penalty_factor:g}) counts as wrong for CAST. Lower it below "
-        f"{1 - method.correct_threshold:g}, or switch the penalty off."
+        f"response (1 - {penalty.penalty_factor:g}) counts as wrong for CAST. Set "
+        f"++{key}.penalty_factor={0.8 * (1 - method.correct_threshold):g} or ++{key}.enable=False."
     )
 
 
 def rewards_come_from_a_model(config: DictConfig, method: CastConfig) -> str | None:
-    key = "reward.reward_model.enable"
-    if not OmegaConf.select(config, key) or OmegaConf.select(config, "reward.custom_reward_function.path"):
+    key, function = "reward.reward_model.enable", "reward.custom_reward_function.path"
+    if not OmegaConf.select(config, key) or OmegaConf.select(config, function):
         return None
     return (
         f"{key}=True: a reward model gives grades, and CAST needs a verdict. What is above {_PREFIX}.correct_threshold="
-        f"{method.correct_threshold:g} counts as correct; set that for its scale, or use a rule-based verifier."
+        f"{method.correct_threshold:g} counts as correct; set that for the model's scale, or use a verifier: "
+        f"++{key}=False ++{function}=pkg://verl_cast.verifier."
     )
 
 
@@ -251,12 +258,11 @@ def rounding_decides_signs(config: DictConfig, method: CastConfig) -> str | None
     if method.gap_deadzone != 0 or method.flip == "none" or dtype not in ("bf16", "fp16"):
         return None
     where = "log-probs come" if is_cpu() else "the model's logits come"  # a CPU's autocast rounds log_softmax too
-    remedy = f"Set ++{_PREFIX}.gap_deadzone={NOISE}, which measures the noise and keeps such gaps from flipping"
-    if is_cpu():
-        remedy += f", or +{key}=fp32"
+    remedy = command_words({"gap_deadzone": NOISE, "noise_floor_interval": 50})
+    other = f" Or set ++{key}=fp32." if is_cpu() else ""
     return (
-        f"{key}={dtype}: {where} in that type, and its rounding decides the sign of small gaps. {remedy}. "
-        f"{evidence.advice('noise')}"
+        f"{key}={dtype}: {where} in that type, and its rounding decides the sign of small gaps. Set {remedy}, which "
+        f"measures the noise and keeps such gaps from flipping.{other}"
     )
 
 
@@ -265,7 +271,8 @@ def noise_is_measured_once(config: DictConfig, method: CastConfig) -> str | None
         return None
     return (
         f"{_PREFIX}.gap_deadzone={NOISE} with noise_floor_interval=0: the noise floor of the first step holds for the "
-        "whole run, and a policy that becomes surer has another one. Set noise_floor_interval=50 or so."
+        "whole run, and a policy that becomes surer has another one. Set "
+        f"{command_words({'noise_floor_interval': 50})}."
     )
 
 
@@ -288,5 +295,4 @@ ADVICE: tuple[Callable[[DictConfig, CastConfig], str | None], ...] = (
     rewards_come_from_a_model,
     rounding_decides_signs,
     noise_is_measured_once,
-    context_is_unfit,
 )

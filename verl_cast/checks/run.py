@@ -5,15 +5,22 @@ driver, before Ray starts, and again in the trainer. `apply_method_defaults` run
 method fixes outside `algorithm.cast` and the user has not set.
 """
 
-import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 import verl_cast
+from verl_cast.checks.spelling import (
+    LOSS_KEY,
+    check_no_group_is_misspelt,
+    check_nothing_else_is_asked_for,
+    check_settings_arrive,
+)
+from verl_cast.checks.stack import check_stack
 from verl_cast.config.cast import (
     MEASURED,
     NOISE,
@@ -23,11 +30,11 @@ from verl_cast.config.cast import (
     Complaints,
     MethodConfig,
 )
-from verl_cast.config.methods import ESTIMATOR_KEY, METHODS, is_cast_run, method_class, method_config
+from verl_cast.config.methods import is_cast_run, method_class, method_config
+from verl_cast.config.words import command_words, narration
 from verl_cast.platform import is_cpu
 from verl_cast.teacher.context import check_shows_the_question, load_template
 
-LOSS_KEY = "actor_rollout_ref.actor.policy_loss.loss_mode"
 # verl's losses that replace token advantages by one number per response, or take no old log-probs at all.
 LOSSES_WITHOUT_TOKEN_SIGNS = ("geo_mean", "bypass_mode")
 STRATEGY_KEY = "actor_rollout_ref.actor.strategy"
@@ -95,17 +102,22 @@ def check_run(config: DictConfig) -> None:
     """
     complaints = Complaints()
     with complaints:
-        _check_nothing_else_is_asked_for(config)
+        check_nothing_else_is_asked_for(config)
     method = method_class(config)
     if method is not None:
         with complaints:
-            _check_no_group_is_misspelt(config)
+            check_no_group_is_misspelt(config)
+        with complaints:
+            check_settings_arrive(config, method)
         with complaints:
             _check_own_settings(config, method_config(config))
         if method is CastConfig:
             with complaints:
                 _check_template(config)
         _check_rest_of_verl(config, method, complaints)
+        for check in (check_micro_batches, check_stack):
+            with complaints:
+                check(config)
     complaints.raise_if_any()
 
 
@@ -134,7 +146,8 @@ def _check_same_context(config: DictConfig, method: CastConfig) -> None:
             "algorithm.cast.teacher.context",
             teacher.context,
             "with weights that are the policy's at every step the gap is 0 on every token, and the teacher teaches "
-            "nothing; use weights=snapshot with refresh_interval above 1, weights=ema, or another context.",
+            f"nothing; use {command_words({'teacher.weights': 'snapshot', 'teacher.refresh_interval': 10})}, "
+            f"{command_words({'teacher.weights': 'ema'})}, or {command_words({'teacher.context': 'plain'})}.",
         )
 
 
@@ -143,8 +156,8 @@ def _check_filter(config: DictConfig, method: CastConfig) -> None:
         raise CastConfigError(
             "algorithm.filter_groups.enable",
             True,
-            "it removes the all-correct and all-wrong groups, which CAST trains on; set it to False. To train on mixed "
-            "groups only, use ++algorithm.cast.base_correct=0 ++algorithm.cast.base_wrong=0.",
+            "it removes the all-correct and all-wrong groups, which CAST trains on; use algorithm.filter_groups.enable="
+            f"False. To train on mixed groups only, use {command_words({'base_correct': 0, 'base_wrong': 0})}.",
         )
 
 
@@ -188,7 +201,7 @@ def _check_trust(config: DictConfig, method: CastConfig) -> None:
 
 
 def noise_floor_interval(config: DictConfig, method: MethodConfig) -> int | None:
-    """Training steps between measurements of the noise floor. 0: in the first step alone; None: never."""
+    """Training steps between measurements of the noise floor. 0: only in the first step; None: never."""
     return None if _has_virtual_pipeline(config) else method.noise_floor_interval
 
 
@@ -209,7 +222,7 @@ def _check_noise(config: DictConfig, method: CastConfig) -> None:
                 f"algorithm.cast.{key}",
                 getattr(method, key),
                 "the noise floor is measured in micro-batches of one row, which a virtual pipeline cannot always "
-                "take; set it to 0, or to a number of nats.",
+                f"take; use {command_words({key: 0})}.",
             )
 
 
@@ -219,7 +232,7 @@ def _check_live_weights(config: DictConfig, method: MethodConfig) -> None:
             f"{method.teacher.KEY}.weights",
             "current",
             f"with {SYNC_KEY} above 1 the live weights are no longer those of the step's old log-probs, and the gap "
-            "would be wrong; use another kind of weights, or set the step to 1.",
+            f"would be wrong; use {command_words({'teacher.weights': 'snapshot'}, type(method))}, or {SYNC_KEY}=1.",
         )
 
 
@@ -249,24 +262,25 @@ def _check_rest_of_verl(config: DictConfig, method: type[MethodConfig], complain
     refuse_if(
         "actor_rollout_ref.rollout.n",
         lambda v: method.COMPARES_A_GROUP and (not isinstance(v, int) or v < 2),
-        f"{title} compares the responses of a group; set actor_rollout_ref.rollout.n to 2 or more (the paper uses 8).",
+        f"{title} compares the responses of a group; use actor_rollout_ref.rollout.n=8 as in the paper, or 2 or more.",
     )
     refuse_if(
         "actor_rollout_ref.rollout.temperature",
         lambda v: not isinstance(v, int | float) or v <= 0,
-        "all responses of a group would be the same, and log-probs exist only at temperatures above 0; set it to 1.0 "
-        "or another value that samples.",
+        "all responses of a group would be the same, and log-probs exist only at temperatures above 0; use "
+        "actor_rollout_ref.rollout.temperature=1.0, or another value that samples.",
     )
     refuse_if("critic.enable", bool, f"{title} has no critic; leave critic.enable unset.")
     refuse_if(
         "algorithm.use_kl_in_reward",
         bool,
-        "the verifier's reward alone decides correctness; use actor_rollout_ref.actor.use_kl_loss for a KL term.",
+        "only the verifier's reward decides correctness; use actor_rollout_ref.actor.use_kl_loss for a KL term.",
     )
     refuse_if(
         "algorithm.rollout_correction.bypass_mode",
         bool,
-        "the gap needs old log-probs of the training engine, not the rollout engine's; set it to False.",
+        "the gap needs old log-probs of the training engine, not the rollout engine's; use "
+        "algorithm.rollout_correction.bypass_mode=False.",
     )
     with complaints:
         _check_loss(config, method)
@@ -276,16 +290,18 @@ def _check_rest_of_verl(config: DictConfig, method: type[MethodConfig], complain
         f"the self-teacher supports {', '.join(SUPPORTED_STRATEGIES)}.",
     )
     for key, works, reason in ENGINE_SETTINGS:  # a key of another engine is not in the config, and None
-        remedy = f"{reason}; set it to {'null' if works is None else works}."
-        refuse_if(f"actor_rollout_ref.actor.{key}", lambda v, works=works: v not in (None, works), remedy)
+        key = f"actor_rollout_ref.actor.{key}"
+        remedy = f"{reason}; use ++{key}={'null' if works is None else works}."
+        refuse_if(key, lambda v, works=works: v not in (None, works), remedy)
     strategy = OmegaConf.select(config, STRATEGY_KEY)
     if strategy == "fsdp2" and _updates_between_syncs(config) > 1:
         for key in ("param_offload", "offload_policy"):
+            key = f"actor_rollout_ref.actor.fsdp_config.{key}"
             refuse_if(
-                f"actor_rollout_ref.actor.fsdp_config.{key}",
+                key,
                 bool,
                 f"with {SYNC_KEY} above 1 verl's copy of the old policy is an alias of offloaded parameters, "
-                "which loses updates; set it to False, or the step to 1.",
+                f"which loses updates; use {key}=False, or {SYNC_KEY}=1.",
             )
     ranks = OmegaConf.select(config, "trainer.nnodes") * OmegaConf.select(config, "trainer.n_gpus_per_node")
     if strategy == "fsdp" and ranks > 1:
@@ -293,12 +309,67 @@ def _check_rest_of_verl(config: DictConfig, method: type[MethodConfig], complain
             "actor_rollout_ref.actor.fsdp_config.fsdp_size",
             lambda v: v == 1,
             f"PyTorch's FSDP1 then shares no gradients, and each of the {ranks} ranks trains a policy of its own (with "
-            "GRPO too); use actor.strategy=fsdp2, or another size.",
+            f"GRPO too); use {STRATEGY_KEY}=fsdp2, or another size.",
         )
     refuse_if("distillation.enabled", bool, f"{title} is its own teacher; leave verl's distillation off.")
     if is_cpu():
         with complaints:
             _check_cpu(config)
+
+
+def check_micro_batches(config: DictConfig) -> None:
+    """verl's workers cut a rank's rows into micro-batches of a fixed size, which must come out even.
+
+    Raises:
+        CastConfigError: for every size that does not, which would end the run in its first step.
+    """
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    ranks, syncs = _data_parallel_ranks(config), _updates_between_syncs(config)
+    if not isinstance(rollout.n, int) or ranks < 1:
+        return  # refused by another check, or by verl
+    if config.data.train_batch_size % syncs:
+        remedy = f"{SYNC_KEY}={syncs} divides it into updates; use a multiple."
+        raise CastConfigError("data.train_batch_size", config.data.train_batch_size, remedy)
+    if actor.use_dynamic_bsz != rollout.log_prob_use_dynamic_bsz:
+        key = "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz"
+        remedy = f"verl's workers want it as actor.use_dynamic_bsz; use {key}={actor.use_dynamic_bsz}."
+        raise CastConfigError(key, rollout.log_prob_use_dynamic_bsz, remedy)
+    update = actor.ppo_mini_batch_size * rollout.n
+    step = config.data.train_batch_size // syncs * rollout.n
+    multiple = math.lcm(ranks, update)
+    step = -(-step // multiple) * multiple  # verl adds padding rows
+    complaints = Complaints()
+    if update % ranks:
+        with complaints:
+            remedy = f"{ranks} ranks cannot share an update's {update} rows ({rollout.n} responses per prompt)."
+            raise CastConfigError("actor_rollout_ref.actor.ppo_mini_batch_size", actor.ppo_mini_batch_size, remedy)
+    sizes = [
+        ("rollout.log_prob_micro_batch_size_per_gpu", "a step", step),
+        ("actor.ppo_micro_batch_size_per_gpu", "an update", update),
+    ]
+    if actor.use_dynamic_bsz:
+        sizes = []
+    if actor.use_kl_loss and not config.actor_rollout_ref.ref.log_prob_use_dynamic_bsz:
+        sizes.append(("ref.log_prob_micro_batch_size_per_gpu", "a step", step))
+    for name, what, rows in sizes:
+        key, here = f"actor_rollout_ref.{name}", rows // ranks
+        size = OmegaConf.select(config, key)
+        if size and here % size:
+            with complaints:
+                remedy = f"a rank has {here} rows of {what}, which fill no whole number of such micro-batches; use "
+                raise CastConfigError(key, size, f"{remedy}{key}={math.gcd(here, size)}.")
+    complaints.raise_if_any()
+
+
+def _data_parallel_ranks(config: DictConfig) -> int:
+    actor = config.actor_rollout_ref.actor
+    ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    if actor.strategy == "megatron":
+        sizes = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+        return ranks // math.prod(actor.megatron[size] for size in sizes)
+    if actor.strategy in ("fsdp", "fsdp2"):
+        return ranks // max(actor.ulysses_sequence_parallel_size, actor.fsdp_config.ulysses_sequence_parallel_size)
+    return 0  # another engine's layout is not known here
 
 
 def _check_loss(config: DictConfig, method: type[MethodConfig]) -> None:
@@ -309,7 +380,7 @@ def _check_loss(config: DictConfig, method: type[MethodConfig]) -> None:
             LOSS_KEY,
             value,
             f"this loss drops the signs of token advantages, and {method.TITLE} trains with them; use "
-            f"loss_mode={usual}.",
+            f"{LOSS_KEY}={usual}.",
         )
     if OmegaConf.select(config, "actor_rollout_ref.model.external_lib"):
         return  # a worker imports it, and it may register losses
@@ -321,7 +392,7 @@ def _check_loss(config: DictConfig, method: type[MethodConfig]) -> None:
         raise CastConfigError(
             LOSS_KEY,
             value,
-            f"verl has no such loss{f'; did you mean {near[0]}?' if near else '.'} Use loss_mode={usual}, or one of "
+            f"verl has no such loss{f'; did you mean {near[0]}?' if near else '.'} Use {LOSS_KEY}={usual}, or one of "
             f"{', '.join(good)}.",
         )
 
@@ -336,98 +407,20 @@ def _check_cpu(config: DictConfig) -> None:
         raise CastConfigError.of_several([f"VERL_PLATFORM=cpu: {line.strip()}" for line in settings]) from problem
 
 
-def _check_no_group_is_misspelt(config: DictConfig) -> None:
-    """Refuse `algorithm.cats.flip`: verl reads a group of any name, and the run would train with all defaults.
-
-    A group of the user's own may have a similar name, so one of its keys must look like a key of ours, too.
-    """
-    from verl.trainer.config import AlgoConfig
-
-    known = {*METHODS, *(field.name for field in dataclasses.fields(AlgoConfig))}
-    complaints = Complaints()
-    for name, values in OmegaConf.to_container(config.algorithm).items():
-        near = difflib.get_close_matches(str(name).lower(), METHODS, n=1, cutoff=0.7)
-        if name in known or not near or not isinstance(values, Mapping):
-            continue
-        ours = [field.name for field in dataclasses.fields(METHODS[near[0]])]
-        in_capitals = str(name).lower() in METHODS
-        if in_capitals or any(difflib.get_close_matches(str(key), ours, n=1, cutoff=0.8) for key in values):
-            key, value = _first_asked_for(values, {}, f"algorithm.{name}")
-            remedy = (
-                f"nothing reads a group algorithm.{name}; did you mean algorithm.{near[0]}? Write that, or leave out "
-                "this key."
-            )
-            with complaints:
-                raise CastConfigError(key, value, remedy)
-    complaints.raise_if_any()
-
-
-def _check_nothing_else_is_asked_for(config: DictConfig) -> None:
-    """Refuse settings of a method that the estimator does not train: the run would name one and train another.
-
-    The packaged config (`cast_trainer`) holds the settings of every method. A group that is whole, with all defaults,
-    asks for nothing.
-    """
-    estimator = OmegaConf.select(config, ESTIMATOR_KEY)
-    complaints = Complaints()
-
-    def complain(name: str, key: str, value: Any) -> None:
-        with complaints:
-            remedy = f"set {ESTIMATOR_KEY}={name}, or leave out this key: {ESTIMATOR_KEY} is {estimator}."
-            raise CastConfigError(key, value, remedy)
-
-    if OmegaConf.select(config, LOSS_KEY) == "cast" and not is_cast_run(config):
-        complain("cast", LOSS_KEY, "cast")
-    for name, method in METHODS.items():
-        values = OmegaConf.select(config, method.key())
-        if name == estimator or values is None:
-            continue
-        values, defaults = OmegaConf.to_container(OmegaConf.create(values)), packaged_defaults(method)
-        if values != defaults:
-            complain(name, *_first_asked_for(values, defaults, method.key()))
-    complaints.raise_if_any()
-
-
-def _first_asked_for(values: Any, defaults: Any, prefix: str) -> tuple[str, Any]:
-    """The first key that differs from the defaults, with its value; where none does, the first key of all."""
-    if not isinstance(values, dict) or not values:
-        return prefix, values
-    changed = [key for key in values if not isinstance(defaults, dict) or values[key] != defaults.get(key)]
-    key = next(iter(changed or values))
-    return _first_asked_for(values[key], defaults.get(key) if isinstance(defaults, dict) else None, f"{prefix}.{key}")
-
-
-def packaged_defaults(method: type[MethodConfig]) -> dict:
-    """A method's settings with all defaults, as the packaged config has them."""
-    return OmegaConf.to_container(OmegaConf.create(dataclasses.asdict(method())))
-
-
-def deadzone_in_words(method: CastConfig) -> str:
-    return NOISE if method.gap_deadzone == NOISE else f"{method.gap_deadzone:g}"
-
-
 def summary(config: DictConfig) -> str:
-    """One line for the log: the method that this run trains, with its settings."""
+    """One line for the log: the method that this run trains, with every setting that differs from its default."""
     method, actor = method_config(config), config.actor_rollout_ref.actor
-    teacher = method.teacher
-    memory = {"snapshot": f"/{teacher.refresh_interval}", "ema": f"/{teacher.ema_decay:g}"}
-    weights = teacher.weights + memory.get(teacher.weights, "")
-    note = ""
+    title, note = method.TITLE, ""
     if isinstance(method, CastConfig):
         chosen = [key for key, _, value in METHOD_DEFAULTS if OmegaConf.select(config, key) != value]
         note = f" | not the method's own: {', '.join(chosen)}" if chosen else ""
-        active = (
-            f"CAST is active: flip={method.flip} gap_weight={method.gap_weight:g} "
-            f"gap_deadzone={deadzone_in_words(method)} base=+{method.base_correct:g}/-{method.base_wrong:g} "
-            f"advantage_clip={method.advantage_clip}"
-        )
     else:
-        keys = [f.name for f in dataclasses.fields(method) if f.name not in method.GROUPS]
-        settings = " ".join(f"{key}={getattr(method, key):g}" for key in keys)
-        active = f"{method.TITLE} (a baseline, not CAST) is active: {settings}"
-        weights += f" PRIVILEGED (reads {'a peer' if teacher.context == 'peer' else teacher.reference_key})"
+        teacher = method.teacher
+        title += " (a baseline, not CAST)"
+        note = f" | PRIVILEGED teacher (reads {'a peer' if teacher.context == 'peer' else teacher.reference_key})"
     return (
-        f"[verl_cast {verl_cast.__version__}] {active} | teacher weights={weights} context={teacher.context} | "
+        f"[verl_cast {verl_cast.__version__}] {title} is active: {narration(method)} | "
+        f"teacher: {method.teacher.weights} weights, context {method.teacher.context} | "
         f"loss={actor.policy_loss.loss_mode} clip=[{actor.clip_ratio_low}, {actor.clip_ratio_high}] "
         f"{actor.loss_agg_mode} | {config.actor_rollout_ref.rollout.n} responses per prompt{note}"
     )

@@ -84,7 +84,7 @@ def _known_keys(cls, prefix: str, values: Any, complaints: Complaints) -> dict[s
     if values is None:
         return {}
     if not isinstance(values, Mapping):
-        raise CastConfigError(prefix, values, "must be a group of keys, as in +algorithm.cast.flip=both.")
+        raise CastConfigError(prefix, values, "must be a group of keys, as in ++algorithm.cast.flip=both.")
     names = [f.name for f in fields(cls)]
     for key in values:
         if key not in names:
@@ -118,7 +118,9 @@ def _weight_bounds(key: str, value: Any) -> tuple[float, float]:
         raise CastConfigError(key, value, "must be two numbers [lower, upper], as in [0.8,1.05].")
     lower, upper = (number(key, bound, minimum=0.0) for bound in value)
     if lower > upper:
-        raise CastConfigError(key, [lower, upper], f"the bounds are in the wrong order; use [{upper:g},{lower:g}].")
+        raise CastConfigError(
+            key, [lower, upper], f"the bounds are in the wrong order; use ++{key}=[{upper:g},{lower:g}]."
+        )
     if upper < 1:
         # A token whose gap agrees with the verifier, and every flipped token, has a weight of at least 1 (section 5).
         raise CastConfigError(key, [lower, upper], "the upper bound must be at least 1, the weight of a gap of 0.")
@@ -128,11 +130,12 @@ def _weight_bounds(key: str, value: Any) -> tuple[float, float]:
 def _decay(key: str, value: Any) -> float:
     decay = number(key, value)
     if not 0 < decay < 1:
+        weights = f"++{key.removesuffix('ema_decay')}weights"
         raise CastConfigError(
             key,
             decay,
-            "must lie between 0 and 1; use weights=current for a teacher without memory, weights=initial for one that "
-            "never moves.",
+            f"must lie between 0 and 1; use {weights}=current for a teacher without memory, {weights}=initial for one "
+            "that never moves.",
         )
     return decay
 
@@ -331,8 +334,11 @@ class CastConfig(MethodConfig):
                 require_whole_number(f"{prefix}.noise_floor_interval", self.noise_floor_interval, minimum=0)
         elif self.gap_deadzone == NOISE:
             with complaints:
-                remedy = f"gap_deadzone={NOISE} needs a measurement; use 0 (in the first step alone), or 50 or so."
-                raise CastConfigError(f"{prefix}.noise_floor_interval", None, remedy)
+                key = f"{prefix}.noise_floor_interval"
+                remedy = (
+                    f"gap_deadzone={NOISE} needs a measurement; use ++{key}=0 (only in the first step), or ++{key}=50."
+                )
+                raise CastConfigError(key, None, remedy)
         with complaints:
             require_truth_value(f"{prefix}.one_pass", self.one_pass)
         with complaints:

@@ -4,9 +4,7 @@ Each rule comes from a failed run, or from the code of verl 0.9.1 and vLLM 0.30.
 With FSDP, use_remove_padding may stay on: transformers' sdpa keeps packed sequences apart by their position ids.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,150 +13,71 @@ _MODEL = "actor_rollout_ref.model"
 _ROLLOUT = "actor_rollout_ref.rollout"
 _MEGATRON = f"{_ACTOR}.megatron"
 _TRANSFORMER = f"{_MEGATRON}.override_transformer_config"
+_NEEDS_TE = "needs TransformerEngine, which needs an accelerator"
 
 
-@dataclass(frozen=True)
-class Requirement:
+class Requirement(NamedTuple):
+    """
+    Attributes:
+        default: verl's value if the key is not in the config.
+        works: the values that work; the remedy names the first.
+    """
+
     key: str
-    default: Any  # verl's value if the key is not in the config
-    works: Callable[[Any], bool]
-    remedy: str
-    strategies: tuple[str, ...] = ()  # the actor strategies that it applies to; empty: all
+    default: Any
+    works: tuple[Any, ...]
+    reason: str
+
+    @property
+    def remedy(self) -> str:
+        value = "null" if self.works[0] is None else self.works[0]
+        return f"set ++{self.key}={value}; {self.reason}"
 
 
-def _is(*values) -> Callable[[Any], bool]:
-    return lambda value: value in values
-
-
-REQUIREMENTS = (
-    Requirement(
-        "trainer.device",
-        "cuda",
-        _is("cpu"),
-        "set trainer.device=cpu; verl does not adjust it to this platform by itself",
-    ),
-    Requirement(
-        f"{_ACTOR}.strategy",
-        None,
-        _is("fsdp", "fsdp2", "megatron"),
-        f"set {_ACTOR}.strategy=fsdp2 (or fsdp, or model_engine=megatron); no other engine is registered for the CPU",
-    ),
-    Requirement(
-        f"{_MODEL}.override_config.attn_implementation",
-        "flash_attention_2",
-        _is("sdpa", "eager"),
-        f"set +{_MODEL}.override_config.attn_implementation=sdpa; flash attention needs an accelerator",
-        strategies=("fsdp", "fsdp2"),
-    ),
-    Requirement(
-        f"{_ROLLOUT}.name",
-        None,
-        _is("vllm"),
-        f"set {_ROLLOUT}.name=vllm; rollouts on the CPU come from vLLM's CPU build",
-    ),
-    Requirement(
-        f"{_ROLLOUT}.free_cache_engine",
-        True,
-        _is(False),
-        f"set {_ROLLOUT}.free_cache_engine=False; vLLM cannot sleep on a CPU",
-    ),
-    Requirement(
-        f"{_ROLLOUT}.enable_sleep_mode",
-        True,
-        _is(False),
-        f"set +{_ROLLOUT}.enable_sleep_mode=False; vLLM cannot sleep on a CPU",
-    ),
+_EVERYWHERE = (
+    Requirement("trainer.device", "cuda", ("cpu",), "verl does not adjust it to this platform by itself"),
+    Requirement(f"{_ACTOR}.strategy", None, ("fsdp2", "fsdp", "megatron"), "no other engine is registered for the CPU"),
+    Requirement(f"{_ROLLOUT}.name", None, ("vllm",), "rollouts on the CPU come from vLLM's CPU build"),
+    Requirement(f"{_ROLLOUT}.free_cache_engine", True, (False,), "vLLM cannot sleep on a CPU"),
+    Requirement(f"{_ROLLOUT}.enable_sleep_mode", True, (False,), "vLLM cannot sleep on a CPU"),
     Requirement(
         f"{_ROLLOUT}.full_determinism",
         False,
-        _is(False),
-        f"set {_ROLLOUT}.full_determinism=False; it puts a seed in each request, which crashes vLLM's CPU engine "
-        '("CPU Generator does not use offset")',
+        (False,),
+        'it puts a seed in each request, which crashes vLLM\'s CPU engine ("CPU Generator does not use offset")',
     ),
 )
-
-_NEEDS_TE = "needs TransformerEngine, which needs an accelerator"
-MEGATRON_REQUIREMENTS = tuple(
-    Requirement(key, default, works, remedy, strategies=("megatron",))
-    for key, default, works, remedy in (
-        (
-            f"{_MEGATRON}.vanilla_mbridge",
-            False,
-            _is(True),
-            f"set {_MEGATRON}.vanilla_mbridge=True; Megatron-Bridge {_NEEDS_TE}",
-        ),
-        (
-            f"{_MODEL}.use_remove_padding",
-            True,
-            _is(False),
-            f"set {_MODEL}.use_remove_padding=False; attention over packed sequences {_NEEDS_TE}",
-        ),
-        (
-            f"{_MEGATRON}.context_parallel_size",
-            1,
-            _is(1),
-            f"set {_MEGATRON}.context_parallel_size=1; context parallelism {_NEEDS_TE}",
-        ),
-        (
-            f"{_MEGATRON}.dynamic_context_parallel",
-            False,
-            _is(False),
-            f"set {_MEGATRON}.dynamic_context_parallel=False; context parallelism {_NEEDS_TE}",
-        ),
-        (
-            f"{_MEGATRON}.use_megatron_fsdp",
-            False,
-            _is(False),
-            f"set {_MEGATRON}.use_megatron_fsdp=False; it comes with Megatron-Bridge, which {_NEEDS_TE}",
-        ),
-        (
-            f"{_MEGATRON}.dtype",
-            "bfloat16",
-            _is("bfloat16", "float32"),
-            f"set {_MEGATRON}.dtype=float32 (or bfloat16); float16 has not been tried",
-        ),
-        *(
-            (
-                f"{_TRANSFORMER}.{name}",
-                False,
-                _is(False),
-                f"set {_TRANSFORMER}.{name}=False; its kernel needs an accelerator",
-            )
-            for name in (
-                "apply_rope_fusion",
-                "gradient_accumulation_fusion",
-                "masked_softmax_fusion",
-                "persist_layer_norm",
-            )
-        ),
-        (
-            f"{_TRANSFORMER}.fp8",
-            None,
-            _is(None),
-            f"set {_TRANSFORMER}.fp8=null; FP8 {_NEEDS_TE}",
-        ),
-        (
-            f"{_MODEL}.lora.rank",
-            0,
-            _is(0),
-            f"set {_MODEL}.lora.rank=0; LoRA in Megatron comes with Megatron-Bridge, which {_NEEDS_TE}",
-        ),
-    )
+_FSDP = (
+    Requirement(
+        f"{_MODEL}.override_config.attn_implementation",
+        "flash_attention_2",
+        ("sdpa", "eager"),
+        "flash attention needs an accelerator",
+    ),
 )
+_KERNELS = ("apply_rope_fusion", "gradient_accumulation_fusion", "masked_softmax_fusion", "persist_layer_norm")
+_OF_MEGATRON = (
+    Requirement(f"{_MEGATRON}.vanilla_mbridge", False, (True,), f"Megatron-Bridge {_NEEDS_TE}"),
+    Requirement(f"{_MODEL}.use_remove_padding", True, (False,), f"attention over packed sequences {_NEEDS_TE}"),
+    Requirement(f"{_MEGATRON}.context_parallel_size", 1, (1,), f"context parallelism {_NEEDS_TE}"),
+    Requirement(f"{_MEGATRON}.dynamic_context_parallel", False, (False,), f"context parallelism {_NEEDS_TE}"),
+    Requirement(f"{_MEGATRON}.use_megatron_fsdp", False, (False,), f"it comes with Megatron-Bridge, which {_NEEDS_TE}"),
+    Requirement(f"{_MEGATRON}.dtype", "bfloat16", ("float32", "bfloat16"), "float16 has not been tried"),
+    *(Requirement(f"{_TRANSFORMER}.{name}", False, (False,), "its kernel needs an accelerator") for name in _KERNELS),
+    Requirement(f"{_TRANSFORMER}.fp8", None, (None,), f"FP8 {_NEEDS_TE}"),
+    Requirement(f"{_MODEL}.lora.rank", 0, (0,), f"LoRA in Megatron comes with Megatron-Bridge, which {_NEEDS_TE}"),
+)
+REQUIREMENTS = {"fsdp": _EVERYWHERE + _FSDP, "fsdp2": _EVERYWHERE + _FSDP, "megatron": _EVERYWHERE + _OF_MEGATRON}
 
 
 def check_config(config: DictConfig) -> None:
     """Raise a ValueError that names each setting that cannot work on the CPU, its value and the remedy."""
     complaints = []
-    strategy = OmegaConf.select(config, f"{_ACTOR}.strategy")
-    for required in (*REQUIREMENTS, *MEGATRON_REQUIREMENTS):
-        if required.strategies and strategy not in required.strategies:
-            continue
+    for required in REQUIREMENTS.get(OmegaConf.select(config, f"{_ACTOR}.strategy"), _EVERYWHERE):
         value = OmegaConf.select(config, required.key, default=required.default)
-        if not required.works(value):
+        if value not in required.works:
             complaints.append(f"{required.key} is {value!r}: {required.remedy}.")
-    complaints += _check_sequence_parallel(config) + _check_lora(config)
-    complaints += _check_separate_async(config) + _check_logical_gpus(config)
+    complaints += _check_sequence_parallel(config) + _check_separate_async(config) + _check_logical_gpus(config)
     if complaints:
         raise ValueError("VERL_PLATFORM=cpu cannot run this configuration.\n  " + "\n  ".join(complaints))
 
@@ -170,17 +89,7 @@ def _check_sequence_parallel(config: DictConfig) -> list[str]:
     attention = f"{_MODEL}.override_config.attn_implementation"
     if size == 1 or OmegaConf.select(config, attention) != "eager":
         return []
-    return [f"{key} is {size}: set {key}=1, or +{attention}=sdpa; with eager, a rank sees only its own part."]
-
-
-def _check_lora(config: DictConfig) -> list[str]:
-    """peft 0.21 finds no adapter inside FSDP1's wrappers, so verl would sync none. The rollout would never change."""
-    key = f"{_MODEL}.lora_rank"
-    rank = OmegaConf.select(config, key, default=0)
-    merged = OmegaConf.select(config, f"{_MODEL}.lora.merge", default=False)
-    if rank == 0 or merged or OmegaConf.select(config, f"{_ACTOR}.strategy") != "fsdp":
-        return []
-    return [f"{key} is {rank}: set {_ACTOR}.strategy=fsdp2, or {_MODEL}.lora.merge=True; FSDP1 syncs no adapter."]
+    return [f"{key} is {size}: set ++{key}=1, or ++{attention}=sdpa; with eager, a rank sees only its own part."]
 
 
 def _is_separate_async(config: DictConfig) -> bool:
@@ -198,7 +107,7 @@ def _check_separate_async(config: DictConfig) -> list[str]:
     ):
         value = OmegaConf.select(config, key)
         if value != needed:
-            complaints.append(f"{key} is {value!r}: set {key}={needed}; {reason}.")
+            complaints.append(f"{key} is {value!r}: set ++{key}={needed}; {reason}.")
     return complaints
 
 
@@ -217,6 +126,6 @@ def _check_logical_gpus(config: DictConfig) -> list[str]:
         return []
     said = ", ".join(f"{taker} is {count}" for taker, count in counts.items())
     return [
-        f"{key} is {given}, {said}: set +{key}={needed}, or lower {' and '.join(takers)}; each training process, and "
+        f"{key} is {given}, {said}: set ++{key}={needed}, or lower {' and '.join(takers)}; each training process, and "
         "each process of a standalone rollout, takes one logical GPU."
     ]

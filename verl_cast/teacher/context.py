@@ -5,20 +5,28 @@
 * a Jinja template file, rendered to text. It sees
       messages              the chat messages of the prompt: [{"role": ..., "content": ...}, ...]
       problem               the last user message, without DAPO's boilerplate
-      student_prompt        the student's prompt as text, special tokens included
-      apply_chat_template   a function: list of messages -> text in the model's chat format, ready for the answer
-  It sees nothing else: no reference answer, no solution. One newline at the end of the file is dropped.
+      student_prompt        the student's prompt as text, special tokens included but for a BOS at its start
+      apply_chat_template   a function: list of messages -> text in the model's chat format, ready for the answer,
+                            without a BOS at its start
+  It sees nothing else: no reference answer, no solution. One newline at the end of the file is dropped. The template
+  runs in Jinja's sandbox: people share such files.
+
+Where the model's prompts begin with BOS, the teacher's has it once, at its start. An EOS that the tokenizer appends to
+texts is left out: the response follows.
 
 Left out: images (only `same` has them), and prompts that an agent loop rewrites between its outputs.
 """
 
+import hashlib
 import traceback
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import jinja2.meta
+import jinja2.sandbox
 from omegaconf import DictConfig, OmegaConf
 
 from verl_cast.config import CastConfigError
@@ -116,7 +124,29 @@ def _line_of(error: Exception) -> int | str:
 
 
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals = {name: environment.globals[name] for name in ("range", "dict", "namespace")}
+    return environment
+
+
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text that the response follows: with what the tokenizer puts before texts (BOS), without what it
+    appends (EOS)."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    letter = tokenizer("a", add_special_tokens=False)["input_ids"]
+    with_specials = tokenizer("a")["input_ids"]
+    before = with_specials[: next(i for i in range(len(with_specials)) if with_specials[i:][: len(letter)] == letter)]
+    return ids if before and ids[: len(before)] == before else before + ids
+
+
+def _split_bos(tokenizer: Any, prompt: str) -> tuple[str, str]:
+    """The BOS that opens a prompt, or "", and the rest. A BOS that comes again is a mark of the chat format."""
+    bos = tokenizer.bos_token
+    return (
+        (bos, prompt.removeprefix(bos)) if bos and prompt.startswith(bos) and prompt.count(bos) == 1 else ("", prompt)
+    )
 
 
 class TeacherContext:
@@ -127,6 +157,9 @@ class TeacherContext:
         template: the template's source, from `load_template`; None without a template.
         tokenizer: the policy's tokenizer.
         chat_template_kwargs: what verl passes to the chat template (`data.apply_chat_template_kwargs`).
+
+    Attributes:
+        identity: equal for contexts that give equal prompts.
     """
 
     reads_field: str | None = None  # of a row, beside its prompt and messages: nothing
@@ -139,6 +172,9 @@ class TeacherContext:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ):
         self.name = context
+        self.identity = (
+            context if template is None else f"template {hashlib.sha256(template.encode()).hexdigest()[:12]}"
+        )
         self.is_same = context == "same"
         self._tokenizer = tokenizer
         self._chat_template_kwargs = dict(chat_template_kwargs or {})
@@ -154,10 +190,26 @@ class TeacherContext:
         if self.is_same:
             return list(student_prompt_ids)
         text, has_special_tokens = self.render(messages, student_prompt_ids)
-        ids = self._tokenizer(text, add_special_tokens=not has_special_tokens)["input_ids"]
+        if has_special_tokens:
+            ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        else:
+            ids = text_ids(self._tokenizer, text)
         if not ids:
             raise ValueError(f"CAST: {_KEY}={self.name} gave an empty prompt; the teacher needs at least one token.")
+        self._warn_of_one_bos(ids, student_prompt_ids)
         return ids
+
+    def _warn_of_one_bos(self, ids: Sequence[int], student_prompt_ids: Sequence[int]) -> None:
+        bos = self._tokenizer.bos_token_id
+        begin = [prompt[:1] == [bos] and prompt.count(bos) == 1 for prompt in (ids, list(student_prompt_ids))]
+        if bos is not None and begin[0] != begin[1]:
+            which, other = ("teacher", "student") if begin[0] else ("student", "teacher")
+            warnings.warn(  # once: Python shows a warning once per place
+                f"CAST: the {which}'s prompt begins with {self._tokenizer.bos_token}, the {other}'s does not; gaps may "
+                "come from that. The usual cause is a chat template without BOS (actor_rollout_ref.model."
+                "custom_chat_template): begin it with {{ bos_token }}.",
+                stacklevel=2,
+            )
 
     def render(self, messages: Sequence[Mapping[str, Any]], student_prompt_ids: Sequence[int]) -> tuple[str, bool]:
         """The text of the teacher's prompt, and whether it already carries the tokenizer's special tokens.
@@ -168,16 +220,19 @@ class TeacherContext:
         messages = [dict(message) for message in messages]
         if self._template is None:
             return f"{problem_text(messages)}\n\n{INSTRUCTION}\n\n{RESPONSE_HEADER}\n", False
-        used_chat_template = False
+        chat_bos: str | None = None  # the BOS of the chat format, where the template used that
 
         def apply_chat_template(chat: list[dict]) -> str:
-            nonlocal used_chat_template
-            used_chat_template = True
-            return self._tokenizer.apply_chat_template(
+            nonlocal chat_bos
+            rendered = self._tokenizer.apply_chat_template(
                 chat, tokenize=False, add_generation_prompt=True, **self._chat_template_kwargs
             )
+            chat_bos, rest = _split_bos(self._tokenizer, rendered)
+            return rest
 
-        student_prompt = self._tokenizer.decode(list(student_prompt_ids), skip_special_tokens=False)
+        student_bos, student_prompt = _split_bos(
+            self._tokenizer, self._tokenizer.decode(list(student_prompt_ids), skip_special_tokens=False)
+        )
         problem = problem_text(messages)
         try:
             text = self._template.render(
@@ -192,5 +247,9 @@ class TeacherContext:
                 f"CAST: {_KEY}={self.name}: line {_line_of(error)} of the template fails on a prompt of "
                 f"{len(messages)} message(s): {reason}; mend the line, or guard it with an if."
             ) from error
+        if chat_bos is not None:
+            return chat_bos + text, True
         # A template that starts with the student's prompt has its special tokens as text, like one in chat format.
-        return text, used_chat_template or text.startswith(student_prompt)
+        if student_prompt and text.startswith(student_prompt):
+            return student_bos + text, True
+        return text, False

@@ -14,9 +14,8 @@ from verl.utils.device import get_device_id, get_torch_device
 from verl.workers.utils.padding import response_from_nested
 
 from verl_cast import wire
-from verl_cast.config import TeacherConfig
 from verl_cast.teacher.context import TeacherContext
-from verl_cast.teacher.limits import length_limits, rope_settings
+from verl_cast.teacher.limits import max_positions
 from verl_cast.teacher.weights import SelfTeacher
 
 
@@ -27,27 +26,23 @@ class TeacherPass:
         actor: verl's TrainingWorker of the policy.
         teacher: the weights.
         context: what stands before the responses; CAST's, or a privileged one of a baseline.
-        routing_replay: the engine replays a MoE's routes, which are the student's.
+        routing_replay: the engine replays a MoE's routes.
 
     Attributes:
         seconds: of the latest pass.
         peak_raised_by: bytes by which it raised the peak of the accelerator's memory.
-
-    Raises:
-        ValueError: the model's positions are multi-dimensional and the context is not the student's own.
     """
 
     def __init__(self, actor: Any, teacher: SelfTeacher, context: TeacherContext, routing_replay: bool):
         self._actor = actor
         self._teacher = teacher
         self.context = context
+        teacher.context = context.identity
         self._routing_replay = routing_replay
+        # The rollout's routes belong to the student's own tokens.
+        self._replays_routes = routing_replay and context.is_same and replays_the_rollout(actor.engine_config)
         self.seconds = 0.0
         self.peak_raised_by = 0
-        model = actor.model_config
-        has_mrope = any("mrope_section" in rope for rope in rope_settings(model.hf_config.get_text_config()))
-        if not context.is_same and model.processor is not None and has_mrope:
-            raise ValueError(_not_scored(teacher.config, "the model has multi-dimensional positions (vision-language)"))
 
     def log_probs(self, data: TensorDict) -> torch.Tensor | None:
         """log π_φ of the response tokens: nested (B, response length), float32, on the host.
@@ -123,23 +118,28 @@ class TeacherPass:
             disable_auto_offload=True,
         )
         if self._routing_replay:
-            tu.assign_non_tensor(data, enable_routing_replay=False)
+            tu.assign_non_tensor(data, enable_routing_replay=self._replays_routes)
         with self._actor.engine.eval_mode(), self._teacher.swapped_in():
             output = self._actor.infer_batch(data)
         return response_log_probs(output, data)
 
     def _in_teacher_context(self, data: TensorDict) -> TensorDict:
-        """The same responses after the teacher's prompts, with lengths and positions of their own."""
-        if data["position_ids"].dim() == 3:
-            reason = "the rows have multi-dimensional positions (images)"
-            raise ValueError(_not_scored(self._teacher.config, reason))
+        """The same responses after the teacher's prompts, with lengths, positions and token budget of their own.
+
+        Raises:
+            ValueError: rows hold images or videos, or are longer than the model's positions.
+        """
+        if any(map(_has_images, tu.get(data, "multi_modal_inputs", default=[]))):
+            raise ValueError(
+                f"CAST: rows hold images or videos; {self._teacher.config.who_can_score} can score their responses."
+            )
         prompts = data["prompts"].unbind()
         responses = data["responses"].unbind()
         # Beside the messages a privileged teacher reads what the trainer laid out, the others the student's prompt.
         field = self.context.reads_field
         beside = [tuple(prompt.tolist()) for prompt in prompts] if field is None else list(tu.get(data, field))
         ids_of_prompt: dict[tuple, torch.Tensor] = {}  # the rows of a group share one prompt
-        teacher_prompts, input_ids, position_ids = [], [], []
+        teacher_prompts, input_ids = [], []
         rows = zip(prompts, responses, list(tu.get(data, "raw_prompt")), beside, strict=True)
         for prompt, response, messages, shown in rows:
             key = (tuple(prompt.tolist()), shown)
@@ -147,30 +147,70 @@ class TeacherPass:
                 ids_of_prompt[key] = prompt.new_tensor(self.context.prompt_ids(messages, shown))
             teacher_prompts.append(ids_of_prompt[key])
             input_ids.append(torch.cat([ids_of_prompt[key], response]))
-            position_ids.append(torch.arange(len(input_ids[-1]), dtype=prompt.dtype))
-        self._check_length(max(map(len, input_ids)))
+        lengths = [len(ids) for ids in input_ids]
+        self._check_length(max(lengths))
 
         def nested(rows: list[torch.Tensor]) -> torch.Tensor:
             return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
 
         fields = {"prompts": nested(teacher_prompts), "input_ids": nested(input_ids)}
-        fields["position_ids"] = nested(position_ids)
+        fields["position_ids"] = _text_positions(lengths, data["position_ids"])
         for key in ("responses", "response_mask", "loss_mask"):
             fields[key] = data[key]
-        return TensorDict(fields, batch_size=data.batch_size)
+        result = TensorDict(fields, batch_size=data.batch_size)
+        if self._actor.engine_config.use_dynamic_bsz:
+            tu.assign_non_tensor(result, max_token_len_per_gpu=self._token_budget(max(lengths)))
+        return result
 
     def _check_length(self, length: int) -> None:
-        engine, text_config = self._actor.engine_config, self._actor.model_config.hf_config.get_text_config()
+        limit = max_positions(self._actor.model_config.hf_config.get_text_config())
+        if limit is not None and length > limit:
+            raise ValueError(
+                f"CAST: teacher context plus response is {length} tokens, max_position_embeddings allows {limit}. Use "
+                "a shorter context or a smaller data.max_response_length."
+            )
+
+    def _token_budget(self, longest: int) -> int:
+        """Tokens of a micro-batch on a device: the run's setting, or what the longest row of all ranks needs.
+
+        The setting may be made for the student's prompts. The pass is forward only, so there is room.
+        """
+        engine_config, group = self._actor.engine_config, self._actor.engine.get_data_parallel_group()
         # A sequence is cut into parts: by Ulysses (FSDP) or context parallelism (Megatron).
-        parts = getattr(engine, "ulysses_sequence_parallel_size", 1) * getattr(engine, "context_parallel_size", 1)
-        budget = engine.infer_max_token_len_per_gpu if engine.use_dynamic_bsz else None
-        limits = length_limits(text_config, budget, parts)
-        for key, limit in limits.items():
-            if length > limit:
-                raise ValueError(
-                    f"CAST: teacher context plus response is {length} tokens, {key} allows {limit}. Use a shorter "
-                    "context or data.max_response_length, or raise the limit where it is a setting."
-                )
+        parts = getattr(engine_config, "ulysses_sequence_parallel_size", 1)
+        parts *= getattr(engine_config, "context_parallel_size", 1)
+        needed = torch.tensor([-(-longest // parts)], device=get_device_id())
+        if group is not None:
+            torch.distributed.all_reduce(needed, op=torch.distributed.ReduceOp.MAX, group=group)
+        return max(engine_config.infer_max_token_len_per_gpu, int(needed))
+
+
+def replays_the_rollout(engine_config: Any) -> bool:
+    """Whether verl's pass for old log-probs takes a MoE's routes from the rollout (R3). Under R2 it routes anew, and
+    records its routes for the update.
+
+    Args:
+        engine_config: of an engine with routing replay.
+    """
+    return engine_config.router_replay.mode == "R3"
+
+
+def _has_images(multi_modal_inputs: Any) -> bool:
+    """Whether verl's `multi_modal_inputs` of a row hold anything. Those of a text row are None, empty or all None."""
+    return any(value is not None for value in (multi_modal_inputs or {}).values())
+
+
+def _text_positions(lengths: list[int], like: torch.Tensor) -> torch.Tensor:
+    """Positions of text rows, nested: 0, 1, 2, ... in every dimension that the positions of `like` have.
+
+    Models with multi-dimensional rope (Qwen3.5, Qwen3-VL) have several: (B, 3 or 4, length). Those of text are equal.
+    """
+    dtype = like.dtype
+    if like.dim() == 2:
+        return torch.nested.as_nested_tensor([torch.arange(n, dtype=dtype) for n in lengths], layout=torch.jagged)
+    num_dimensions = like.values().shape[0]
+    rows = [torch.arange(n, dtype=dtype).expand(num_dimensions, n) for n in lengths]
+    return tu.nested_tensor_from_tensor_list(rows, ragged_idx=2)
 
 
 def response_log_probs(output: TensorDict | None, data: TensorDict) -> torch.Tensor | None:
@@ -178,8 +218,3 @@ def response_log_probs(output: TensorDict | None, data: TensorDict) -> torch.Ten
     if output is None:
         return None
     return response_from_nested(output["log_probs"], data["response_mask"]).cpu().float()
-
-
-def _not_scored(teacher: TeacherConfig, reason: str) -> str:
-    """The message about responses that a teacher with a context of its own cannot score."""
-    return f"CAST: {reason}; {teacher.who_can_score} can score such responses."

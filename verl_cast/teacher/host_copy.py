@@ -3,7 +3,7 @@
 The copies of all tensors of one type lie in one buffer. Beside them is some slack, as long as the largest piece:
 
     at home      [ slack  ][ copy 0 ][ copy 1 ] ... [ copy n ]
-    exchanged    [ live 0 ][ live 1 ] ... [ live n ][  slack ]
+    swapped in   [ live 0 ][ live 1 ] ... [ live n ][  slack ]
 
 Going in, from the left: a live piece is written into the slack, then the copy's piece behind it into the live tensor.
 The place that this leaves is the next slack. Going out, from the right: the same way back. Every byte is copied once in
@@ -11,7 +11,7 @@ each direction, and nothing is allocated. Of two places that overlap, the one th
 On a CPU the slack was read just before and is still in the cache. With an accelerator all copies are queued on one
 stream, and `wait` follows them; the buffers can be page-locked.
 
-Left out: going in and out on two streams at a time. It would at best halve the seconds of an exchange.
+Left out: going in and out on two streams at a time. It would at best halve the seconds of a swap.
 """
 
 import contextlib
@@ -36,8 +36,8 @@ class Piece(NamedTuple):
         name: of the tensor.
         first: the piece's first element within the tensor.
         live: the piece of the live tensor.
-        home: the place of the copy's piece, while the copy is not exchanged.
-        away: the place of the live piece, while the copy is exchanged.
+        home: the place of the copy's piece, while the copy is at home.
+        away: the place of the live piece, while the copy is swapped in.
     """
 
     name: str
@@ -62,7 +62,7 @@ class HostCopy:
     Attributes:
         nbytes: of the copy, the slack not included.
         is_pinned: the memory is page-locked.
-        tensors: the copy, while it is not exchanged; views of the buffers.
+        tensors: the copy, while it is at home; views of the buffers.
     """
 
     def __init__(self, tensors: dict[str, torch.Tensor], pins_memory: bool = True):
@@ -80,12 +80,12 @@ class HostCopy:
         self._places: dict[str, list[tuple[int, torch.Tensor, torch.Tensor]]] = {}  # first, home, away of the pieces
         ends = dict.fromkeys(lengths, 0)
         for name, tensor in tensors.items():
-            slack, buffer, away = slacks[tensor.dtype], self._buffers[tensor.dtype], ends[tensor.dtype]
-            self.tensors[name] = _part(buffer, slack + away, tensor)
+            slack, buffer, offset = slacks[tensor.dtype], self._buffers[tensor.dtype], ends[tensor.dtype]
+            self.tensors[name] = _part(buffer, slack + offset, tensor)
             self._places[name], first = [], 0
             for part in _parts(tensor):
-                places = (_part(buffer, start + first, part) for start in (slack + away, away))
-                self._places[name].append((first, *places))
+                home, away = (_part(buffer, start + first, part) for start in (slack + offset, offset))
+                self._places[name].append((first, home, away))
                 first += part.numel()
             ends[tensor.dtype] += tensor.numel()
 
@@ -96,11 +96,11 @@ class HostCopy:
             tensors: the live ones; names, shapes and types as at the start.
         """
         for name, places in self._places.items():
-            for live, place in zip(_parts(tensors[name]), places, strict=True):
-                yield Piece(name, place[0], live, *place[1:])
+            for live, (first, home, away) in zip(_parts(tensors[name]), places, strict=True):
+                yield Piece(name, first, live, home, away)
 
     def in_slack(self, piece: Piece) -> torch.Tensor:
-        """A place for the live piece that is free while the copy is not exchanged."""
+        """A place for the live piece that is free while the copy is at home."""
         return _part(self._buffers[piece.live.dtype], 0, piece.live)
 
     def wait(self) -> None:

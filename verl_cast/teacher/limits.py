@@ -1,28 +1,40 @@
-"""How long a teacher's context plus a response may be."""
+"""How long a teacher's prompt plus a response may be, and how long the prompts of a data set are."""
 
+import heapq
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from verl_cast.teacher.context import TeacherContext
 
-def rope_settings(text_config: Any) -> list[dict[str, Any]]:
-    """The rotary settings of a Hugging Face text config, under the names of old and new transformers."""
+Messages = Sequence[Mapping[str, Any]]
+
+
+def max_positions(text_config: Any) -> int | None:
+    """Tokens that a Hugging Face text config allows; None where it names no limit."""
+    limit = getattr(text_config, "max_position_embeddings", None)
+    # The rotary settings, under the names of old and new transformers. YaRN and its like stretch the positions.
     settings = (getattr(text_config, name, None) for name in ("rope_parameters", "rope_scaling"))
-    return [rope for rope in settings if isinstance(rope, dict)]
+    factors = [rope.get("factor") or 1.0 for rope in settings if isinstance(rope, dict)]
+    return None if limit is None else int(limit * max([1.0, *factors]))
 
 
-def length_limits(text_config: Any, token_budget: int | None, parts: int) -> dict[str, int]:
-    """What bounds the teacher's context plus a response, in tokens: name of the limit -> its value.
+def longest_prompt(
+    context: TeacherContext,
+    prompts: Iterable[Messages],
+    student_prompt_ids: Callable[[Messages], Sequence[int]],
+    num_measured: int = 64,
+) -> int:
+    """Tokens of the teacher's longest prompt. Only the prompts with the most characters are tokenized.
 
     Args:
-        text_config: of the model.
-        token_budget: of a micro-batch with dynamic batch size; None without.
-        parts: into which Ulysses or context parallelism cuts a sequence.
+        context: the teacher's.
+        prompts: the chat messages of every row, text only.
+        student_prompt_ids: messages -> the student's prompt tokens.
+        num_measured: how many of the longest are tokenized.
     """
-    limits = {}
-    if getattr(text_config, "max_position_embeddings", None) is not None:
-        # YaRN and its like stretch the positions that the model was made for.
-        stretch = max([1.0, *(rope.get("factor") or 1.0 for rope in rope_settings(text_config))])
-        limits["max_position_embeddings"] = int(text_config.max_position_embeddings * stretch)
-    if token_budget is not None:
-        key = "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu"
-        limits[f"{key} (x {parts} parts of a sequence)" if parts > 1 else key] = token_budget * parts
-    return limits
+    longest = heapq.nlargest(num_measured, prompts, key=_num_characters)
+    return max((len(context.prompt_ids(messages, student_prompt_ids(messages))) for messages in longest), default=0)
+
+
+def _num_characters(messages: Messages) -> int:
+    return sum(len(message["content"]) for message in messages)

@@ -2,20 +2,23 @@
 
 The file is `cast_self_teacher_world_size_{n}_rank_{r}.pt`, r being the lowest rank that holds the shard. Its
 data-parallel replicas write none, unless they cannot see that file (disks of their own). Older checkpoints have a file
-of every rank; they are read alike.
+of every rank; they are read alike. Where a resumed run takes a new snapshot at once, one small marker stands in their
+place, which any number of ranks can read.
 """
 
 import glob
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from verl_cast.files import whole_file
-from verl_cast.teacher.weights import SelfTeacher
+from verl_cast.teacher.weights import STATE_VERSION, SelfTeacher
 
 logger = logging.getLogger(__name__)
+MARKER = "cast_self_teacher_renewed.pt"
 
 
 def path_of(directory: str | Path, rank: int | str | None = None, world_size: int | str | None = None) -> Path:
@@ -25,30 +28,35 @@ def path_of(directory: str | Path, rank: int | str | None = None, world_size: in
     return Path(directory) / f"cast_self_teacher_world_size_{world_size}_rank_{rank}.pt"
 
 
-def save(teacher: SelfTeacher, directory: str, first_with_shard: int) -> None:
+def save(teacher: SelfTeacher, directory: str, first_with_shard: int, completed_steps: int) -> None:
     """Write the shard, on one of the ranks that hold it. All ranks have to call this; all files are there afterwards.
 
     A file that is not whole never bears its name.
 
     Args:
         first_with_shard: the lowest rank that holds the same shard.
+        completed_steps: training steps that the checkpoint has behind it.
 
     Raises:
         RuntimeError: another rank could not write its file. On that rank the error is its own.
     """
     os.makedirs(directory, exist_ok=True)
-    own, shared = path_of(directory), path_of(directory, rank=first_with_shard)
-    _write_where(own == shared, teacher, own)
-    _write_where(not shared.exists(), teacher, own)
+    own, shared, marker = path_of(directory), path_of(directory, rank=first_with_shard), Path(directory) / MARKER
+    is_first, stale = own == shared, marker
+    if teacher.needs_marker_only(completed_steps):
+        is_first, own, shared, stale = torch.distributed.get_rank() == 0, marker, marker, own
+    _write_where(is_first, teacher, own, completed_steps)
+    _write_where(not shared.exists(), teacher, own, completed_steps)
+    stale.unlink(missing_ok=True)  # of an earlier run that came to this step
 
 
-def _write_where(writes: bool, teacher: SelfTeacher, path: Path) -> None:
+def _write_where(writes: bool, teacher: SelfTeacher, path: Path, completed_steps: int) -> None:
     """The ranks that write, and then all ranks: one that failed is an error on every rank."""
     problem = None
     try:
         if writes:
             with whole_file(path) as scratch:
-                torch.save(teacher.state_dict(), scratch)
+                torch.save(teacher.state_dict(completed_steps), scratch)
     except Exception as error:
         problem = error
     problems: list[str | None] = [None] * torch.distributed.get_world_size()
@@ -68,7 +76,8 @@ def load(teacher: SelfTeacher, directory: str, first_with_shard: int) -> bool:
         RuntimeError: the file is damaged, or of another model or layout of ranks.
     """
     shared, config = path_of(directory, rank=first_with_shard), teacher.config
-    path = shared if shared.exists() else path_of(directory)
+    candidates = (Path(directory) / MARKER, shared)
+    path = next((path for path in candidates if path.exists()), path_of(directory))
     if not path.exists():
         if not teacher.holds_copy:
             return False
@@ -86,12 +95,28 @@ def load(teacher: SelfTeacher, directory: str, first_with_shard: int) -> bool:
         # Mapped, not read: the host holds no second copy of the teacher meanwhile.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if teacher.holds_copy:
+            _check_kind(teacher, state)
             teacher.load_state_dict(state)
-        teacher.noise_floor = state.get("noise_floor")  # older files have none
-        return teacher.holds_copy
     except Exception as error:
         raise RuntimeError(
             f"CAST: the self-teacher in {path} cannot be restored: {error}. Resume with the model, teacher.weights "
             "and number of ranks that saved it, or move all cast_self_teacher_* files of the checkpoint away and "
             f"set ++{config.KEY}.missing_state=snapshot to start the teacher anew."
         ) from error
+    teacher.noise_floor = state.get("noise_floor")  # older files have neither
+    context = state.get("context", teacher.context)
+    if context != teacher.context and torch.distributed.get_rank() == 0:
+        logger.warning(
+            "CAST: the checkpoint's teacher read another context (%s, now %s): gaps before and after differ for that "
+            "reason too. To go on as before, restore the file that %s.context named.",
+            context,
+            teacher.context,
+            config.KEY,
+        )
+    return teacher.holds_copy
+
+
+def _check_kind(teacher: SelfTeacher, state: dict[str, Any]) -> None:
+    for key, expected in (("version", STATE_VERSION), ("weights", teacher.config.weights)):
+        if state.get(key) != expected:
+            raise ValueError(f"its {key} is {state.get(key)!r}, this run's is {expected!r}")

@@ -18,11 +18,6 @@ COMMANDS = {
         "verl_cast.tools.diagnose.command",
         "measure whether the teacher's context is fit, and how gaps behave (no training)",
     ),
-    "data": (
-        "verl_cast.tools.data.command",
-        "DAPO-Math-17K and the paper's benchmarks as Parquet files in verl's format",
-    ),
-    "evaluate": ("verl_cast.tools.evaluate.command", "Avg@k and Pass@k of a model or checkpoint over benchmarks"),
 }
 
 

@@ -1,7 +1,8 @@
 """Composes verl's config of a run from a command line's overrides, as verl's own command does; starts nothing.
 
-A whole command is as good as its overrides: `python -m verl.trainer.main_ppo ...` with environment variables before it,
-or `bash SCRIPT ...`, where the script prints its command with DRY_RUN=1 (examples/run_*.sh do).
+A whole command is as good as its overrides: what follows `verl.trainer.main_ppo`, whatever launches it (nohup, uv run,
+torchrun, `ray job submit ... --`), or `bash SCRIPT ...`, where the script prints its command with DRY_RUN=1
+(examples/run_*.sh do).
 """
 
 import argparse
@@ -18,16 +19,20 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from verl_cast.checks.run import apply_method_defaults
+from verl_cast.checks.spelling import setting_of
+from verl_cast.config.methods import METHODS
 from verl_cast.tools.cli import UserError
 
 VERL_CONFIG_MODULE = "verl.trainer.config"
 VERL_MAIN = "verl.trainer.main_ppo"
+_MAIN = re.compile(r"verl\.trainer\.main_ppo|(.*/)?verl/trainer/main_ppo\.py")
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 _PYTHON = re.compile(r"(.*/)?python[\d.]*")
 _SHELL = re.compile(r"(.*/)?(bash|sh)")
 # hydra's spellings of the two options, and ours.
 _OPTIONS = {"--config-name": "--config-name", "-cn": "--config-name", "--config-path": "--config-path"}
 _OPTIONS |= {"-cp": "--config-path"}
+_FLAGS = ("--no-ray",)  # of our subcommands, which take no value, so that the word after them may be a launcher
 _SCRIPT_SECONDS = 60
 
 
@@ -51,33 +56,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def without_program(words: Sequence[str]) -> list[str]:
     """The words of `verl-cast doctor WORDS`, where a whole command of verl becomes its options and overrides.
 
-    Its environment variables are set in this process. Words without a program stay as they are.
+    The environment variables that it sets are set in this process. Words without a program stay as they are.
 
     Raises:
         UserError: the program is neither verl's main nor a script that prints such a command.
     """
     words = list(words)
-    start = next((i for i, word in enumerate(words) if _PYTHON.fullmatch(word) or _is_script(words[i:])), None)
-    if start is None:
+    if not any(_MAIN.fullmatch(word) or _is_program(words[i:]) for i, word in enumerate(words)):
         return words
-    while start and (_ASSIGNMENT.match(words[start - 1]) or words[start - 1] == "env"):
-        start -= 1
-    before = words[: start - 1] if start and words[start - 1] == "--" else words[:start]
-    command = _with_environment(_unquoted(words[start:]))
-    if not _PYTHON.fullmatch(command[0]):
-        command = _with_environment(_printed_by(command))
-    return [*before, *_arguments_of_verl(command)]
+    start = next(i for i in range(len(words)) if _begins(words, i))
+    before, command = words[:start], _unquoted(words[start:])
+    if not any(map(_MAIN.fullmatch, command)):
+        program = next(i for i in range(len(command)) if _is_program(command[i:]))
+        _set_environment(command[:program])
+        command = _printed_by(command[program:])
+    main = next(i for i, word in enumerate(command) if _MAIN.fullmatch(word))
+    _set_environment(command[:main])
+    return [*before, *_arguments_of_verl(command[main + 1 :])]
 
 
-def _with_environment(command: list[str]) -> list[str]:
-    """The command without the assignments before it, which are made here: the checks see the run's environment."""
-    program = next((i for i, word in enumerate(command) if word != "env" and not _ASSIGNMENT.match(word)), len(command))
-    os.environ.update(word.split("=", 1) for word in command[:program] if word != "env")
-    return command[program:]
+def _begins(words: list[str], i: int) -> bool:
+    """Whether the command begins at word i, which is no option of ours and no option's value."""
+    if words[i] == "--" or _is_program(words[i:]):
+        return True
+    previous = words[i - 1] if i else ""
+    follows_an_option = previous.startswith("-") and "=" not in previous and previous not in _FLAGS
+    return not words[i].startswith("-") and not follows_an_option
 
 
-def _is_script(words: Sequence[str]) -> bool:
-    return bool(_SHELL.fullmatch(words[0])) or words[0].endswith(".sh")
+def _set_environment(words: list[str]) -> None:
+    """The assignments before a program: the checks see the run's environment."""
+    os.environ.update(word.split("=", 1) for word in words if _ASSIGNMENT.match(word))
+
+
+def _is_program(words: Sequence[str]) -> bool:
+    """Whether a Python, a shell or a script is called here."""
+    return bool(_PYTHON.fullmatch(words[0]) or _SHELL.fullmatch(words[0])) or words[0].endswith(".sh")
 
 
 def _unquoted(words: list[str]) -> list[str]:
@@ -85,13 +99,12 @@ def _unquoted(words: list[str]) -> list[str]:
     return shlex.split(" ".join(words)) if any(word.startswith("'") for word in words) else words
 
 
-def _arguments_of_verl(command: list[str]) -> list[str]:
-    if command[1:3] != ["-m", VERL_MAIN]:
-        raise UserError(f"{shlex.join(command[:3])}: only commands of `python -m {VERL_MAIN}` can be checked.")
-    options, overrides, rest = [], [], iter(command[3:])
+def _arguments_of_verl(words: Sequence[str]) -> list[str]:
+    """hydra takes its options anywhere, argparse before the overrides."""
+    options, overrides, rest = [], [], iter(words)
     for word in rest:
         name, has_value, value = word.partition("=")
-        if name in _OPTIONS:  # hydra takes them anywhere, argparse before the overrides
+        if name in _OPTIONS:
             options.append(f"{_OPTIONS[name]}={value if has_value else next(rest, '')}")
         else:
             overrides.append(word)
@@ -100,6 +113,8 @@ def _arguments_of_verl(command: list[str]) -> list[str]:
 
 def _printed_by(command: list[str]) -> list[str]:
     """The words of the command that a script prints with DRY_RUN=1."""
+    if _PYTHON.fullmatch(command[0]):
+        raise UserError(f"{shlex.join(command[:3])}: only commands of `python -m {VERL_MAIN}` can be checked.")
     words = [word for word in command if not _SHELL.fullmatch(word)]
     if not words or not Path(words[0]).is_file():
         raise UserError(f"{shlex.join(command)}: there is no such script.")
@@ -158,27 +173,41 @@ def compose(overrides: list[str], config_name: str = "ppo_trainer", config_path:
         try:
             config = hydra.compose(config_name, overrides=overrides)
         except HydraException as error:
-            raise UserError(f"hydra cannot compose this command: {_explained(error, config_name)}") from error
+            reason = _explained(error, config_name, overrides)
+            raise UserError(f"hydra cannot compose this command: {reason}") from error
     apply_method_defaults(config, overrides)
     return config
 
 
-def _explained(error: Exception, config_name: str) -> str:
-    """hydra's message on one line; for an unknown key, with the config's nearest key."""
+def _explained(error: Exception, config_name: str, overrides: Sequence[str]) -> str:
+    """hydra's message on one line, with the word that it stopped at and a remedy."""
     import hydra
+    from hydra.errors import OverrideParseException
 
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
     cause = error.__cause__
     if not isinstance(cause, OmegaConfBaseException) or not cause.full_key:
         return " ".join(str(cause or error).split())
-    if cause.full_key == "algorithm.cast":
-        return (
-            "CAST's keys are not in verl's config, so each needs a + before it, as in +algorithm.cast.flip=both; "
-            "or use --config-name=cast_trainer, which has them all"
-        )
+    words = (override.lstrip("+~") for override in overrides)
+    word = next((word for word in words if re.match(rf"{re.escape(cause.full_key)}[.=]", word)), "")
+    key, _, value = word.partition("=")
+    if cause.full_key in [method.key() for method in METHODS.values()]:
+        return f"verl's config has no key {cause.full_key}; write ++{word}, or use --config-name=cast_trainer"
+    if setting_of(key) is not None:
+        return f"verl's config has no key {key}; for CAST's setting write ++algorithm.cast.{setting_of(key)}={value}"
     keys = list(_keys(OmegaConf.to_container(hydra.compose(config_name)), ""))
     near = difflib.get_close_matches(cause.full_key, keys, n=1, cutoff=0.8)
     hint = f"did you mean {near[0]}?" if near else f"to add it as a new key, write +{cause.full_key}=..."
     return f"verl's config has no key {cause.full_key}; {hint}"
+
+
+def _unreadable(word: str) -> str:
+    key, has_value, value = word.partition("=")
+    if not has_value:
+        return f"the word {word} has no =; a setting is one word, key=value, without blanks around the ="
+    quoted = shlex.quote(f'"{value}"')
+    return f"it stops at the word {word}; such a value needs quotes, {key}={quoted}"
 
 
 def _keys(group: dict, prefix: str) -> Iterator[str]:

@@ -1,16 +1,16 @@
-"""The statistics of diagnosis and evaluation, on plain numpy arrays: intervals, AUC, sign agreement.
+"""The statistics of the diagnosis and of the study, on plain numpy arrays: intervals, AUC, sign agreement.
 
 Statistics over few problems have a 95 % interval. Samples of one problem are not independent, so intervals of
 differences and of relations resample problems, not samples. None: these data do not determine it.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 Z95 = 1.959963984540054
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+QUANTILES = (0.05, 0.5, 0.95)
 RESAMPLES = 2000
 
 
@@ -129,8 +129,3 @@ def distribution(values: np.ndarray) -> dict[str, float | int | None]:
         "negative": float((values < 0).mean()),
         "zero": float((values == 0).mean()),
     }
-
-
-def number_groups(names: Sequence[str]) -> np.ndarray:
-    """(N,) the group of every row, as 0, 1, 2, ..."""
-    return np.unique(np.asarray(names), return_inverse=True)[1].reshape(-1)

@@ -17,10 +17,11 @@ from types import ModuleType
 from typing import Any
 
 import ray
+import verl
 
 from verl_cast.config import MethodConfig
 from verl_cast.config.methods import is_cast_run, method_class
-from verl_cast.seams import has_hooks
+from verl_cast.seams import SEAMS, check_seams, check_version, has_hooks
 
 
 def check_before_run(module: ModuleType, problems: list[str]) -> None:
@@ -36,11 +37,17 @@ def check_before_run(module: ModuleType, problems: list[str]) -> None:
     def validate_config(config, *args, **kwargs):
         from verl_cast.checks.advice import warnings_of
         from verl_cast.checks.run import apply_method_defaults, check_run, summary
+        from verl_cast.checks.spelling import settings_of_a_twin
+        from verl_cast.checks.stack import stack_warnings
 
         method = method_class(config)
         if method is not None:
             if problems:
                 raise RuntimeError(f"algorithm.adv_estimator={method.NAME}: {problems[0]}")
+            untested = check_version(verl.__version__)
+            if untested is not None:
+                check_seams(*SEAMS)  # all of them here: a worker would find a changed one after models are loaded
+                print(f"[verl_cast] warning: {untested}")
             for change in apply_method_defaults(config):
                 print(f"[verl_cast] {change}")
         check_run(config)
@@ -51,9 +58,10 @@ def check_before_run(module: ModuleType, problems: list[str]) -> None:
         result = stock(config, *args, **kwargs)
         if method is not None:
             print(summary(config))
-        if is_cast_run(config):
-            for warning in warnings_of(config):
+            for warning in stack_warnings(config) + (warnings_of(config) if is_cast_run(config) else []):
                 print(f"[verl_cast] warning: {warning}")
+        for sentence in settings_of_a_twin(config):
+            print(f"[verl_cast] {sentence}.")
         return result
 
     module.validate_config = validate_config

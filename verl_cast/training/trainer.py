@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import transfer_queue as tq
@@ -19,18 +20,21 @@ from omegaconf import DictConfig
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.utils import tensordict_utils as tu
+from verl.utils.dataset.rl_dataset import RLHFDataset
 
 import verl_cast
 from verl_cast import wire
 from verl_cast.advantage.base import TrajectoryAdvantage
 from verl_cast.advantage.compute import TokenAdvantage, rule_of
 from verl_cast.advantage.metrics import Noise, advantage_metrics, measured_noise, noise_metrics, one_sided_rewards
+from verl_cast.checks.data import check_rows
 from verl_cast.checks.run import check_run, summary
-from verl_cast.config import CastConfig
+from verl_cast.config import CastConfig, CastConfigError
 from verl_cast.config.methods import method_config
 from verl_cast.config.words import command_words
 from verl_cast.seams import SEAMS, check_seams
 from verl_cast.teacher.context import TeacherContext, chat_template_kwargs, load_template
+from verl_cast.teacher.limits import Messages, longest_prompt
 from verl_cast.teacher.node import copies_that_verl_pins
 from verl_cast.training.dump import FIELDS, TrajectoryDump
 from verl_cast.training.estimator import EstimatorCall, estimator_call
@@ -52,6 +56,10 @@ class SelfTeacherTrainerMixin(TrustMixin):
         self._dump = TrajectoryDump(config, self.method)
         super().__init__(config)
         print(summary(config), flush=True)
+
+    def _init_dataloader(self):
+        super()._init_dataloader()
+        check_rows(self.config, self.train_dataset)
 
     def _setup(self):
         super()._setup()
@@ -81,6 +89,13 @@ class SelfTeacherTrainerMixin(TrustMixin):
         )
         _check_one_teacher(ranks)
         print(f"[verl_cast] {host_memory_in_words(self.config, ranks)}")
+        if isinstance(self.method, CastConfig) and isinstance(self.train_dataset, RLHFDataset):
+            try:
+                longest = longest_teacher_prompt(self.train_dataset, self._teacher_context, self.tokenizer, kwargs)
+            except ValueError as error:  # the run may never come to this row
+                print(f"[verl_cast] a row of the training data has no teacher's prompt and would end the run. {error}")
+            else:
+                check_length(self.config, longest, ranks[0]["max_positions"])
         return ranks
 
     def _why_two_passes(self, ranks: list[dict[str, Any]]) -> str | None:
@@ -343,6 +358,36 @@ def noise_in_words(metrics: dict[str, float]) -> str:
     flips = "no token flips" if share is None else f"{share:.0%} of the flips lie within it"
     advice = " (algorithm.cast.gap_deadzone=noise keeps such tokens from flipping)" if share else ""
     return f"the engine's noise floor is {metrics['noise/p99']:.2g} nats; {flips}{advice}"
+
+
+def longest_teacher_prompt(
+    dataset: RLHFDataset, context: TeacherContext, tokenizer: Any, chat_template_kwargs: dict[str, Any]
+) -> int:
+    """Tokens of the longest teacher's prompt among the first 100,000 rows; 0 where the context is the student's."""
+
+    def student_prompt_ids(messages: Messages) -> list[int]:
+        return tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False, **chat_template_kwargs
+        )
+
+    prompts = () if context.is_same else islice(dataset.dataframe[dataset.prompt_key], 100_000)
+    return longest_prompt(context, prompts, student_prompt_ids)
+
+
+def check_length(config: DictConfig, longest_prompt: int, max_positions: int | None) -> None:
+    """
+    Raises:
+        CastConfigError: the longest teacher's prompt with a response of full length would end the run.
+    """
+    response = config.data.max_response_length
+    if max_positions is not None and longest_prompt + response > max_positions:
+        raise CastConfigError(
+            "data.max_response_length",
+            response,
+            f"the longest teacher's prompt has {longest_prompt} tokens, the model {max_positions} positions: a full "
+            f"response would end the run. Set ++data.max_response_length={max_positions - longest_prompt}, or "
+            "use a shorter context.",
+        )
 
 
 def host_memory_in_words(config: DictConfig, ranks: list[dict[str, Any]]) -> str:

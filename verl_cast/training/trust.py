@@ -170,7 +170,10 @@ class Trust:
             ValueError: the state is of another version.
         """
         if state is not None and state["version"] != _STATE_VERSION:
-            raise ValueError(f"its version is {state['version']!r}, this package's is {_STATE_VERSION}")
+            raise ValueError(
+                f"CAST: the checkpoint's state of trust has version {state['version']!r}, this package's is "
+                f"{_STATE_VERSION}. Move the file away to wait for the next snapshot."
+            )
         if state is not None and state["measured_at"] == taken_at:
             self.trusted, self.measured_at = state["trusted"], state["measured_at"]
             self._teacher_share, self._recent = state["teacher_share"], state["recent"]

@@ -26,9 +26,10 @@ from verl_cast.advantage.compute import rule_of
 from verl_cast.config import MethodConfig
 from verl_cast.teacher import node, saved
 from verl_cast.teacher.context import TeacherContext
-from verl_cast.teacher.forward import TeacherPass, response_log_probs
+from verl_cast.teacher.forward import TeacherPass, replays_the_rollout, response_log_probs
+from verl_cast.teacher.limits import max_positions
 from verl_cast.teacher.shards import reshard, set_up, trainable_shards
-from verl_cast.teacher.weights import SelfTeacher
+from verl_cast.teacher.weights import SelfTeacher, build_teacher
 from verl_cast.training.entropy import entropy_function
 from verl_cast.training.one_pass_loss import ROW, OnePassLoss, OnePassLossOnLogits
 from verl_cast.training.passes import training_only_settings
@@ -57,7 +58,8 @@ class SelfTeacherWorkerMixin:
         Returns:
             {"version": of this package on this rank, "host_bytes": of the teacher's copy, "node": the rank's node,
             "is_pinned": the copy is page-locked, "taken_at": completed steps when the copy was taken, "restored":
-            whether it is a saved one, "training_only": settings of this rank's model that act in training mode only}.
+            whether it is a saved one, "training_only": settings of this rank's model that act in training mode only,
+            "max_positions": tokens that the model allows, or None}.
         """
         self._method = config
         engine, model_config = self.actor.engine, self.actor.model_config
@@ -69,7 +71,7 @@ class SelfTeacherWorkerMixin:
             context = TeacherContext(config.teacher.context, template, model_config.tokenizer, chat_template_kwargs)
         has_adapter = model_config.lora_rank > 0 or model_config.lora.get("rank", 0) > 0
         adapter_is_new = model_config.lora_rank > 0 and model_config.lora_adapter_path is None
-        teacher = self.self_teacher = SelfTeacher(config.teacher, engine.module, has_adapter, adapter_is_new)
+        teacher = self.self_teacher = build_teacher(config.teacher, engine.module, has_adapter, adapter_is_new)
         self.teacher_pass = TeacherPass(self.actor, teacher, context, self.enable_routing_replay)
         restored = False
         with engine.eval_mode():
@@ -80,8 +82,8 @@ class SelfTeacherWorkerMixin:
             teacher.pins_memory = node.pins(setting, strategy, self._place.node_bytes, node.node_memory())
             if self._resumed_from is not None:
                 restored = saved.load(teacher, self._resumed_from, self._place.first_with_shard)
-            if teacher.follow_due(completed_steps):
-                teacher.follow(completed_steps)
+            if teacher.refresh_due(completed_steps):
+                teacher.refresh(completed_steps)
         return {
             "version": verl_cast.__version__,
             "host_bytes": teacher.host_bytes,
@@ -90,6 +92,7 @@ class SelfTeacherWorkerMixin:
             "taken_at": teacher.taken_at,
             "restored": restored,
             "training_only": training_only_settings(engine, model_config.hf_config),
+            "max_positions": max_positions(model_config.hf_config.get_text_config()),
         }
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
@@ -101,9 +104,9 @@ class SelfTeacherWorkerMixin:
             "noise_floor": the latest that was measured, nats, or None}.
         """
         teacher = self.self_teacher
-        if teacher.follow_due(completed_steps):
+        if teacher.refresh_due(completed_steps):
             with self.actor.engine.eval_mode():
-                teacher.follow(completed_steps)
+                teacher.refresh(completed_steps)
         return {
             "is_policy": teacher.is_policy(completed_steps),
             "age": teacher.age(completed_steps),
@@ -182,7 +185,8 @@ class SelfTeacherWorkerMixin:
             micro_batch_size_per_gpu=1,
         )
         if self.enable_routing_replay:
-            tu.assign_non_tensor(data, enable_routing_replay=False)
+            replays = replays_the_rollout(self.actor.engine_config)
+            tu.assign_non_tensor(data, enable_routing_replay=replays)
         return _as_field(wire.LOG_PROBS_AGAIN, response_log_probs(self.actor.infer_batch(data), data), data)
 
     # -------------------------------------------------------------------------------------------------------- one pass
@@ -270,7 +274,7 @@ class SelfTeacherWorkerMixin:
         before that.
         """
         if self.self_teacher is not None:
-            saved.save(self.self_teacher, local_path, self._place.first_with_shard)
+            saved.save(self.self_teacher, local_path, self._place.first_with_shard, global_step)
         super().save_checkpoint(local_path, hdfs_path, global_step, max_ckpt_to_keep)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)

@@ -1,19 +1,22 @@
-r"""The reward of the evaluated run for verl: 1.0 where the response's final answer equals the reference, else 0.0.
+r"""A binary reward for verl: 1.0 where the response's final answer equals the reference, else 0.0.
 
     reward.custom_reward_function.path=pkg://verl_cast.verifier
     +reward.custom_reward_function.reward_kwargs.tokenizer=/path/to/model      (options of `compute_score`, if any)
 
-`answers` finds the answer, `equivalence` judges it. No response can make the call raise or hang.
-Two differences from the evaluated run's reward:
-* An answer without delimiters is read as LaTeX, as in that run's evaluation. In its training, math-verify got it bare.
-* An answer longer than 1000 characters is wrong and is not parsed.
+It pays nothing that it has not read whole. No response can make the call raise or hang. README.md has the rules and the
+departures from the evaluated run.
+
+    answers.py       finds the answer of a response
+    reading.py       reads it: a value, list, set, tuple, relation, choice or text (words.py, dialect.py: what it knows)
+    equivalence.py   compares two answers that were read, by their structure (structure.py)
+    mathematics.py   compares two values with math-verify, in processes that can be killed (processes.py)
 
 Check `tail_fraction` if responses are short: the last 5 % of 40 tokens are two, too few for "Answer: 42".
-
-Left out: the run's optional format penalties, which it had switched off.
 """
 
+import contextlib
 import itertools
+import json
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -81,11 +84,19 @@ def _equals_any(answer: str, ground_truth: Any, timeout: float) -> bool | None:
     # Arrays are known by `ndim`, so that numpy is not imported; numpy's scalars have ndim 0.
     are_several = isinstance(ground_truth, list | tuple) or getattr(ground_truth, "ndim", 0) > 0
     verdicts: list[bool | None] = []
-    for reference in ground_truth if are_several else [ground_truth]:
+    for reference in ground_truth if are_several else _accepted(ground_truth):
         verdicts.append(equivalence.is_equal(answer, answers.final_answer(_encodable(reference)), timeout))
         if verdicts[-1]:
             return True
     return None if None in verdicts else False
+
+
+def _accepted(ground_truth: Any) -> list[Any]:
+    """One answer, or those of a JSON list of texts, in which some data sets write it."""
+    if isinstance(ground_truth, str) and ground_truth.lstrip().startswith('["'):
+        with contextlib.suppress(ValueError):
+            return json.loads(ground_truth)
+    return [ground_truth]
 
 
 def _encodable(text: Any) -> str:

@@ -4,6 +4,8 @@ Advantages equal an independent reference token by token. With neutral settings 
 tokens and padding rows get zero; NaN or infinite values that count raise an error.
 """
 
+import copy
+
 import numpy as np
 import pytest
 import reference
@@ -19,11 +21,11 @@ from verl_cast.advantage.cast import CastRule, GrpoRule
 from verl_cast.advantage.compute import compute_advantage, token_advantage, trajectory_advantage
 
 GRPO = CastConfig(gap_weight=0.0, flip="none", base_correct=0.0, base_wrong=0.0, advantage_clip=None)
-NUM_RANDOM = 200_000
+NUM_RANDOM = 20_000
 
 
 def random_base_and_gap(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """200,000 pairs of base advantage and gap: exact zeros, and gaps of both signs from tiny to huge."""
+    """20,000 pairs of base advantage and gap: exact zeros, and gaps of both signs from tiny to huge."""
     generator = torch.Generator().manual_seed(seed)
     base = torch.randn(NUM_RANDOM, generator=generator, dtype=torch.float64)
     scale = 10.0 ** (torch.rand(NUM_RANDOM, generator=generator, dtype=torch.float64) * 10 - 8)
@@ -72,17 +74,6 @@ def test_every_token_equals_the_reference(flip, settings_):
         assert result.flipped.any() == (flip != "none")
 
 
-@pytest.mark.parametrize("flip", ["both", "correct", "wrong", "none"])
-def test_flips_of_zero_variance_groups_alone(flip):
-    """In mixed groups every token is what flip=none makes of it, in the others what flip_groups=all makes."""
-    base, gap = random_base_and_gap(seed=3)
-    config = CastConfig(flip=flip, flip_groups="zero_variance")
-    for kind, same in ((MIXED, "none"), (ALL_CORRECT, flip), (ALL_WRONG, flip)):
-        result, expected = tokens(config, base, gap, kind), tokens(CastConfig(flip=same), base, gap, kind)
-        assert torch.equal(result.advantages, expected.advantages) and torch.equal(result.flipped, expected.flipped)
-        assert result.flipped.any() == (same != "none")
-
-
 def test_which_rows_need_the_teacher_follows_from_the_groups_that_flip():
     value, kind = torch.tensor([1.0, -1.0, 1.0, -1.0, 0.0]), torch.tensor([MIXED, MIXED, ALL_CORRECT, ALL_WRONG, MIXED])
     base = TrajectoryAdvantage(value, value > 0, kind, torch.tensor([0, 0, 1, 2, 0]), value)
@@ -121,7 +112,7 @@ def batch(rewards, index, length=5, gap=None, mask=None, dtype=torch.float32):
     return token_rewards, mask, np.array(index, dtype=object), old, teacher
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     groups=st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=2, max_size=17), min_size=1, max_size=6),
     norm=st.booleans(),
@@ -143,7 +134,7 @@ def test_reduces_to_grpo_bit_for_bit(groups, norm, seed):
     assert torch.equal(ours, returns)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     groups=st.lists(st.lists(st.floats(-3, 3, width=32), min_size=2, max_size=20), min_size=1, max_size=5),
     norm=st.booleans(),
@@ -186,25 +177,6 @@ def test_graded_rewards_in_float64_have_verls_last_bits_too():
     assert mixed.sum() > 500 and torch.equal(base.value[mixed], verls[mixed, 0])
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    groups=st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=9), min_size=1, max_size=6),
-    b_correct=st.floats(0, 2),
-    b_wrong=st.floats(0, 2),
-)
-def test_base_advantage_of_every_group_type(groups, b_correct, b_wrong):
-    rewards, index = zip(*((r, g) for g, group in enumerate(groups) for r in group), strict=True)
-    scores = torch.tensor(rewards, dtype=torch.float64)
-    config = CastConfig(base_correct=b_correct, base_wrong=b_wrong)
-    base = CastRule(config).base(scores, np.array(index), torch.ones(len(rewards), dtype=torch.bool))
-    expected = [b for group in groups for b in reference.base(group, 0.5, b_correct, b_wrong)]
-    torch.testing.assert_close(base.value, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
-    for row, (reward, group) in enumerate(zip(rewards, index, strict=True)):
-        kinds = {r > 0.5 for r in groups[group]}
-        assert base.kind[row] == (MIXED if len(kinds) == 2 else ALL_CORRECT if reward > 0.5 else ALL_WRONG)
-        assert bool(base.correct[row]) == (reward > 0.5)
-
-
 def test_group_type_is_decided_by_correctness_not_by_spread():
     """Graded rewards all above (below) the threshold form an all-correct (all-wrong) group, though they differ."""
     tensors = batch([0.6, 0.9, 1.0, 0.1, 0.2, 0.3], ["a"] * 3 + ["b"] * 3)
@@ -237,17 +209,6 @@ def test_padding_rows_and_empty_batches_give_no_nan():
     assert advantages.shape == (3, 0)
 
 
-def test_masked_tokens_get_nothing_whatever_stands_there():
-    """Tool tokens and truncation: NaN or infinite values under a zero mask neither spread nor raise."""
-    gap = [[0.5, float("nan"), -0.5, float("inf"), 0.0]] * 2
-    mask = [[1, 0, 1, 0, 1]] * 2
-    result = compute_advantage(*batch([1.0, 0.0], ["a", "a"], gap=gap, mask=mask), CastConfig())
-    assert torch.isfinite(result.advantages).all()
-    assert (result.advantages[:, [1, 3]] == 0).all()
-    assert not result.flipped[:, [1, 3]].any()
-    assert result.flipped.tolist() == [[False, False, True, False, False], [True, False, False, False, False]]
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_zeros_have_the_sign_that_grpo_gives_them(dtype):
     """A gap of −0.0 flips nothing, and no reported gap is −0.0.
@@ -266,69 +227,18 @@ def test_zeros_have_the_sign_that_grpo_gives_them(dtype):
         assert not torch.signbit(result.gap).any() and not torch.signbit(result.raw_gap).any()
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_bad_numbers_that_count_are_named(bad):
+def test_bad_numbers_that_count_are_named():
     with pytest.raises(ValueError, match="reward"):
-        compute_cast_advantage(*batch([bad, 1.0], ["a", "a"]), CastConfig())
+        compute_cast_advantage(*batch([float("nan"), 1.0], ["a", "a"]), CastConfig())
     with pytest.raises(ValueError, match="log-prob"):
-        compute_cast_advantage(*batch([0.0, 1.0], ["a", "a"], gap=bad), CastConfig())
+        compute_cast_advantage(*batch([0.0, 1.0], ["a", "a"], gap=float("inf")), CastConfig())
 
 
-def test_only_the_final_output_of_a_session_is_graded():
-    """Two sessions of one prompt form a group of two, although the first session has three outputs.
-
-    All outputs of a session share its base advantage.
-    """
-    index = ["p"] * 4
-    final_row = torch.tensor([2, 2, 2, 3])
-    rewards = [0.0, 0.0, 1.0, 0.0]  # only the final output's reward may count
-    result = compute_advantage(*batch(rewards, index), CastConfig(), final_row=final_row)
-    plain = compute_advantage(*batch([1.0, 0.0], ["p"] * 2), CastConfig())
-    assert torch.equal(result.base.value, plain.base.value[torch.tensor([0, 0, 0, 1])])
-    # each output keeps its own gap
-    gap = [[-0.1] * 5, [0.1] * 5, [0.0] * 5, [0.0] * 5]
-    shaped = compute_advantage(*batch(rewards, index, gap=gap), CastConfig(), final_row=final_row)
-    assert (shaped.advantages[0] < 0).all() and (shaped.advantages[1] > 0).all()
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    seed=st.integers(0, 2**31),
-    deadzone=st.sampled_from([0.0, 0.1, 1.0]),
-    flip=st.sampled_from(["both", "correct", "wrong", "none"]),
-)
-def test_bounds_and_signs(seed, deadzone, flip):
-    generator = torch.Generator().manual_seed(seed)
-    rewards = (torch.rand(24, generator=generator) < 0.5).float().tolist()
-    gap = torch.randn(24, 7, generator=generator)
-    config = CastConfig(gap_deadzone=deadzone, flip=flip)
-    result = compute_advantage(*batch(rewards, [i // 4 for i in range(24)], 7, gap), config)
-    B = result.base.value.unsqueeze(-1)
-    assert (result.advantages.abs() <= 1.2).all()
-    flips = result.advantages * B < 0
-    assert torch.equal(flips, result.flipped)
-    allowed = torch.zeros_like(flips)
-    if flip in ("both", "correct"):
-        allowed |= (B > 0) & (result.gap < 0)
-    if flip in ("both", "wrong"):
-        allowed |= (B < 0) & (result.gap > 0)
-    assert torch.equal(flips, allowed)
-    in_zone = (gap.abs() < deadzone * (1 - 1e-5)).logical_or(gap == 0)
-    expected = B.clamp(-1.2, 1.2).expand_as(gap)
-    assert torch.equal(result.advantages[in_zone], expected[in_zone])
-
-
-def test_no_gradient_flows_through():
-    tensors = list(batch([1.0, 0.0], ["a", "a"], gap=0.3))
-    tensors[3].requires_grad_(True)
-    tensors[4] = tensors[4].detach().requires_grad_(True)
+def test_inputs_are_left_alone_and_no_gradient_flows_through():
+    tensors = batch([1.0, 0.0, 1.0, 1.0], ["a", "a", "b", "b"], gap=0.3)
+    copies = copy.deepcopy(tensors)
+    for log_probs in tensors[3:]:
+        log_probs.requires_grad_(True)
     advantages, returns = compute_cast_advantage(*tensors, CastConfig())
     assert not advantages.requires_grad and not returns.requires_grad
-
-
-def test_inputs_are_left_alone():
-    tensors = batch([1.0, 0.0, 1.0, 1.0], ["a", "a", "b", "b"], gap=0.3)
-    copies = [t.clone() if isinstance(t, torch.Tensor) else t.copy() for t in tensors]
-    compute_cast_advantage(*tensors, CastConfig())
-    for tensor, copy in zip(tensors, copies, strict=True):
-        assert (tensor == copy).all()
+    assert all((tensor == before).all() for tensor, before in zip(tensors, copies, strict=True))

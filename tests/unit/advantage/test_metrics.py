@@ -1,14 +1,15 @@
 """The `cast/*` metrics have the right values, verl averages them correctly, and one table explains each of them."""
 
+import metric_table
 import numpy as np
 import pytest
 import torch
+from metric_batches import hand_made, metrics_of
 from verl.trainer.ppo.v1.utils import MetricsAggregator
 
 from verl_cast import CastConfig
 from verl_cast.advantage.compute import compute_advantage, rule_of, token_advantage, trajectory_advantage
 from verl_cast.advantage.metrics import advantage_metrics, measured_noise, noise_metrics, one_sided_rewards
-from verl_cast.tools.report import explained
 
 _TEACHER = (
     "age",
@@ -20,29 +21,6 @@ _TEACHER = (
 TRAINER_METRICS = {"cast/one_pass", "cast/gap/deadzone", *(f"cast/teacher/{name}" for name in _TEACHER)}
 STAGES = ("cast_teacher", "cast_after_update", "cast_noise", "cast_dump")
 NOISE_METRICS = {f"cast/noise/{name}" for name in ("abs_mean", "p99", "gap_share", "flip_share")}
-
-
-def metrics_of(rewards, index, gap, mask, config=None, entropy=None):
-    config = config or CastConfig()
-    mask = torch.tensor(mask)
-    token_rewards = torch.zeros(mask.shape)
-    token_rewards[:, 0] = torch.tensor(rewards)
-    gap = torch.tensor(gap)
-    result = compute_advantage(token_rewards, mask, np.array(index), torch.zeros_like(gap), gap, config)
-    own = advantage_metrics(result, None if entropy is None else torch.tensor(entropy))
-    return {f"cast/{name}": value for name, value in own.items()}
-
-
-def hand_made(**settings):
-    """A mixed group, an all-correct group, an all-wrong group, and a padding row in its own group."""
-    return metrics_of(
-        rewards=[1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0],
-        index=["a", "a", "b", "b", "c", "c", "pad"],
-        gap=[[0.1, -0.1]] * 6 + [[9.0, 9.0]],
-        mask=[[1, 1]] * 5 + [[1, 0]] + [[0, 0]],
-        entropy=[[1.0, 2.0]] * 3 + [[2.0, 3.0]] * 2 + [[5.0, 99.0]] + [[99.0, 99.0]],
-        config=CastConfig(**settings),
-    )
 
 
 def test_numbers_of_a_hand_made_batch():
@@ -123,18 +101,6 @@ def test_the_teacher_that_prefers_what_is_correct_and_its_opposite():
     assert m["cast/gap/correctness_corr_in_group"] == pytest.approx(-1)
 
 
-def test_what_has_no_meaning_in_a_batch_is_left_out():
-    m = metrics_of([1.0, 1.0], ["a", "a"], [[0.1], [0.2]], [[1]] * 2)
-    absent = {f"cast/{name}/wrong_mean" for name in ("gap", "length", "entropy")} | {
-        "cast/flip/wrong_share",
-        "cast/flip/mixed_share",
-        "cast/gap/correctness_corr",
-        "cast/gap/correctness_corr_in_group",
-        "cast/entropy/correct_mean",  # no entropy was given
-    }
-    assert set(hand_made()) - set(m) == absent
-
-
 @pytest.mark.parametrize(
     "rewards, counts, settings, absent",
     [
@@ -199,20 +165,6 @@ def test_rewards_that_vary_on_one_side_of_the_threshold():
     assert one_sided_rewards(base.take(torch.tensor([4, 5]))) is None
 
 
-def test_padding_changes_nothing_and_an_empty_batch_is_finite():
-    with_padding = hand_made()
-    without = metrics_of(
-        [1.0, 0.0, 1.0, 1.0, 0.0, 0.0],
-        ["a", "a", "b", "b", "c", "c"],
-        [[0.1, -0.1]] * 6,
-        [[1, 1]] * 5 + [[1, 0]],
-        entropy=[[1.0, 2.0]] * 3 + [[2.0, 3.0]] * 2 + [[5.0, 99.0]],
-    )
-    assert with_padding == without
-    nothing = metrics_of([0.0, 0.0], ["pad", "pad"], [[0.0]] * 2, [[0]] * 2)
-    assert all(np.isfinite(value) for value in nothing.values())
-
-
 def test_verl_averages_every_one_of_them():
     aggregator = MetricsAggregator()
     for name in set(hand_made()) | TRAINER_METRICS | NOISE_METRICS:
@@ -223,5 +175,5 @@ def test_verl_averages_every_one_of_them():
 
 def test_the_table_explains_every_metric_and_no_other():
     stages = {f"timing_s/{stage}" for stage in STAGES}
-    assert set(explained.metrics()) == set(hand_made()) | TRAINER_METRICS | NOISE_METRICS | stages
-    assert all(row.what and row.healthy for row in explained.metrics().values())
+    assert set(metric_table.rows()) == set(hand_made()) | TRAINER_METRICS | NOISE_METRICS | stages
+    assert all(row.what and row.healthy for row in metric_table.rows().values())

@@ -1,4 +1,4 @@
-"""Laws of the method on over a million random rows, against an expectation in numpy float64 from the method's text.
+"""Laws of the method on 344,000 random rows, against an expectation in numpy float64 from the method's text.
 
 Every batch has its own seed, which every failure names. `draw(SEED)` gives that batch again. The expectation shares no
 code with verl_cast.advantage. Each test names the mistakes that it catches. Every mistake was tried.
@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from verl_cast import CastConfig
-from verl_cast.advantage import compute_cast_advantage
 from verl_cast.advantage.compute import compute_advantage
 from verl_cast.advantage.metrics import advantage_metrics
 
@@ -28,7 +27,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-NUM_CHUNKS, BATCHES_PER_CHUNK, ROWS_PER_BATCH = 10, 28, 4096  # 1.15 million rows and more
+NUM_CHUNKS, BATCHES_PER_CHUNK, ROWS_PER_BATCH = 3, 28, 4096  # 344,000 rows
 LABELS = ("mixed", "all_correct", "all_wrong")
 
 
@@ -368,7 +367,6 @@ def test_the_batches_hold_every_situation(chunk):
     wanted = ["flip_groups=all", "flip_groups=zero_variance"]
     wanted += ["flip=both", "flip=none", "flip=correct", "flip=wrong", "advantage_clip=None", "base_correct=0.0"]
     assert not set(wanted) - set(situations), situations
-    assert sum(len(batch.index) for batch, _, _ in chunk) * NUM_CHUNKS >= 10**6
 
 
 def test_every_advantage_equals_the_expectation(chunk):
@@ -492,123 +490,46 @@ def test_order_and_names_of_the_rows_do_not_matter(chunk):
         assert close(got, was, e, order), batch
 
 
-QUANTILES = ("gap/p05", "gap/p25", "gap/p50", "gap/p75", "gap/p95")
-
-
-def by_correctness(e, tokens):
-    """Means over correct and over wrong trajectories. Correlation of gap and correctness where both vary."""
-    rows = np.flatnonzero(tokens.any(axis=1))
-    mean_gap = np.array([e.raw_gap[row][tokens[row]].mean() for row in rows])
-    length, correct = tokens[rows].sum(axis=1), e.correct[rows]
-    expected = {}
-    for side, members in (("correct", correct), ("wrong", ~correct)):
-        if members.any():
-            expected[f"gap/{side}_mean"] = mean_gap[members].mean()
-            expected[f"length/{side}_mean"] = length[members].mean()
-    if len(rows) > 1 and correct.std() > 0 and mean_gap.std() > 1e-3:
-        expected["gap/correctness_corr"] = np.corrcoef(mean_gap, correct)[0, 1]
-    return expected
-
-
-def of_gaps(gap, used_gap):
-    return {
-        "gap/mean": gap.mean(),
-        "gap/abs_mean": np.abs(gap).mean(),
-        "gap/positive_share": (gap > 0).mean(),
-        "gap/zero_share": (gap == 0).mean(),
-        "gap/deadzone_share": (used_gap != gap).mean(),
-        **dict(zip(QUANTILES, np.quantile(gap, [0.05, 0.25, 0.5, 0.75, 0.95]), strict=True)),
-    }
-
-
-def test_metrics_are_finite_and_right(chunk):
-    """Catches a division by zero, a metric over rows, tokens or groups that do not count, and one over none."""
+def test_metrics_are_finite_and_of_what_counts(chunk):
+    """Catches a division by zero, and a share over rows, tokens or groups that do not count."""
     for batch, e, result in chunk:
         m = advantage_metrics(result)
         assert all(isinstance(v, float) and math.isfinite(v) for v in m.values()), f"{batch}: {m}"
         counted = e.kind != ""
         tokens = batch.on & counted[:, None]
-        if e.ambiguous.any():  # a share may depend on rounding
+        if e.ambiguous.any() or not tokens.any():  # a share may depend on rounding
             continue
         _, group = np.unique(batch.index, return_inverse=True)
         kinds = [len(np.unique(group[batch.counts & (e.kind == name)])) for name in LABELS]
-        total, B, mixed = tokens.sum(), e.base[:, None], (e.kind == "mixed")[:, None]
-
-        def ratio(part, whole):
-            return part / whole if whole else None
-
-        def share(where, among, tokens=tokens):
-            return ratio((where & among & tokens).sum(), (among & tokens).sum())
-
-        gap, used_gap, advantage = e.raw_gap[tokens], e.gap[tokens], e.advantage[tokens]
-        mass = np.abs(e.advantage) * tokens
-        empty = np.isin(e.kind, LABELS[1:])
-        expected = {
-            **{f"group/{name}_share": ratio(n, sum(kinds)) for name, n in zip(LABELS, kinds, strict=True)},
-            "group/mixed_count": kinds[0] if sum(kinds) else None,
-            "correct_share": ratio(e.correct[counted].sum(), counted.sum()),
-            "base/abs_mean": ratio(np.abs(e.base[counted]).sum(), counted.sum()),
-            **(of_gaps(gap, used_gap) if gap.size else {}),
-            **by_correctness(e, tokens),
-            "flip/share": share(e.flipped, np.ones_like(tokens)),
-            "flip/correct_share": share(e.flipped, B > 0),
-            "flip/wrong_share": share(e.flipped, B < 0),
-            "flip/mixed_share": share(e.flipped, mixed),
-            "flip/zero_variance_share": share(e.flipped, ~mixed),
-            "advantage/mean": ratio(advantage.sum(), total),
-            "advantage/abs_mean": ratio(np.abs(advantage).sum(), total),
-            "advantage/zero_variance_mass": ratio(mass[empty].sum(), mass.sum()),
+        expected = {f"group/{name}_share": n / sum(kinds) for name, n in zip(LABELS, kinds, strict=True)} | {
+            "correct_share": e.correct[counted].mean(),
+            "base/abs_mean": np.abs(e.base[counted]).mean(),
+            "gap/mean": e.raw_gap[tokens].mean(),
+            "gap/deadzone_share": (e.gap != e.raw_gap)[tokens].mean(),
+            "gap/p95": np.quantile(e.raw_gap[tokens], 0.95),
+            "flip/share": e.flipped[tokens].mean(),
+            "advantage/abs_mean": np.abs(e.advantage[tokens]).mean(),
         }
-        scale = np.abs(advantage).max(initial=1) + np.abs(gap).max(initial=1)
+        scale = 1e-5 * (1 + np.abs(e.advantage).max() + np.abs(e.raw_gap).max())
         for name, value in expected.items():
-            if value is None:
-                assert name not in m, f"{batch}: {name}"
-                continue
-            share_like = "share" in name or "mass" in name
-            assert m[name] == pytest.approx(value, rel=1e-4, abs=1e-5 if share_like else 1e-5 * scale), (
-                f"{batch}: {name}"
-            )
-        # a magnitude within rounding of the clip may be on either side of it
-        clip = batch.config.advantage_clip
-        if not total:
-            assert "advantage/clipped_share" not in m, batch
-            continue
-        if clip is None:
-            assert m["advantage/clipped_share"] == 0, batch
-            continue
-        over = [(np.abs(e.unclipped) >= clip + s * (e.tolerance + clip * 1e-6)) & tokens for s in (1, -1)]
-        low, high = (o.sum() / total for o in over)
-        assert low - 1e-6 <= m["advantage/clipped_share"] <= high + 1e-6, batch
+            tolerance = 1e-5 if name.endswith("share") else scale
+            assert m[name] == pytest.approx(value, rel=1e-4, abs=tolerance), f"{batch}: {name}"
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_bad_number_that_counts_stops_the_step(chunk, bad):
+def test_a_bad_number_that_counts_stops_the_step(chunk):
     """One NaN or infinity among thousands of good numbers. Catches a check that is dropped, or that skips some
     tokens or rows."""
     for batch, _, _ in chunk:
         rng = np.random.default_rng([batch.seed, 4])
-        on, counts = batch.on, batch.counts
-        if not counts.any():
+        if not batch.counts.any():
             continue
-        row, token = rng.choice(np.argwhere(on))
-        reward_row = rng.choice(np.flatnonzero(counts))
-        for name, at, what in (
-            ("old", (row, token), "log-prob"),
-            ("teacher", (row, token), "log-prob"),
-            ("rewards", (reward_row, rng.integers(on.shape[1])), "reward"),
-        ):
-            tensors = {n: getattr(batch, n) for n in ("rewards", "old", "teacher")}
-            tensors[name] = tensors[name].clone()
-            tensors[name][at] = bad
+        row, token = rng.choice(np.argwhere(batch.on))
+        reward = rng.choice(np.flatnonzero(batch.counts)), rng.integers(batch.on.shape[1])
+        bad = rng.choice([float("nan"), float("inf"), float("-inf")])
+        for name, at in (("old", (row, token)), ("teacher", (row, token)), ("rewards", reward)):
+            values = getattr(batch, name).clone()
+            values[at] = bad
+            what = "reward" if name == "rewards" else "log-prob"
             with pytest.raises(ValueError, match=f"CAST: .*{what}.* is NaN or infinite"):
-                compute_cast_advantage(
-                    tensors["rewards"],
-                    batch.mask,
-                    batch.index,
-                    tensors["old"],
-                    tensors["teacher"],
-                    batch.config,
-                    batch.norm,
-                    batch.final_row,
-                )
+                replace(batch, **{name: values}).result()
                 pytest.fail(f"{batch}: {bad} in {name}{at} passed")

@@ -18,7 +18,9 @@ from verl_cast.checks.run import (
     check_run,
     summary,
 )
+from verl_cast.checks.spelling import settings_of_a_twin
 from verl_cast.config.methods import cast_config
+from verl_cast.config.words import narration
 
 CAST = ("algorithm.adv_estimator=cast", "actor_rollout_ref.rollout.n=8")
 MEGATRON = ("model_engine=megatron",)
@@ -71,7 +73,7 @@ def test_defaults_are_those_of_the_evaluated_run():
         ({"gap_weight": True}, "algorithm.cast.gap_weight", "finite number"),
         ({"gap_weight": -0.1}, "algorithm.cast.gap_weight", "at least 0"),
         ({"gap_weight": float("nan")}, "algorithm.cast.gap_weight", "finite number"),
-        ({"noise_floor_interval": None, "gap_deadzone": "noise"}, "algorithm.cast.noise_floor_interval", "use 0"),
+        ({"noise_floor_interval": None, "gap_deadzone": "noise"}, "algorithm.cast.noise_floor_interval", "interval=0"),
         ({"flip_groups": "mixed"}, "algorithm.cast.flip_groups", "one of all, zero_variance"),
         ({"gap_deadzone": -1}, "algorithm.cast.gap_deadzone", "at least 0"),
         ({"trust": "never"}, "algorithm.cast.trust", "one of always, measured"),
@@ -80,7 +82,7 @@ def test_defaults_are_those_of_the_evaluated_run():
         ({"gap_deadzone": "loud"}, "algorithm.cast.gap_deadzone", "or noise"),
         ({"base_correct": -1}, "algorithm.cast.base_correct", "at least 0"),
         ({"base_wrong": -1}, "algorithm.cast.base_wrong", "at least 0"),
-        ({"positive_clip": [1.05, 0.8]}, "algorithm.cast.positive_clip", "use [0.8,1.05]"),
+        ({"positive_clip": [1.05, 0.8]}, "algorithm.cast.positive_clip", "positive_clip=[0.8,1.05]"),
         ({"negative_clip": [0.5, 0.9]}, "algorithm.cast.negative_clip", "at least 1"),
         ({"negative_clip": 1.2}, "algorithm.cast.negative_clip", "two numbers"),
         ({"positive_clip": [-0.1, 1.05]}, "algorithm.cast.positive_clip", "at least 0"),
@@ -136,7 +138,7 @@ def test_command_line_reaches_the_config(compose):
 def test_a_plain_cast_run_passes_and_is_summarised(compose):
     config = compose(*CAST)
     check_run(config)
-    for word in ("flip=both", "snapshot/10", "context=plain", "8 responses per prompt"):
+    for word in ("all defaults", "snapshot weights", "context plain", "8 responses per prompt"):
         assert word in summary(config)
 
 
@@ -210,12 +212,12 @@ def test_a_slow_average_of_the_policy_may_share_its_prompt(compose):
         (
             ["actor_rollout_ref.actor.policy_loss.loss_mode=gsop"],
             "actor_rollout_ref.actor.policy_loss.loss_mode",
-            "no such loss; did you mean gspo? Use loss_mode=cast, or one of vanilla, ",
+            "no such loss; did you mean gspo? Use actor_rollout_ref.actor.policy_loss.loss_mode=cast, or one of ",
         ),
         (["actor_rollout_ref.rollout.n=many"], "actor_rollout_ref.rollout.n", "2 or more"),
-        (["actor_rollout_ref.rollout.temperature=0"], "actor_rollout_ref.rollout.temperature", "set it to 1.0"),
+        (["actor_rollout_ref.rollout.temperature=0"], "actor_rollout_ref.rollout.temperature", "temperature=1.0"),
         (["actor_rollout_ref.actor.strategy=veomni"], "actor_rollout_ref.actor.strategy", "fsdp, fsdp2, megatron"),
-        ([f"{FSDP}.qat.enable=True"], f"{FSDP}.qat.enable", "set it to False"),
+        ([f"{FSDP}.qat.enable=True"], f"{FSDP}.qat.enable", "=False"),
         (
             [*MEGATRON, f"+{MCORE}.override_transformer_config.fp8=e4m3"],
             f"{MCORE}.override_transformer_config.fp8",
@@ -234,7 +236,7 @@ def test_a_slow_average_of_the_policy_may_share_its_prompt(compose):
         (
             [*MEGATRON, f"{MCORE}.use_distributed_optimizer=False"],
             f"{MCORE}.use_distributed_optimizer",
-            "set it to True",
+            "=True",
         ),
         (
             [
@@ -254,7 +256,7 @@ def test_a_slow_average_of_the_policy_may_share_its_prompt(compose):
             "algorithm.cast.gap_deadzone",
             "virtual pipeline",
         ),
-        ([*MEGATRON, f"{MCORE}.use_megatron_fsdp=True"], f"{MCORE}.use_megatron_fsdp", "set it to False"),
+        ([*MEGATRON, f"{MCORE}.use_megatron_fsdp=True"], f"{MCORE}.use_megatron_fsdp", "=False"),
         ([*MEGATRON, f"{MCORE}.dynamic_context_parallel=True"], f"{MCORE}.dynamic_context_parallel", "never tried"),
         (
             ["actor_rollout_ref.actor.strategy=fsdp", f"{FSDP}.fsdp_size=1", "trainer.n_gpus_per_node=2"],
@@ -426,7 +428,7 @@ def test_a_template_without_the_question_is_refused(compose, tmp_path, shown):
         check_run(config)
 
 
-@pytest.mark.parametrize("estimator", ["grpo", "gae"])
+@pytest.mark.parametrize("estimator", ["rloo", "gae"])
 @pytest.mark.parametrize(
     "override", ["+algorithm.cast.flip=none", "actor_rollout_ref.actor.policy_loss.loss_mode=cast"]
 )
@@ -459,3 +461,84 @@ def test_method_defaults_fill_in_verls_stock_values_only(compose):
     assert config.actor_rollout_ref.actor.policy_loss.loss_mode == "vanilla"
     assert "not the method's own: actor_rollout_ref.actor.policy_loss.loss_mode" in summary(config)
     assert config.actor_rollout_ref.actor.clip_ratio_high == 0.2
+
+
+def test_a_twin_may_keep_casts_words_and_names_them(compose):
+    """Not its loss, which would be no twin's."""
+    config = compose("algorithm.adv_estimator=grpo", "+algorithm.cast.flip=none")
+    check_run(config)
+    [sentence] = settings_of_a_twin(config)
+    assert "trains verl's GRPO: algorithm.cast (algorithm.cast.flip='none') is not read" in sentence
+    assert settings_of_a_twin(compose(*CAST, "+algorithm.cast.flip=none")) == []
+    with pytest.raises(CastConfigError, match="adv_estimator=cast, or leave out"):
+        check_run(compose("algorithm.adv_estimator=grpo", f"{LOSS_KEY}=cast"))
+
+
+def test_an_estimator_in_capitals_is_refused(compose):
+    with pytest.raises(CastConfigError, match="lower case; use algorithm.adv_estimator=cast"):
+        check_run(compose("algorithm.adv_estimator=CAST"))
+
+
+SIZES = ("data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=4", "trainer.n_gpus_per_node=2")
+ROLLOUT_SIZE = "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu"
+ACTOR_SIZE = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"
+
+
+@pytest.mark.parametrize(
+    "overrides, key, right",
+    [
+        # a rank has 32 rows of a step, 16 of an update
+        ((f"{ROLLOUT_SIZE}=32", f"{ACTOR_SIZE}=16"), None, None),
+        ((f"{ROLLOUT_SIZE}=32", f"{ACTOR_SIZE}=32"), f"{ACTOR_SIZE}=32", f"{ACTOR_SIZE}=16"),
+        ((f"{ROLLOUT_SIZE}=12", f"{ACTOR_SIZE}=16"), f"{ROLLOUT_SIZE}=12", f"{ROLLOUT_SIZE}=4"),
+        ((f"{ACTOR_SIZE}=32", "actor_rollout_ref.actor.use_dynamic_bsz=True"), None, None),
+        ((f"{ACTOR_SIZE}=32", f"{FSDP}.ulysses_sequence_parallel_size=2"), None, None),
+        (
+            (f"{ROLLOUT_SIZE}=1", "actor_rollout_ref.actor.use_kl_loss=True"),
+            None,
+            None,
+        ),
+        (
+            (
+                "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=64",
+                "actor_rollout_ref.actor.use_kl_loss=True",
+            ),
+            "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=64",
+            "log_prob_micro_batch_size_per_gpu=32",
+        ),
+        # padding fills a step up to whole updates: 5 prompts become 8
+        ((f"{ROLLOUT_SIZE}=32", "data.train_batch_size=5"), None, None),
+        (("trainer.n_gpus_per_node=3",), "actor_rollout_ref.actor.ppo_mini_batch_size=4", "3 ranks cannot share"),
+        (
+            ("trainer.v1.trainer_mode=separate_async", "trainer.v1.separate_async.parameter_sync_step=3"),
+            "data.train_batch_size=8",
+            "use a multiple",
+        ),
+        (
+            ("actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=True",),
+            "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=True",
+            "log_prob_use_dynamic_bsz=False",
+        ),
+    ],
+)
+def test_micro_batches_that_would_end_the_first_step_are_refused(compose, overrides, key, right):
+    """`prepare_micro_batches` of verl's workers asserts that a rank's rows fill them."""
+    config = compose(*CAST, *SIZES, *overrides)
+    if key is None:
+        return check_run(config)
+    with pytest.raises(CastConfigError) as error:
+        check_run(config)
+    assert str(error.value).startswith(f"{key}: ") and right in str(error.value)
+
+
+def test_the_start_line_names_every_setting_that_differs(compose):
+    """Whatever the narration is; test_words.py has the law that it names every field."""
+    config = compose(
+        *CAST,
+        "+algorithm.cast.flip_groups=zero_variance",
+        "+algorithm.cast.base_wrong=0.1",
+        "+algorithm.cast.dump.groups=2",
+    )
+    line = summary(config)
+    assert f" is active: {narration(cast_config(config))} |" in line and "flip_groups=zero_variance" in line
+    assert f" is active: {narration(CastConfig())} |" in summary(compose(*CAST))

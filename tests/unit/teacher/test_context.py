@@ -1,5 +1,7 @@
 """Laws of the teacher's context: its exact text, its exact tokens, and that it is answer-free."""
 
+import warnings
+
 import pytest
 from tiny import tokenizer
 
@@ -140,6 +142,84 @@ def test_images_are_refused_unless_the_context_is_same(tok):
     with pytest.raises(ValueError, match="context=same"):
         context(tok, "plain").prompt_ids(messages, [1])
     assert context(tok, "same").prompt_ids(messages, [1]) == [1]
+
+
+# ------------------------------------------------------------------------------------------------------ special tokens
+
+BOS, EOS = "<|endoftext|>", "<|im_end|>"
+CHAT_WITH_BOS = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+
+
+@pytest.mark.parametrize("adds", ["$A", f"{BOS} $A", f"$A {EOS}", f"{BOS} $A {EOS}"])
+def test_plain_has_the_bos_of_the_tokenizer_and_never_its_eos(adds):
+    """After EOS the response would follow a text that has ended."""
+    tok = tokenizer(adds)
+    text = tok.decode(context(tok, "plain").prompt_ids(MESSAGES, tok(QUESTION)["input_ids"]))
+    assert text.count(BOS) == text.startswith(BOS) == adds.startswith(BOS) and EOS not in text
+    assert text.removeprefix(BOS).startswith(QUESTION) and text.endswith("[Student response]\n")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ apply_chat_template(messages) }}",
+        "Worked examples come first.\n{{ apply_chat_template(messages) }}",
+        "{{ apply_chat_template(messages[:1]) }}{{ apply_chat_template(messages[1:]) }}",
+        "{{ student_prompt }}Let me think.",
+        "Read this: {{ student_prompt }}",
+        "<|endoftext|>{{ problem }}",
+        "{{ problem }}",
+    ],
+)
+def test_bos_comes_first_and_once(tmp_path, template):
+    tok = tokenizer(f"{BOS} $A")
+    tok.chat_template = CHAT_WITH_BOS
+    student = tok.apply_chat_template(MESSAGES, return_dict=False)
+    ids = context(tok, write(tmp_path, template)).prompt_ids(MESSAGES, student)
+    assert ids[0] == tok.bos_token_id and ids.count(tok.bos_token_id) == 1, tok.decode(ids)
+
+
+def test_a_bos_that_marks_every_turn_of_a_chat_stays(tok, tmp_path):
+    """As in SmolLM's chat format."""
+    tok = tokenizer()
+    tok.bos_token = "<|im_start|>"
+    path = write(tmp_path, "First: {{ apply_chat_template(messages) }}")
+    chat = tok.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+    assert tok.decode(context(tok, path).prompt_ids(MESSAGES, tok(chat)["input_ids"])) == f"First: {chat}"
+
+
+def test_a_bos_on_one_side_is_warned_of_once_per_place():
+    tok = tokenizer(f"{BOS} $A")
+    student = tok.apply_chat_template(MESSAGES, return_dict=False)  # this chat template has none
+    with pytest.warns(UserWarning, match="the teacher's prompt begins with <|endoftext|>, the student's does not"):
+        context(tok, "plain").prompt_ids(MESSAGES, student)
+    with warnings.catch_warnings(action="error"):
+        context(tok, "plain").prompt_ids(MESSAGES, [tok.bos_token_id, *student])
+
+
+# ------------------------------------------------------------------------------------------------------------- sandbox
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "{{ problem.__class__.__mro__ }}",
+        "{{ apply_chat_template.__globals__ }}",
+        "{{ range.__init__.__globals__ }}",
+        "{% set _ = messages.append({}) %}{{ problem }}",
+    ],
+)
+def test_a_template_cannot_leave_its_sandbox(tok, tmp_path, attack):
+    built = context(tok, write(tmp_path, attack))
+    with pytest.raises(ValueError, match="SecurityError"):
+        built.prompt_ids(MESSAGES, [1])
+
+
+@pytest.mark.parametrize("name", ["lipsum", "cycler", "joiner"])
+def test_jinjas_helpers_are_no_variables(tmp_path, name):
+    """`lipsum.__globals__` reached the operating system."""
+    with pytest.raises(CastConfigError, match=f"uses {name}"):
+        load_template(write(tmp_path, f"{{{{ problem }}}}{{{{ {name} }}}}"))
 
 
 def test_prompts_without_user_or_tokens_are_named(tok, tmp_path):

@@ -10,7 +10,7 @@ import verl_cast
 from verl_cast import TeacherConfig
 from verl_cast.teacher import host_copy
 from verl_cast.teacher.shards import trainable_shards
-from verl_cast.teacher.weights import SelfTeacher
+from verl_cast.teacher.weights import HostTeacher, build_teacher
 
 
 class Router(torch.nn.Module):
@@ -74,7 +74,7 @@ def same_bits(one, other):
 
 
 def teacher(module, **config):
-    return SelfTeacher(TeacherConfig(**config), module)
+    return build_teacher(TeacherConfig(**config), module)
 
 
 def test_chunks_keep_names_apart_and_bring_the_routers_bias():
@@ -88,7 +88,7 @@ def test_chunks_keep_names_apart_and_bring_the_routers_bias():
 def test_a_swap_brings_the_bias_of_the_snapshot_back():
     module = Router()
     own = teacher([module])
-    own.follow(0)
+    own.refresh(0)
     with torch.no_grad():
         module.weight.add_(1)
         module.expert_bias.add_(1)
@@ -106,37 +106,36 @@ def test_an_average_in_half_precision_does_not_round_its_steps_away():
     own = teacher(module, weights="ema", ema_decay=0.995)
     with torch.no_grad():
         module.weight.fill_(1.0)
-        own.follow(0)
+        own.refresh(0)
         module.weight.fill_(1.0078125)  # the next bfloat16 value
     own.policy_moved()
     for step in range(1, 201):
-        own.follow(step)
+        own.refresh(step)
     assert own.host_bytes == module.weight.nbytes * 3, "the copy, and the average in float32"
     with own.swapped_in():
         assert (module.weight == 1.0078125).all(), "63 % of the way, rounded to the nearest"
-    average = own.state_dict()["average"]["weight"]
+    average = own.state_dict(0)["average"]["weight"]
     torch.testing.assert_close(average, torch.full_like(average, 1 + 0.0078125 * (1 - 0.995**200)), rtol=1e-6, atol=0)
 
 
 def test_the_age_and_the_refresh_phase():
     own = teacher(torch.nn.Linear(2, 2), refresh_interval=3)
-    assert [step for step in range(10) if own.follow_due(step) and not own.follow(step)] == [0, 3, 6, 9]
+    assert [step for step in range(10) if own.refresh_due(step) and not own.refresh(step)] == [0, 3, 6, 9]
     assert [own.age(step) for step in (9, 10, 12)] == [0, 1, 3]
     # A skipped step (a resumed run with another interval) does not shift the phase.
     late = teacher(torch.nn.Linear(2, 2), refresh_interval=3)
-    late.follow(4)
-    assert [late.follow_due(step) for step in (5, 6, 7)] == [False, True, True]
+    late.refresh(4)
+    assert [late.refresh_due(step) for step in (5, 6, 7)] == [False, True, True]
 
 
 def test_under_lora_the_initial_policy_is_the_base_model():
     new, loaded, full = (
-        SelfTeacher(TeacherConfig(weights="initial"), torch.nn.Linear(2, 2), has_adapter, adapter_is_new)
+        build_teacher(TeacherConfig(weights="initial"), torch.nn.Linear(2, 2), has_adapter, adapter_is_new)
         for has_adapter, adapter_is_new in ((True, True), (True, False), (False, False))
     )
-    for own in (new, loaded, full):
-        assert own.follow_due(0)
-        own.follow(0)
-        assert not own.follow_due(1) and not own.follow_due(50)
+    assert [own.refresh_due(0) for own in (new, loaded, full)] == [False, False, True], "only a copy has to be taken"
+    full.refresh(0)
+    assert not any(own.refresh_due(step) for own in (new, loaded, full) for step in (1, 50))
     assert [own.without_adapter for own in (new, loaded, full)] == [True, True, False]
     assert [own.host_bytes > 0 for own in (new, loaded, full)] == [False, False, True]
     # A new adapter adds nothing to the base model. A loaded one does, so the base model is not the policy.
@@ -161,7 +160,7 @@ def test_a_parameter_that_changed_its_type_stops_the_swap():
     """A swap through a copy in another type would round the policy."""
     module = torch.nn.Linear(2, 2)
     own = teacher(module)
-    own.follow(0)
+    own.refresh(0)
     own.policy_moved()
     module.bfloat16()
     with pytest.raises(RuntimeError, match=r"bias is \(2,\) torch.bfloat16, the teacher's copy of it .*float32"):
@@ -173,7 +172,7 @@ def test_the_policy_comes_back_also_where_names_share_storage():
     module = torch.nn.Linear(2, 2, bias=False)
     module.other = torch.nn.Parameter(module.weight.detach())  # the same memory
     own = teacher(module)
-    own.follow(0)
+    own.refresh(0)
     with torch.no_grad():
         module.weight.add_(1)
     own.policy_moved()
@@ -186,13 +185,13 @@ def test_the_policy_comes_back_also_where_names_share_storage():
 def test_a_failing_restoration_goes_on_with_the_other_parameters(monkeypatch):
     module = torch.nn.Linear(2, 2)
     own = teacher(module)
-    own.follow(0)
+    own.refresh(0)
     with torch.no_grad():
         module.weight.add_(1)
         module.bias.add_(1)
     own.policy_moved()
     policy = module.weight.detach().clone()
-    stock = SelfTeacher._exchange
+    stock = HostTeacher._swap
 
     def failing_for_the_bias(live, host):
         if live.numel() == 2:
@@ -200,7 +199,7 @@ def test_a_failing_restoration_goes_on_with_the_other_parameters(monkeypatch):
         stock(live, host)
 
     with pytest.raises(MemoryError, match="injected"), own.swapped_in():
-        monkeypatch.setattr(SelfTeacher, "_exchange", staticmethod(failing_for_the_bias))
+        monkeypatch.setattr(HostTeacher, "_swap", staticmethod(failing_for_the_bias))
     assert torch.equal(module.weight, policy), "restored, though the bias, which comes first, could not be"
 
 
@@ -219,15 +218,15 @@ def test_all_ranks_have_one_teacher():
 def test_a_copy_is_never_an_alias(weights):
     module = torch.nn.Linear(2, 2)
     own = teacher(module, weights=weights)
-    own.follow(0)
-    before = own.state_dict()["parameters"]["weight"].clone()
+    own.refresh(0)
+    before = own.state_dict(0)["parameters"]["weight"].clone()
     with torch.no_grad():
         module.weight.add_(1)
-    assert torch.equal(own.state_dict()["parameters"]["weight"], before)
+    assert torch.equal(own.state_dict(0)["parameters"]["weight"], before)
 
 
 def test_no_pass_before_there_are_weights():
-    with pytest.raises(RuntimeError, match=r"follow\(\) comes before"), teacher(torch.nn.Linear(2, 2)).swapped_in():
+    with pytest.raises(RuntimeError, match=r"refresh\(\) comes before"), teacher(torch.nn.Linear(2, 2)).swapped_in():
         pass
 
 
@@ -238,25 +237,25 @@ def test_copy_and_parameters_trade_places_bit_for_bit(monkeypatch, weights, piec
     torch.manual_seed(0)
     module = Shapes()
     own = teacher(module, weights=weights, refresh_interval=2, ema_decay=0.5)
-    own.follow(0)
+    own.refresh(0)
     average = {name: tensor.float() for name, tensor in bits(dict(module.named_parameters())).items()}
-    assert same_bits(own.state_dict()["parameters"], bits(dict(module.named_parameters())))
+    assert same_bits(own.state_dict(0)["parameters"], bits(dict(module.named_parameters())))
     for step in (1, 2, 3):
         module.move()
         own.policy_moved()
-        if own.follow_due(step):
-            own.follow(step)
+        if own.refresh_due(step):
+            own.refresh(step)
         for name, tensor in module.named_parameters():
             average[name] = torch.lerp(average[name], tensor.detach().float(), 0.5)
         policy = bits(dict(module.named_parameters()))
-        copy = bits(own.state_dict()["parameters"])
+        copy = bits(own.state_dict(0)["parameters"])
         if weights == "ema":
             rounded = {name: average[name].to(policy[name].dtype) for name in policy}
             assert same_bits(copy, rounded), "the average in float32, rounded to the parameters' type"
         with own.swapped_in():
             assert own._is_live or same_bits(bits(dict(module.named_parameters())), copy)
         assert same_bits(bits(dict(module.named_parameters())), policy)
-        assert same_bits(own.state_dict()["parameters"], copy)
+        assert same_bits(own.state_dict(0)["parameters"], copy)
 
 
 @pytest.mark.parametrize("piece_bytes", [16, 2**22])
@@ -264,10 +263,10 @@ def test_a_fault_at_any_copy_of_the_swap_leaves_policy_and_teacher_as_they_were(
     monkeypatch.setattr(host_copy, "PIECE_BYTES", piece_bytes)
     module = Shapes()
     own = teacher(module)
-    own.follow(0)
+    own.refresh(0)
     module.move()
     own.policy_moved()
-    policy, copy = bits(dict(module.named_parameters())), bits(own.state_dict()["parameters"])
+    policy, copy = bits(dict(module.named_parameters())), bits(own.state_dict(0)["parameters"])
     assert not same_bits(policy, copy)
     going_in = Operations()
     with going_in, own.swapped_in():
@@ -277,13 +276,13 @@ def test_a_fault_at_any_copy_of_the_swap_leaves_policy_and_teacher_as_they_were(
         with pytest.raises(MemoryError, match="injected"), Operations(fail_at), own.swapped_in():
             pytest.fail("the fault must hit on the way in")
         assert same_bits(bits(dict(module.named_parameters())), policy), f"copy {fail_at} of {copies}"
-        assert same_bits(own.state_dict()["parameters"], copy), f"copy {fail_at} of {copies}"
+        assert same_bits(own.state_dict(0)["parameters"], copy), f"copy {fail_at} of {copies}"
 
 
 def test_a_swap_allocates_nothing_and_computes_nothing():
     module = Router()  # the same parameters and buffers in every swap
     own = teacher(module)
-    own.follow(0)
+    own.refresh(0)
     own.policy_moved()
     with Operations() as seen, own.swapped_in():
         pass
@@ -296,7 +295,7 @@ def test_the_current_policy_as_teacher_costs_nothing():
     own = teacher(module, weights="current")
     with Operations() as seen:
         for step in range(3):
-            assert not own.follow_due(step)
+            assert not own.refresh_due(step)
             with own.swapped_in():
                 pass
             own.policy_moved()
@@ -304,7 +303,7 @@ def test_the_current_policy_as_teacher_costs_nothing():
     assert own.take_cost() == {"refresh_seconds": 0, "refresh_bytes": 0, "swap_seconds": 0, "swap_bytes": 0}
     # A snapshot that still equals the policy costs no swap either.
     own = teacher(module)
-    own.follow(0)
+    own.refresh(0)
     with Operations() as seen, own.swapped_in():
         pass
     assert seen.names == [] and own.take_cost()["swap_bytes"] == 0
@@ -316,7 +315,7 @@ def test_costs_are_in_proportion_to_what_is_trained(weights):
     module[0].requires_grad_(False)
     shard = sum(p.nbytes for p in module[1].parameters())
     own = teacher(module, weights=weights, refresh_interval=1)
-    own.follow(0)
+    own.refresh(0)
     cost = own.take_cost()
     assert (cost["refresh_bytes"], cost["swap_bytes"], cost["swap_seconds"]) == (shard, 0, 0)
     assert cost["refresh_seconds"] > 0 and own.host_bytes == shard
@@ -328,7 +327,7 @@ def test_costs_are_in_proportion_to_what_is_trained(weights):
     cost = own.take_cost()
     assert (cost["refresh_bytes"], cost["refresh_seconds"], cost["swap_bytes"]) == (0, 0, 4 * shard)
     assert cost["swap_seconds"] > 0
-    own.follow(1)
+    own.refresh(1)
     assert own.take_cost()["refresh_bytes"] == shard
     assert not any(own.take_cost().values()), "counted once"
 
@@ -337,25 +336,25 @@ def test_a_saved_copy_takes_its_own_bytes_on_the_disk():
     """Its tensors share one buffer. The file must hold the buffer once, not once per tensor."""
     module = torch.nn.Sequential(*(torch.nn.Linear(256, 256) for _ in range(8)))
     own = teacher(module)
-    own.follow(0)
+    own.refresh(0)
     file = io.BytesIO()
-    torch.save(own.state_dict(), file)
+    torch.save(own.state_dict(0), file)
     largest = 256 * 256 * 4
     assert own.host_bytes < file.tell() < own.host_bytes + largest + 16384
     file.seek(0)
     other = teacher(torch.nn.Sequential(*(torch.nn.Linear(256, 256) for _ in range(8))))
     other.load_state_dict(torch.load(file, weights_only=True))
-    assert same_bits(other.state_dict()["parameters"], own.state_dict()["parameters"])
+    assert same_bits(other.state_dict(0)["parameters"], own.state_dict(0)["parameters"])
 
 
 def test_a_file_of_separate_tensors_is_read_too():
     """Earlier versions of this package wrote such files."""
     module = Shapes()
     own = teacher(module, weights="ema")
-    own.follow(0)
-    state = own.state_dict()
+    own.refresh(0)
+    state = own.state_dict(0)
     state["parameters"] = {name: tensor + 1 for name, tensor in state["parameters"].items()}
     state["average"] = {name: tensor + 1 for name, tensor in state["average"].items()}
     own.load_state_dict(state)
-    assert same_bits(own.state_dict()["parameters"], state["parameters"])
-    assert same_bits(own.state_dict()["average"], state["average"])
+    assert same_bits(own.state_dict(0)["parameters"], state["parameters"])
+    assert same_bits(own.state_dict(0)["average"], state["average"])

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_metrics import hand_made
+from metric_batches import hand_made
 
 README = Path(__file__).parents[3] / "verl_cast" / "advantage" / "README.md"
 DOCUMENTED = re.findall(r"^\| `((?:cast|timing_s)/\S+)` \|", README.read_text(), re.MULTILINE)

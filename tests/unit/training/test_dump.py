@@ -172,23 +172,15 @@ def test_a_half_written_file_is_not_of_the_dump(tmp_path):
     assert list(trajectories.files(path.parent)) == [4]
 
 
-@pytest.mark.parametrize("text", ["two + 3 = 5", "naïve 日本語 🙂!", "", "\n\n  x"])
-def test_token_texts_join_to_the_text(text):
+def test_token_texts_join_to_the_text():
     """The tiny tokenizer has one token per byte. A character of several bytes is complete at its last token."""
     tokenizer = tiny.tokenizer()
-    ids = tokenizer.encode(text)
-    texts = token_texts(tokenizer, ids)
-    assert len(texts) == len(ids) and "".join(texts) == text
-    if text.startswith("two"):
-        assert texts == list(text)
-
-
-def test_token_texts_of_what_is_no_text():
-    tokenizer = tiny.tokenizer()
-    ids = tokenizer.encode("日")[:-1] + [tokenizer.eos_token_id]
-    assert "".join(token_texts(tokenizer, ids)) == tokenizer.decode(ids)
-    cut = tokenizer.encode("a日")[:-1]
-    assert "".join(token_texts(tokenizer, cut)) == tokenizer.decode(cut)
+    whole = [tokenizer.encode(text) for text in ("two + 3 = 5", "naïve 日本語 🙂!", "", "\n\n  x")]
+    cut = [tokenizer.encode("日")[:-1] + [tokenizer.eos_token_id], tokenizer.encode("a日")[:-1]]
+    for ids in (*whole, *cut):
+        texts = token_texts(tokenizer, ids)
+        assert len(texts) == len(ids) and "".join(texts) == tokenizer.decode(ids)
+    assert token_texts(tokenizer, whole[0]) == list("two + 3 = 5")
 
 
 def test_token_texts_of_garbage_take_linear_time():

@@ -8,7 +8,6 @@ import pytest
 import torch
 from estimator_calls import call_of
 from tensordict import NonTensorStack, TensorDict
-from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.utils.losses import ppo_loss
@@ -340,14 +339,6 @@ def test_the_loss_that_forms_the_gap_has_the_gradient_of_two_passes(compose, nam
     assert torch.equal(kept["entropy"].values(), torch.cat([handed[ENTROPY][0, 6:], handed[ENTROPY][0, :6]]))
     with pytest.raises(RuntimeError, match="1 of 3 responses took no part"):
         loss_function.outputs(3)
-
-
-def test_reduced_to_grpo_the_base_is_verls():
-    """The base advantage of a one-pass update comes from the function that the estimator uses."""
-    rewards = torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.0, 1.0]])
-    mask, index = torch.ones(3, 2, dtype=torch.int64), np.array(["a"] * 3)
-    base = trajectory_advantage(rule_of(CastConfig()), rewards, mask, index)
-    assert torch.equal(base.value, compute_grpo_outcome_advantage(rewards, mask, index)[0][:, 0])
 
 
 def test_what_acts_in_training_only_is_found_in_settings_and_modules():

@@ -30,10 +30,6 @@ def tensors(seed=0, rows=6, length=9, spread=0.5):
     return old, log_prob.requires_grad_(True), advantages, mask
 
 
-def test_it_is_registered_as_cast():
-    assert get_policy_loss_fn("cast") is compute_policy_loss_cast
-
-
 @pytest.mark.parametrize("mode", AGG_MODES)
 @pytest.mark.parametrize("weights", [False, True])
 def test_value_and_gradient_equal_the_objective_token_by_token(mode, weights):
@@ -88,7 +84,8 @@ def test_global_batch_sizes_are_respected():
     torch.testing.assert_close(sum(halves) / 2, whole)
 
 
-def test_without_a_config_it_says_so():
+def test_it_is_registered_as_cast_and_needs_a_config():
+    assert get_policy_loss_fn("cast") is compute_policy_loss_cast
     with pytest.raises(ValueError, match="actor's config"):
         compute_policy_loss_cast(*tensors())
 

@@ -1,21 +1,17 @@
-"""The verifier: which answer counts and which answers are equal. No response makes it raise, hang or leak processes."""
+"""The verifier: which answer counts and which answers are equal. No response makes it raise or hang."""
 
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import psutil
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from verifier_cases import BOXED, RESPONSES
 
 from verl_cast.verifier import answers, compute_score, equivalence
 
+ROOTS = (r"\boxed{\frac{\sqrt{2}}{2}}", "2^{-1/2}")  # needs math-verify
 REASONING = "Let us think step by step. " * 40
 
 
@@ -26,6 +22,73 @@ def score(response, reference, **options):
     return result["score"]
 
 
+# ---- which answers are paid ----
+
+
+@pytest.mark.parametrize("kind", BOXED)
+def test_boxed_answers_of_this_kind(kind):
+    assert misjudged({reference: (box(right), box(wrong)) for reference, right, wrong in BOXED[kind]}) == []
+
+
+@pytest.mark.parametrize("reference", [reference for reference, _, _ in RESPONSES])
+def test_responses_with_this_answer(reference):
+    assert misjudged({truth: lists for truth, *lists in RESPONSES if truth == reference}) == []
+
+
+def box(contents):
+    return [rf"So it is $\boxed{{{content}}}$." for content in contents]
+
+
+def misjudged(by_reference):
+    """(score, reference, response) where the score is 1 in the second list, or 0 in the first."""
+    return [
+        (1 - due, reference, response)
+        for reference, lists in by_reference.items()
+        for due, responses in zip((1.0, 0.0), lists, strict=True)
+        for response in responses
+        if score(response, reference) != due
+    ]
+
+
+FORMS = {
+    "fraction": lambda x: f"{x.numerator}/{x.denominator}",
+    "LaTeX": lambda x: rf"{'-' * (x < 0)}\frac{{{abs(x.numerator)}}}{{{x.denominator}}}",
+    "mixed": lambda x: f"{'-' * (x < 0)}{int(abs(x))} {abs(x) % 1}" if x.denominator > 1 and abs(x) > 1 else str(x),
+    "percent": lambda x: rf"{x.numerator * 100}/{x.denominator}\%",
+    "equation": lambda x: f"x = {2 * x} - {x}" if x > 0 else f"x = {x}",
+    "product": lambda x: rf"\frac{{{x.numerator}}}{{7}}\cdot\frac{{7}}{{{x.denominator}}}",
+}
+RATIONALS = st.fractions(-500, 500, max_denominator=120)
+
+
+@given(RATIONALS, RATIONALS, st.sampled_from(sorted(FORMS)), st.sampled_from(["fraction", "LaTeX", "mixed"]))
+@settings(max_examples=200, deadline=20_000)
+def test_a_number_is_paid_in_every_form_and_no_other_number_in_any(x, y, form, form_of_reference):
+    reference = FORMS[form_of_reference](x)
+    assert score(rf"\boxed{{{FORMS[form](x)}}}", reference) == 1
+    assume(y not in (x, 100 * x) and x != 100 * y)  # a percent sign may be left out
+    assert score(rf"\boxed{{{FORMS[form](y)}}}", reference) == 0
+
+
+@given(st.integers(2, 10**6), st.integers(-3, 3), st.data())
+@settings(max_examples=200, deadline=20_000)
+def test_one_character_more_or_less_makes_a_number_wrong(number, places, data):
+    right = f"{number:,}" if places == 0 else f"{number}e{places}"
+    position = data.draw(st.integers(0, len(right)))
+    junk = data.draw(
+        st.sampled_from(["1", "9", " or ", "-", "/7", "^2", "√2", "x", "?", " not ", "<", "...", "_3", "!"])
+    )
+    wrong = right[:position] + junk + right[position:]
+    assume(wrong.replace(",", "").strip(". ") != right.replace(",", ""))
+    value = number * 10.0**places
+    try:
+        assume(float(wrong.replace(",", "")) != value)
+    except ValueError:
+        pass
+    assert score(right, right.replace(",", "")) == 1
+    assert score(rf"\boxed{{{wrong}}}", right.replace(",", "")) == 0, wrong
+
+
 # ---- which answer counts ----
 
 
@@ -34,23 +97,25 @@ def score(response, reference, **options):
     [
         (r"so \boxed{1}, no: \boxed{2}", "2"),
         (r"\boxed{\frac{4}{\sqrt{3}}}.", r"\frac{4}{\sqrt{3}}"),
-        (r"\boxed{7} \boxed{8} and then \boxed{9}", "7"),  # the first box of a run counts
-        (r"\boxed{1} x \boxed{2} \boxed{3} y \boxed{4} \boxed{5} \boxed{6}", "4"),  # the longest run counts
+        (r"\boxed{7} \boxed{8} and then \boxed{9}", "9"),
+        (r"\boxed{1} x \boxed{2}, \boxed{3} or $\boxed{4}$", "2 , 3 , 4"),  # alternatives stay alternatives
+        (r"\boxed{5} and \boxed{5}", "5"),
         (r"\boxed{1} and \boxed{2", "1"),
         (r"\boxed{\boxed{5}}", r"\boxed{5}"),
         ("<answer> 3 </answer> Answer: 4 \\boxed{5}", "3"),
         ("<answer>1</answer> <ANSWER>2</ANSWER>", "2"),
         ("\\boxed{5}\nAnswer: 4", "4"),
+        ("\\boxed{5}\n**Answer:** 4", "4"),
+        ("\\boxed{5}\n最终答案：4", "4"),
+        ("\\boxed{5}\n### Final Answer\n4", "4"),
         ("Answer: 3\n  final answer :  4 ", "4"),
         ("Answer:\n\n 17\nbye", "17"),
         ("The answer: 4 is not on its own line\n\n 12 \n\n", "12"),
+        ("It is\n$$\n12\n$$", "12"),
         ("<think>\\boxed{1}</think> It is \\boxed{2}", "2"),
         ("\\boxed{2} <think> or \\boxed{1}?", "2"),
         ("<reasoning>Answer: 1</reasoning>\n8", "8"),
         ("<think>cut off \\boxed{1}", ""),
-        ("Answer: **42**", "42"),  # Markdown marks are not part of the answer
-        ("Final answer: `x_1`", "x_1"),
-        ("It is\n**\\frac{1}{2}**", r"\frac{1}{2}"),
         ("", ""),
         (" \n ", ""),
     ],
@@ -90,74 +155,10 @@ def test_an_option_without_sense_is_named(options):
         compute_score("math", "1", "1", **options)
 
 
-# ---- which answers are equal ----
-
-# (answer, reference, equal?): mostly the cases of math-verify's own tests.
-PAIRS = [
-    (r"\frac{10}{9}", "10/9", True),
-    (r"-\frac{10}{9}", "-10/9", True),
-    ("0.5", r"\frac{1}{2}", True),
-    (r"\dfrac{1}{3}", "1/3", True),
-    (r"\cfrac{1}{3}", r"\tfrac{1}{3}", True),
-    (r"\frac13", "1/3", True),
-    (r"\frac{1}{3} \text{ meters}", "1/3", True),
-    (r"k = \frac{1}{3}", "1/3", True),
-    (r"\left( \frac{1}{3} \right)", "1/3", True),
-    (r"\sqrt3", r"\sqrt{3}", True),
-    (r"\sqrt{12}", r"2\sqrt{3}", True),
-    ("7,425,000", "7425000", True),
-    ("14{,}916", "14916", True),
-    ("1000.0", "1000", True),
-    (".4", "0.4", True),
-    ("042", "42", True),
-    (r"28\%", "28", True),
-    ("28", "0.28", False),
-    ("28", r"\frac{28}{100}", False),
-    (r"90^\circ", "90", True),
-    ("[0,1)", "[0,1)", True),
-    ("[0,1)", "[0,9)", False),
-    ("[0,9)", "(0,9)", False),
-    (r"(-\infty, 2) \cup (2, \infty)", r"(-\infty,2)\cup(2,\infty)", True),
-    (r"\{2, 1, 3\}", r"\{1,2,3\}", True),
-    (r"\{1, 2\}", r"\{1,2,3\}", False),
-    (r"\{1,2,3,4\}", r"\{1,3\} \cup \{2,4\}", True),
-    ("1, 2", "2,1", True),
-    (r"(3, \frac{\pi}{2})", r"\left( 3, \frac{\pi}{2} \right)", True),
-    ("(1,2)", "(2,1)", False),
-    (r"\begin{pmatrix} 0 & 3 \\ 0 & -1 \end{pmatrix}", r"\begin{pmatrix}0&3\\0&-1\end{pmatrix}", True),
-    (r"\begin{pmatrix} 0 & 3 \\ 0 & 1 \end{pmatrix}", r"\begin{pmatrix}0&3\\0&-1\end{pmatrix}", False),
-    ("(x+1)^2", "x^2+2x+1", True),
-    ("2-2p", "-2p+2", True),
-    ("x+1", "x+2", False),
-    (r"\text{Evelyn}", "Evelyn", True),
-    ("evelyn ", "Evelyn", True),
-    (r"\text{Carla}", "Evelyn", False),
-    (r"3\pi", "3", False),  # math-verify reads the bare text as 3
-    (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}", True),
-    ("9" * 400, "9" * 399, False),
-    ("1", "", False),
-]
-
-
-@pytest.mark.parametrize(("answer", "reference", "equal"), PAIRS)
-def test_equivalence(answer, reference, equal):
-    assert score(rf"So it is \boxed{{{answer}}}.", reference) == equal
-
-
-@pytest.mark.parametrize(("answer", "reference"), [pair[:2] for pair in PAIRS if pair[1]])
-def test_verdicts_are_those_of_math_verify(answer, reference):
-    from math_verify import parse, verify
-
-    theirs = verify(parse(f"${reference}$"), parse(f"${answer}$"))
-    assert equivalence.is_equal(answer, reference, timeout=20) == (
-        theirs or "".join(answer.split()).lower() == "".join(reference.split()).lower()
-    )
-
-
-@pytest.mark.parametrize("line", ["So the total is 42.", "The answer is $42$.", r"It must be \(42\)", "42 apples"])
-def test_prose_is_read_as_it_stands(line):
-    assert score(line, "42") == 1
-    assert score(line, "43") == 0
+def test_in_a_script_without_blanks_the_tail_is_counted_in_characters():
+    text = "首先设未知数并列出方程，然后把两边同时化简。" * 20
+    assert score(text + "\n\n所以答案是 $\\boxed{42}$。\n\n经检验无误。", "42", tail_fraction=0.05) == 1
+    assert score("所以答案是 $\\boxed{42}$。\n\n" + "a b " * 200 + text, "42", tail_fraction=0.05) == 0
 
 
 # ---- hostile responses ----
@@ -189,13 +190,13 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_response_is_wrong_and_soon_over(name, caplog):
-    score("1/2", "0.5")  # starts the pool
+    score(*ROOTS)  # starts the pool
     started = time.monotonic()
     result = compute_score("math", HOSTILE[name], "3", tail_fraction=0.05, timeout=2)
     assert result["score"] == 0.0
     assert time.monotonic() - started < 8
     assert len(result["pred"]) <= equivalence.MAX_ANSWER_CHARACTERS
-    assert score(r"\boxed{\frac{1}{2}}", "0.5") == 1  # the next response is judged as usual
+    assert score(*ROOTS) == 1  # the next response is judged as usual
 
 
 def test_a_stopped_comparison_is_said(caplog):
@@ -236,117 +237,6 @@ def test_any_latex_gets_a_verdict(text, reference):
     score(rf"{text} \boxed{{{text}}}", reference, timeout=2)
 
 
-# ---- processes ----
-
-
-def processes() -> list[int]:
-    """The pool's processes: children that multiprocessing spawned, without its resource tracker."""
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{name}/stat") as stat, open(f"/proc/{name}/cmdline") as command:
-                if int(stat.read().rsplit(")", 1)[1].split()[1]) == os.getpid() and "spawn_main" in command.read():
-                    found.append(int(name))
-        except OSError:  # the process has ended
-            pass
-    return found
-
-
-def test_outside_the_main_thread_and_from_many_threads():
-    # verl's reward workers call the verifier in a thread pool. math-verify's own time limit raises there.
-    with ThreadPoolExecutor(16) as threads:
-        responses = [rf"\boxed{{\frac{{{i % 7}}}{{2}}}}" for i in range(200)] + [HOSTILE["power tower"]] * 2
-        scores = list(threads.map(lambda response: score(response, "1.5", timeout=2), responses))
-    assert scores == [float(i % 7 == 3) for i in range(200)] + [0.0, 0.0]
-
-
-def test_a_killed_process_costs_one_verdict_at_most():
-    score("1/2", "0.5")
-    for pid in processes():
-        os.kill(pid, signal.SIGKILL)
-    score("1/2", "0.5")
-    assert score("1/2", "0.5") == 1
-
-
-def test_equal_texts_integers_and_nothing_need_no_process(monkeypatch):
-    monkeypatch.setattr(equivalence, "_running_pool", lambda: pytest.fail("asked for a process"))
-    assert [score(*pair) for pair in [("x + Y", "X+y"), ("7", "007"), ("7", "8"), ("", "7"), ("x" * 2000, "7")]] == [
-        1,
-        1,
-        0,
-        0,
-        0,
-    ]
-
-
-PROGRAM = """
-import os, sys
-from verl_cast.verifier import compute_score
-if __name__ == "__main__":
-    result = compute_score("math", "so 1/2", "0.5", tail_fraction=0)
-    modules = sorted({"torch", "verl", "transformers", "math_verify", "numpy"} & set(sys.modules))
-    print(result["score"], modules, flush=True)
-    if "idle" in sys.argv:
-        sys.stdin.read()
-    if "hangs" in sys.argv:
-        compute_score("math", r"\\boxed{9^{9^{9^{9}}}}", "3", timeout=2)
-"""
-
-
-def children(pid):
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
-    return [int(child) for child in listed.split()]
-
-
-def alive_in_group(group):
-    """Processes of the group, without zombies that only wait for init."""
-    listed = subprocess.run(["ps", "-eo", "pgid=,ppid=,stat="], capture_output=True, text=True).stdout
-    rows = [row.split() for row in listed.splitlines()]
-    return [row for row in rows if row[0] == str(group) and not (row[1] == "1" and row[2].startswith("Z"))]
-
-
-@pytest.mark.parametrize("end", ["exit", "killed while idle", "killed while it hangs"])
-def test_nothing_is_left_behind(tmp_path, end):
-    (tmp_path / "program.py").write_text(PROGRAM)
-    command = [sys.executable, "program.py", end.split()[-1]]
-    # The group holds the program and all its descendants, unless one leaves the group.
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    program = subprocess.Popen(command, cwd=tmp_path, **pipes, text=True, start_new_session=True)
-    assert program.stdout.readline() == "1.0 []\n"  # the calling process imports nothing heavy
-    if end != "exit":
-        time.sleep(0.5)
-        assert children(program.pid)
-        program.kill()
-    program.wait(timeout=20)
-    give_up = time.monotonic() + 15
-    while alive_in_group(program.pid) and time.monotonic() < give_up:
-        time.sleep(0.1)
-    assert not alive_in_group(program.pid)
-
-
-def test_a_broken_math_verify_is_an_error_and_no_verdict(tmp_path):
-    (tmp_path / "program.py").write_text(PROGRAM)
-    (tmp_path / "math_verify.py").write_text(
-        "raise ImportError('no antlr here')"
-    )  # the program's directory is first on the path
-    run = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert run.returncode == 1
-    assert "RuntimeError: verifier: its math-verify processes do not work here" in run.stderr
-    assert "no antlr here" in run.stderr
-
-
-def test_a_forked_child_makes_its_own_pool():
-    score("1/2", "0.5")
-    pid = os.fork()
-    if pid == 0:
-        verdict = 1
-        try:
-            verdict = 0 if score("1/2", "0.5") == 1 else 2
-        finally:
-            os._exit(verdict)
-    assert os.waitpid(pid, 0)[1] == 0
-
-
 # ---- verl ----
 
 
@@ -385,31 +275,3 @@ def test_any_other_ground_truth_is_one_answer(reference):
 def test_a_ground_truth_of_another_type_is_read_as_text(reference):
     assert score(r"\boxed{12}", reference) == 0
     assert score(str(reference), reference) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(200)
-def test_in_a_ray_worker_it_judges_and_is_not_held_up():
-    """As in verl, the call comes from a thread of a Ray actor, whose main module is Ray's."""
-    import ray
-
-    class RewardWorker:
-        def judge(self, *arguments, **options):
-            with ThreadPoolExecutor() as pool:
-                return pool.submit(compute_score, "math", *arguments, **options).result()
-
-        def memory_of_processes(self):
-            return [child.memory_info().rss for child in psutil.Process().children(recursive=True)]
-
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        worker = ray.remote(RewardWorker).remote()
-        started = time.monotonic()
-        first = ray.get(worker.judge.remote(r"\boxed{\frac12}", "0.5", tail_fraction=0))
-        hostile = ray.get(worker.judge.remote(HOSTILE["power tower"], "1", tail_fraction=0, timeout=3))
-        again = ray.get(worker.judge.remote(r"\boxed{\frac12}", "0.5", tail_fraction=0))
-        assert (first["score"], hostile["score"], hostile["unjudged"], again["score"]) == (1, 0, 1, 1)
-        assert time.monotonic() - started < 120
-        assert max(ray.get(worker.memory_of_processes.remote())) < 400 * 2**20, "no torch and no verl in them"
-    finally:
-        ray.shutdown()

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from verl_cast import wire
-from verl_cast.teacher.context import INSTRUCTION, RESPONSE_HEADER, problem_text
+from verl_cast.teacher.context import INSTRUCTION, RESPONSE_HEADER, problem_text, text_ids
 
 _REFERENCE_NOTE = (
     "{message}\n\nFor your eyes only, the reference answer to this problem:\n{reference}\n\n"
@@ -51,14 +51,14 @@ class PrivilegedContext:
     reads_field: str | None = wire.SHOWN_TO_TEACHER
 
     def __init__(self, context: str, tokenizer: Any, chat_template_kwargs: Mapping[str, Any]):
-        self.name = context
+        self.name = self.identity = context
         self._tokenizer = tokenizer
         self._chat_template_kwargs = dict(chat_template_kwargs)
 
     def prompt_ids(self, messages: Sequence[Mapping[str, Any]], shown: str) -> list[int]:
         """Token ids of the teacher's prompt for one row; `shown` is the reference or the peer's response."""
         if self.name != "reference_chat":
-            return self._tokenizer(self._plain_text(messages, shown))["input_ids"]
+            return text_ids(self._tokenizer, self._plain_text(messages, shown))
         text = self._tokenizer.apply_chat_template(
             reference_messages(messages, shown),
             tokenize=False,

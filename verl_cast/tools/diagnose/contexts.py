@@ -1,82 +1,53 @@
-"""Accuracy of the policy under the student's prompt and under each teacher context: is the teacher better?
+"""Accuracy of the policy with the student's prompt and in each teacher context: is the teacher better?
 
-With both flips CAST moves the policy to the teacher (method section 7). The teacher measured here has the policy's own
-weights, so only its context makes a difference. Intervals are 95 %. A teacher's difference is paired by problem.
+The teacher measured here has the policy's own weights, so only its context makes a difference. Intervals are 95 %. A
+teacher's difference is paired by problem.
 """
 
-import datetime
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-import verl_cast
-from verl_cast.checks import fitness
+from verl_cast.config.words import command_words
 from verl_cast.tools import stats
 
 STUDENT = "student"
+# An interval over fewer problems says nothing: with three equal differences its width is 0.
+MIN_PROBLEMS = 10
+IN_THE_RUN = f"{command_words({'trust': 'measured'})} makes this measurement in the run, at every refresh."
 
 
 def summarize(name: str, outputs: Sequence[Any], rewards: np.ndarray, threshold: float) -> dict[str, Any]:
-    """Accuracy, lengths and truncation of the samples under one context.
+    """Accuracy, length and truncation of the samples in one context.
 
     Args:
         name: `student`, or the teacher's context.
         outputs: the samples of every problem, from `sampling.sample`.
         rewards: (problems, samples).
     """
-    right = rewards > threshold
-    lengths = np.array([[len(one["ids"]) for one in samples] for samples in outputs])
-
-    def mean(values: np.ndarray) -> float | None:
-        return float(values.mean()) if values.size else None
-
+    correct = rewards > threshold
     return {
         "context": name,
-        "right": int(right.sum()),
-        "samples": int(right.size),
-        "accuracy": float(right.mean()),
-        "interval": list(stats.accuracy_interval(right.mean(axis=1), right.shape[1])),
-        "length_mean": float(lengths.mean()),
-        "length_right": mean(lengths[right]),
-        "length_wrong": mean(lengths[~right]),
+        "accuracy": float(correct.mean()),
+        "interval": list(stats.accuracy_interval(correct.mean(axis=1), correct.shape[1])),
+        "length_mean": float(np.mean([len(one["ids"]) for samples in outputs for one in samples])),
         "truncated_share": float(np.mean([one["truncated"] for samples in outputs for one in samples])),
-        "accuracy_by_problem": right.mean(axis=1).tolist(),
+        "accuracy_by_problem": correct.mean(axis=1).tolist(),
     }
 
 
 def compare(student: dict[str, Any], teacher: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The teacher's summary with its difference to the student's, paired by problem, and the verdict."""
-    differences = np.array(teacher["accuracy_by_problem"]) - np.array(student["accuracy_by_problem"])
-    interval = list(stats.mean_interval(differences, seed))
-    compared = {**teacher, "difference": {"value": float(differences.mean()), "interval": interval}}
-    return {**compared, "verdict": fitness.verdict({**compared, "problems": len(differences)})}
+    """The teacher's summary with its difference to the student's, paired by problem, and the verdict.
 
-
-def fitness_record(
-    setup: Any, student: dict[str, Any], teacher: dict[str, Any], samples: int, which: str, seed: int
-) -> dict[str, Any]:
-    """The record for `verl_cast.checks.fitness`: the measurement and its settings.
-
-    Args:
-        student, teacher: from `summarize` and `compare`.
-        samples: responses per problem.
-        which: the data files that were used, val or train.
+    The verdict is `better` or `not better` where the interval of the difference lies above or below 0, else
+    `undecided`.
     """
-    kept = ("right", "samples", "accuracy", "interval", "length_mean", "truncated_share")
-    files = setup.config.data[f"{which}_files"]
+    differences = np.array(teacher["accuracy_by_problem"]) - np.array(student["accuracy_by_problem"])
+    low, high = stats.mean_interval(differences, seed)
+    verdict = "better" if low > 0 else "not better" if high < 0 else "undecided"
     return {
-        "record_version": fitness.RECORD_VERSION,
-        "verl_cast": verl_cast.__version__,
-        "measured_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "model": setup.model_path,
-        "context": teacher["context"],
-        "measured_on": [str(file) for file in ([files] if isinstance(files, str) else files)],
-        "problems": len(student["accuracy_by_problem"]),
-        "samples": samples,
-        "seed": seed,
-        "temperature": setup.temperature,
-        "student": {key: student[key] for key in kept},
-        "teacher": {key: teacher[key] for key in kept},
-        "difference": teacher["difference"],
+        **teacher,
+        "difference": {"value": float(differences.mean()), "interval": [low, high]},
+        "verdict": verdict if len(differences) >= MIN_PROBLEMS else "undecided",
     }

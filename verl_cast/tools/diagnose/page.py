@@ -1,52 +1,95 @@
-"""The diagnosis as one HTML page. It embeds plotly.js once and needs no network."""
+"""The diagnosis as one HTML page with its figures (plotly). It embeds plotly.js and needs no network.
 
+In every figure correct responses are green and wrong ones orange; in the token view tokens that the teacher finds more
+likely than the policy are blue, and less likely ones red.
+"""
+
+import html
+from collections.abc import Sequence
 from typing import Any
 
 import markupsafe
+import numpy as np
+import pandas
+import plotly.express as px
 import plotly.graph_objects as go
 
 from verl_cast.tools import html_page
-from verl_cast.tools.diagnose import figures
-from verl_cast.tools.diagnose.summary import SIDE_NAMES, interval, number, percent, short
+from verl_cast.tools.diagnose import summary
+from verl_cast.tools.diagnose.gaps import FIFTHS
 
-VERDICTS = {
-    "better": "The teacher's context makes a better policy",
-    "worse": "The teacher's context makes a worse policy",
-    "undecided": "Undecided: the teacher's context may be better or worse",
-}
+COLOURS = {"correct": "#12876a", "wrong": "#d9730d"}
+STRONGEST = 1.0  # nats; larger gaps have the same colour
 
 
 def render(result: dict[str, Any]) -> str:
     """The page of one diagnosis; `result` is what `command.py` writes as JSON."""
-    own = next((one for one in result["direction"] if one["context"] == result["settings"]["context"]), None)
-    drawn: dict[str, markupsafe.Markup] = {}
-    if result["contexts"] is not None:
-        drawn["accuracy"] = _html(figures.accuracy(result["contexts"]))
-    if own is not None and own["levers"]:
-        drawn["levers"] = _html(figures.levers(own))
-    if result["gaps"] is not None:
-        drawn["histograms"] = _html(figures.histograms(result["gaps"]))
-        drawn["agreement"] = _html(figures.agreement(result["gaps"], result["rollouts"]["noise_p99"]))
-        for key in ("positions", "classes"):
-            drawn[key] = _html(figures.by_part(result["gaps"], key))
-    verdict = None
-    if result["contexts"] is not None:
-        measured = {one["context"]: one["verdict"] for one in result["contexts"]["teachers"]}
-        verdict = measured.get(result["contexts"]["own_context"])
+    compared, figures = result["gaps"]["compared"], {"accuracy": _accuracy(result["accuracy"])}
+    if compared is not None:
+        figures["histogram"] = _bars(compared["histogram"], "gap", "share")
+        figures["position"] = _bars(compared["position"], "part", "mean", [*FIFTHS, "last token"])
+        figures["class"] = _bars(compared["class"], "part", "mean")
     return html_page.render(
         __package__,
         "page.html.jinja",
-        {"short": short, "number": number, "percent": percent, "interval": interval},
+        {**{f.__name__: f for f in (summary.short, summary.number, summary.percent, summary.interval)}, "shade": shade},
         result=result,
-        own=own,
-        figures=drawn,
-        verdict=verdict,
-        verdict_words=VERDICTS.get(verdict, ""),
-        teachers=figures.TEACHERS,
-        side_names=SIDE_NAMES,
+        verdicts=summary.verdicts(result),
+        verdict=next((one["verdict"] for one in result["accuracy"][1:] if one["context"] == result["context"]), ""),
+        figures={name: _html(figure) for name, figure in figures.items()},
     )
 
 
+def shade(gap: float) -> str:
+    """The background of a token with this gap."""
+    return f"rgba({'37,99,235' if gap > 0 else '220,38,38'},{min(1, abs(gap) / STRONGEST) * 0.6:.2f})"
+
+
+def _accuracy(accuracy: list[dict[str, Any]]) -> go.Figure:
+    """Accuracy in each context with its 95 % interval; the dotted line is the student's."""
+    rows = pandas.DataFrame(accuracy)
+    low, high = np.array(rows["interval"].tolist()).T
+    figure = px.scatter(
+        x=rows["accuracy"],
+        y=[html.escape(summary.short(name)) for name in rows["context"]],  # plotly reads tags in its labels
+        error_x=high - rows["accuracy"],
+        error_x_minus=rows["accuracy"] - low,
+        labels={"x": "share of correct responses, 95 % interval", "y": ""},
+        range_x=(-0.02, 1.02),
+        height=130 + 46 * len(rows),
+    )
+    figure.update_traces(marker=dict(size=12, color="#3763c6"))
+    figure.add_vline(x=rows["accuracy"][0], line=dict(dash="dot", width=1))
+    return figure.update_yaxes(autorange="reversed", automargin=True)
+
+
+def _bars(rows: list[dict[str, Any]], x: str, y: str, order: Sequence[str] = ()) -> go.Figure:
+    """Bars for correct and wrong responses, with a row of the figure for each teacher."""
+    table = pandas.DataFrame(rows)
+    table["teacher"] = [html.escape(summary.short(name)) for name in table["teacher"]]
+    figure = px.bar(
+        table,
+        x=x,
+        y=y,
+        color="responses",
+        facet_row="teacher",
+        category_orders={x: list(order)},
+        color_discrete_map=COLOURS,
+        hover_data=[] if x == "gap" else ["tokens", "agreement"],
+        labels={"share": "tokens", "mean": "mean gap, nats", "gap": "gap, nats (end bins: and beyond)", "part": ""},
+        height=460,
+    )
+    figure.for_each_annotation(lambda one: one.update(text=one.text.removeprefix("teacher=")))
+    if x != "gap":
+        return figure.update_layout(barmode="group")
+    return figure.update_layout(barmode="overlay", bargap=0).update_traces(opacity=0.6).add_vline(x=0, line_width=1)
+
+
 def _html(figure: go.Figure) -> markupsafe.Markup:
+    figure.update_layout(
+        template="plotly_white",
+        margin=dict(l=50, r=30, t=40, b=50),
+        legend=dict(orientation="h", y=1.02, yanchor="bottom", title=""),
+    )
     config = {"displayModeBar": False, "responsive": True}
     return markupsafe.Markup(figure.to_html(full_html=False, include_plotlyjs=False, config=config))

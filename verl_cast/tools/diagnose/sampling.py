@@ -1,20 +1,66 @@
-"""Samples a model under many prompts with vLLM (tools/vllm_process.py) and the run's own sampling settings."""
+"""Samples with vLLM, with the sampling settings of the run's training rollouts."""
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+import psutil
 from omegaconf import OmegaConf
-from tqdm import tqdm
 
-from verl_cast.tools import vllm_process
+from verl_cast.tools.cli import UserError, first_line
+
+
+def sample(setup: Any, prompts: Sequence[Sequence[int]], samples: int, seed: int) -> list[list[dict[str, Any]]]:
+    """
+    Args:
+        setup: a `Setup`.
+        prompts: token ids.
+        samples: responses per prompt.
+
+    Returns:
+        per prompt, `samples` times {"ids": token ids, end of sequence included, "truncated": the limit was reached}.
+
+    Raises:
+        UserError: vLLM failed; its own messages stand above it on the terminal.
+    """
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # this process has threads of torch and verl
+    from vllm import LLM, SamplingParams
+
+    rollout = setup.rollout
+    parameters = SamplingParams(
+        n=samples,
+        temperature=setup.temperature,
+        top_p=float(rollout.top_p),
+        top_k=int(rollout.top_k),
+        repetition_penalty=float(rollout.get("repetition_penalty", 1.0)),
+        ignore_eos=bool(rollout.ignore_eos),
+        max_tokens=int(rollout.response_length),
+        detokenize=False,
+    )
+    try:
+        engine = LLM(**engine_arguments(setup, max(map(len, prompts))), seed=seed)
+        outputs = engine.generate([{"prompt_token_ids": list(ids)} for ids in prompts], parameters)
+        engine.llm_engine.engine_core.shutdown()  # frees the accelerator for the scoring
+    except Exception as error:  # vLLM raises whatever its parts raise
+        raise UserError(
+            f"vLLM cannot sample from {setup.model_path} (its reason is above): {first_line(error)} Its settings are "
+            "those of actor_rollout_ref.rollout; engine_kwargs.vllm there goes to it unchanged."
+        ) from error
+    return [
+        [{"ids": list(one.token_ids), "truncated": one.finish_reason == "length"} for one in output.outputs]
+        for output in outputs
+    ]
 
 
 def engine_arguments(setup: Any, longest_prompt: int) -> dict[str, Any]:
     """vLLM's arguments, from the run's own `actor_rollout_ref.rollout`."""
+    from vllm.platforms import current_platform
+
     rollout = setup.rollout
     own = OmegaConf.to_container(rollout.engine_kwargs, resolve=True).get("vllm") or {}
-    return {
+    arguments = {
         "model": setup.model_path,
         "tokenizer": str(setup.config.actor_rollout_ref.model.get("tokenizer_path", None) or setup.model_path),
         "trust_remote_code": setup.trust_remote_code,
@@ -25,46 +71,8 @@ def engine_arguments(setup: Any, longest_prompt: int) -> dict[str, Any]:
         "max_num_seqs": int(rollout.max_num_seqs),
         # A teacher's context may be longer than the prompts of the run's own rollouts.
         "max_model_len": max(int(rollout.max_model_len or 0), longest_prompt + int(rollout.response_length)),
-        **{key: value for key, value in own.items() if value is not None},
     }
-
-
-def sampling_arguments(setup: Any) -> dict[str, Any]:
-    """The sampling parameters of the run's training rollouts, as verl passes them to vLLM."""
-    rollout = setup.rollout
-    return {
-        "temperature": setup.temperature,
-        "top_p": float(rollout.top_p),
-        "top_k": int(rollout.top_k),
-        "repetition_penalty": float(rollout.get("repetition_penalty", 1.0)),
-        "ignore_eos": bool(rollout.ignore_eos),
-        "max_tokens": int(rollout.response_length),
-    }
-
-
-def sample(
-    setup: Any, prompts: Sequence[Sequence[int]], samples: int, seed: int, directory: Path
-) -> list[list[dict[str, Any]]]:
-    """Sample every prompt.
-
-    Args:
-        prompts: token ids.
-        samples: responses per prompt.
-        directory: for vLLM's log (sampling.log).
-
-    Returns:
-        per prompt, `samples` times {"ids": token ids, end of sequence included, "truncated": the limit was reached}.
-
-    Raises:
-        UserError: vLLM failed; the message holds vLLM's reason.
-    """
-    finished = vllm_process.sample(
-        {"seed": seed, **engine_arguments(setup, max(map(len, prompts)))},
-        {"n": samples, **sampling_arguments(setup)},
-        prompts,
-        [seed + i * samples for i in range(len(prompts))],
-        directory / "sampling.log",
-    )
-    progress = tqdm(finished, total=len(prompts), desc="sampling", leave=False, disable=None)
-    by_prompt = {one["prompt"]: one["samples"] for one in progress}
-    return [by_prompt[i] for i in range(len(prompts))]
+    if current_platform.is_cpu() and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+        # On a CPU vLLM wants gpu_memory_utilization of the whole memory, and does not start where less is free.
+        arguments["kv_cache_memory_bytes"] = max(2**30, psutil.virtual_memory().available // 4)
+    return {**arguments, **{key: value for key, value in own.items() if value is not None}}

@@ -1,7 +1,7 @@
-"""The parts of a verl command that a diagnosis needs: method, model, problems, sampling, verifier.
+"""The parts of a verl command that a diagnosis needs: model, prompts, problems, verifier.
 
 The dataset class, the tokenizer and the reward manager are verl's own. Not supported: agent loops with tools or several
-turns, images, and rewards that a server computes. Each gets an error message of its own.
+turns, images, adapters, and rewards that a server computes. Each is refused by name.
 """
 
 import asyncio
@@ -9,15 +9,14 @@ import contextlib
 import functools
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from verl_cast.config.cast import CastConfig, CastConfigError
-from verl_cast.config.methods import cast_config, is_cast_run
+from verl_cast.config.cast import CastConfigError
+from verl_cast.config.methods import cast_config
 from verl_cast.teacher.context import TeacherContext, chat_template_kwargs, load_template
 from verl_cast.tools.cli import UserError, first_line
 
@@ -25,71 +24,37 @@ REWARD_MANAGERS = ("naive", "dapo")  # verl's managers that grade one response b
 MODEL_KEY = "actor_rollout_ref.model.path"
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One row of the data.
+class Setup:
+    """One composed verl command.
 
-    Attributes:
-        messages: the chat messages of the prompt.
-        reference: the reference answer as text; None where the data have none.
-        fields: what verl's reward manager gets besides the response.
+    Args:
+        config: from `run_config.compose`.
+        overrides: of the command line; other keys have verl's defaults.
+
+    Raises:
+        UserError: a setting of CAST is invalid, the temperature is not above 0, or the model has an adapter.
     """
 
-    messages: list[dict[str, Any]]
-    reference: str | None
-    fields: dict[str, Any]
-
-
-class Setup:
-    """One composed verl command."""
-
     def __init__(self, config: DictConfig, overrides: Sequence[str]):
-        """
-        Args:
-            config: from `run_config.compose`.
-            overrides: of the command line; other keys have verl's defaults.
-
-        Raises:
-            UserError: a setting of CAST is invalid, the temperature is not above 0, or the model has an adapter.
-        """
         self.config = config
         self.named = {override.split("=", 1)[0].lstrip("+~") for override in overrides}
-        self.is_cast_run = is_cast_run(config)
-        self.method: CastConfig = _user_errors(cast_config, config)
+        self.method = _user_errors(cast_config, config)
         self.rollout = config.actor_rollout_ref.rollout
         self.temperature = float(self.rollout.temperature)
         if self.temperature <= 0:
             raise UserError(
-                f"actor_rollout_ref.rollout.temperature={self.temperature:g}: gaps exist only for a policy that "
-                "samples; set the temperature that you train with."
+                f"actor_rollout_ref.rollout.temperature={self.temperature:g}: without sampling there are no gaps; set "
+                "the temperature that you train with (actor_rollout_ref.rollout.temperature=1)."
             )
-        adapter = config.actor_rollout_ref.model.get("lora_adapter_path", None)
-        if adapter is not None:
+        model = config.actor_rollout_ref.model
+        if model.get("lora_adapter_path", None) is not None:
             raise UserError(
-                f"actor_rollout_ref.model.lora_adapter_path={adapter}: diagnose does not support adapters; merge it "
-                f"into its base model and set {MODEL_KEY} to the merged model."
+                f"actor_rollout_ref.model.lora_adapter_path={model.lora_adapter_path}: diagnose does not read "
+                f"adapters; merge it into its base model and set {MODEL_KEY} to the merged model."
             )
         self.chat_template_kwargs = chat_template_kwargs(config)
-        self.model_path = str(Path(str(config.actor_rollout_ref.model.path)).expanduser())
-        self.norm_by_std = bool(config.algorithm.get("norm_adv_by_std_in_grpo", True))
-        self.trust_remote_code = bool(config.actor_rollout_ref.model.get("trust_remote_code", False))
-
-    def use_run(self, run: Mapping[str, Any], method: CastConfig) -> None:
-        """Use model (unless the command names one), method and temperature of a dump's run.
-
-        Raises:
-            UserError: the command names another temperature; the dump's log-probs are valid only at their own.
-        """
-        if MODEL_KEY not in self.named:
-            OmegaConf.update(self.config, MODEL_KEY, run["model"])
-            self.model_path = str(Path(run["model"]).expanduser())
-        key, temperature = "actor_rollout_ref.rollout.temperature", run["temperature"]
-        if key in self.named and self.temperature != temperature:
-            raise UserError(f"{key}={self.temperature:g}: the dump's run sampled at {temperature:g}; leave it out.")
-        OmegaConf.update(self.config, key, temperature)
-        self.temperature = temperature
-        # The dump's gaps are those of this method's teacher context, so accuracy is measured under the same context.
-        self.method = method
+        self.model_path = str(Path(str(model.path)).expanduser())
+        self.trust_remote_code = bool(model.get("trust_remote_code", False))
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -112,8 +77,6 @@ class Setup:
     def context(self, name: str) -> TeacherContext:
         """The answer-free teacher's context of that name (plain, same or a template file)."""
         template = _user_errors(load_template, name)
-        if template is None and name not in ("plain", "same"):
-            raise UserError(f"context {name}: must be plain, same or a Jinja template file.")
         return TeacherContext(name, template, self.tokenizer, self.chat_template_kwargs)
 
     def prompt_ids(self, messages: Sequence[Mapping[str, Any]], limit: bool = True) -> list[int]:
@@ -135,8 +98,8 @@ class Setup:
         """
         return _user_errors(context.prompt_ids, messages, ids)
 
-    def problems(self, which: str, number: int, seed: int) -> list[Problem]:
-        """`number` problems of the run's data, drawn without repetition; all where there are fewer.
+    def problems(self, which: str, number: int, seed: int) -> list[dict[str, Any]]:
+        """`number` rows of verl's dataset class, drawn without repetition; all where there are fewer.
 
         Args:
             which: val or train.
@@ -144,35 +107,27 @@ class Setup:
         import datasets
         from verl.utils.dataset.rl_dataset import get_dataset_class
 
-        key = f"data.{which}_files"
-        files = self.config.data[f"{which}_files"]
+        key, files = f"data.{which}_files", self.config.data[f"{which}_files"]
         files = [str(file) for file in ([files] if isinstance(files, str) else files)]
+        files = [file if "://" in file else str(Path(file).expanduser()) for file in files]
         for file in files:
-            if "://" not in file and not Path(file).expanduser().exists():
+            if "://" not in file and not Path(file).exists():
                 hint = "" if key in self.named else f" (verl's default: the command does not set {key})"
                 raise UserError(f"{key}={file}: no such file{hint}; name the data to draw problems from.")
         datasets.disable_progress_bars()
         with contextlib.redirect_stdout(io.StringIO()):  # hides verl's messages about the data
             dataset = get_dataset_class(self.config.data)(
-                data_files=[str(Path(file).expanduser()) if "://" not in file else file for file in files],
-                tokenizer=self.tokenizer,
-                config=self.config.data,
+                data_files=files, tokenizer=self.tokenizer, config=self.config.data
             )
         if len(dataset) == 0:
             raise UserError(
                 f"{key}: no problem is left in {', '.join(files)}; raise data.max_prompt_length if it dropped all."
             )
-        rows = np.random.default_rng(seed).permutation(len(dataset))[:number]
-        return [self._problem(dataset[int(row)]) for row in sorted(rows)]
-
-    def _problem(self, row: dict[str, Any]) -> Problem:
-        messages = [dict(message) for message in row["raw_prompt"]]
-        if any(not isinstance(message["content"], str) for message in messages):
-            raise UserError("the data hold images or other parts besides text; diagnose supports only text.")
-        reference = (row.get("reward_model") or {}).get("ground_truth")
-        fields = {"data_source": row.get("data_source"), "reward_model": row.get("reward_model") or {}}
-        fields["extra_info"] = dict(row.get("extra_info") or {})
-        return Problem(messages, None if reference in (None, "") else str(reference), fields)
+        chosen = sorted(np.random.default_rng(seed).permutation(len(dataset))[:number])
+        rows = [dataset[int(row)] for row in chosen]
+        if any(not isinstance(message["content"], str) for row in rows for message in row["raw_prompt"]):
+            raise UserError(f"{key}: {', '.join(files)} hold images or other parts besides text; name data of text.")
+        return rows
 
     def check_sampling(self) -> None:
         """Refuse commands whose rollouts are not one response to one prompt."""
@@ -180,8 +135,8 @@ class Setup:
             value = OmegaConf.select(self.rollout, key)
             if value not in (None, works):
                 raise UserError(
-                    f"actor_rollout_ref.rollout.{key}={value}: diagnose samples one response per prompt; analyse the "
-                    "rollouts of a run instead, with --rollouts and --no-fitness."
+                    f"actor_rollout_ref.rollout.{key}={value}: diagnose samples one response per prompt; set "
+                    f"actor_rollout_ref.rollout.{key}={works} for this look."
                 )
 
 
@@ -195,26 +150,29 @@ class Verifier:
         manager = reward.reward_manager
         if manager.source != "register" or manager.name not in REWARD_MANAGERS:
             raise UserError(
-                f"reward.reward_manager.name={manager.name}: diagnose supports only {' and '.join(REWARD_MANAGERS)}; "
-                "analyse the rollouts of a run instead, with --rollouts and --no-fitness."
+                f"reward.reward_manager.name={manager.name}: diagnose supports {' and '.join(REWARD_MANAGERS)}; set "
+                f"reward.reward_manager.name={REWARD_MANAGERS[0]} for this look."
             )
         if reward.reward_model.enable:
-            raise UserError("reward.reward_model.enable=True: CAST and diagnose need a verifier, not a reward model.")
+            raise UserError("reward.reward_model.enable=True is no verifier; set reward.reward_model.enable=False.")
         try:
             self._manager = load_reward_manager(setup.config, setup.tokenizer)
         except (FileNotFoundError, AttributeError) as error:
-            raise UserError(f"the reward function cannot be loaded: {first_line(error)}") from error
+            raise UserError(
+                f"the reward function cannot be loaded; set reward.custom_reward_function.path ({first_line(error)})"
+            ) from error
 
-    def score(self, problem: Problem, response_ids: Sequence[int]) -> float:
-        """The reward of one response."""
+    def score(self, row: Mapping[str, Any], response_ids: Sequence[int]) -> float:
+        """The reward of a response to a row of the data."""
         import torch
         from verl import DataProto
 
         responses = torch.tensor([list(response_ids)])
-        fields = {name: np.array([value], dtype=object) for name, value in problem.fields.items()}
-        fields["extra_info"] = np.array([dict(problem.fields["extra_info"])], dtype=object)  # verl writes into it
+        fields = {name: row.get(name) for name in ("data_source", "reward_model")}
+        fields["extra_info"] = dict(row.get("extra_info") or {})  # verl writes into it
         data = DataProto.from_dict(
-            tensors={"responses": responses, "attention_mask": torch.ones_like(responses)}, non_tensors=fields
+            tensors={"responses": responses, "attention_mask": torch.ones_like(responses)},
+            non_tensors={name: np.array([value], dtype=object) for name, value in fields.items()},
         )
         loop: asyncio.AbstractEventLoop = self._manager.loop
         return float(loop.run_until_complete(self._manager.run_single(data))["reward_score"])

@@ -6,7 +6,6 @@ libraries stays off the screen, unless one of them crashes. The exit status is 1
 
 import argparse
 import contextlib
-import importlib
 import os
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from verl_cast.tools import run_config
 from verl_cast.tools.cli import UserError, first_line
 from verl_cast.tools.doctor import lines as report
 from verl_cast.tools.doctor import registration, versions
-from verl_cast.tools.doctor.lines import BASELINE, Line, Section, cause_of, error, note
+from verl_cast.tools.doctor.lines import Line, Section, cause_of, error, note
 
 _NO_PLATFORM = "the plugin provides VERL_PLATFORM=cpu, and verl fails without it"
 
@@ -38,8 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     print(f"verl-cast doctor {verl_cast.__version__}")
-    marks, titles = [], []
-    sections = _sections(args)
+    with _quiet():
+        config, refusal = _composed(args)
+    marks, sections = [], _sections(args, config, refusal)
     while True:
         with _quiet():
             title, found = next(sections, (None, []))
@@ -48,12 +48,8 @@ def main(args: argparse.Namespace) -> int:
         print(report.heading(title, colours))
         print(report.formatted(found, colours), flush=True)
         marks += [line.mark for line in found]
-        titles.append(title)
     num_errors, num_warnings = marks.count("error"), marks.count("warning")
-    subject = "this installation can train CAST"
-    if args.overrides:
-        subject = f"this command can train {'a baseline, not CAST' if BASELINE in titles else 'CAST'}"
-    verdict = f"Not ready: {_count(num_errors, 'error')}" if num_errors else f"Ready: {subject}"
+    verdict = f"Not ready: {_count(num_errors, 'error')}" if num_errors else f"Ready: {_subject(config)}"
     print(f"{report.heading(verdict, colours)}, {_count(num_warnings, 'warning')}.")
     if not args.overrides:
         print("To check a run too, pass verl's command or its overrides: verl-cast doctor key=value ...")
@@ -64,20 +60,31 @@ def _count(number: int, what: str) -> str:
     return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
 
 
-def _sections(args: argparse.Namespace) -> Iterator[Section]:
-    unusable = _verl_is_unusable()
+def _subject(config: DictConfig | None) -> str:
+    if config is None:
+        return "this installation can train CAST"
+    from verl_cast.tools.doctor import run
+
+    return f"this command can train {run.subject(config)}"
+
+
+def _composed(args: argparse.Namespace) -> tuple[DictConfig | None, str | None]:
+    """The command's config, or why there is none. It needs a verl that can be imported."""
+    if not args.overrides or versions.verl_is_unusable() is not None:
+        return None, None
+    try:
+        return run_config.compose(args.overrides, args.config_name, args.config_path), None
+    except UserError as problem:
+        return None, str(problem)
+
+
+def _sections(args: argparse.Namespace, config: DictConfig | None, refusal: str | None) -> Iterator[Section]:
+    asked_for = _asked_for(config)
+    unusable = versions.verl_is_unusable()
+    yield "Versions", versions.check(asked_for) + (unusable or [])
     if unusable is not None:
-        yield "Versions", versions.check(set()) + unusable
         yield "Everything else", [note("", "skipped: these checks need a supported verl that can be imported")]
         return
-    config, refusal = None, None
-    if args.overrides:
-        try:
-            config = run_config.compose(args.overrides, args.config_name, args.config_path)
-        except UserError as problem:
-            refusal = str(problem)
-    asked_for = _asked_for(config)
-    yield "Versions", versions.check(asked_for)
     from verl_cast.tools.doctor import seams
 
     with contextlib.ExitStack() as stack:
@@ -99,18 +106,8 @@ def _sections(args: argparse.Namespace) -> Iterator[Section]:
         yield from run.sections(config)
 
 
-def _verl_is_unusable() -> list[Line] | None:
-    """None if verl can be imported; else the lines to show below its version. Its config needs this import, too."""
-    if not versions.is_supported(versions.verl_version()):
-        return []
-    try:
-        importlib.import_module("verl")
-    except Exception as problem:  # packages that do not fit together may raise anything
-        return [error("verl", f"import verl fails: {type(problem).__name__}: {first_line(problem)}")]
-    return None
-
-
 def _asked_for(config: DictConfig | None) -> set[str]:
+    """The engine and the rollout that the run names."""
     if config is None:
         return set()
     keys = ("actor_rollout_ref.actor.strategy", "actor_rollout_ref.rollout.name")
@@ -118,10 +115,12 @@ def _asked_for(config: DictConfig | None) -> set[str]:
 
 
 def _start_workers(config: DictConfig | None, stack: contextlib.ExitStack) -> list[tuple[str, Any]] | Line:
-    """Workers that run the probe, or the error that says why there are none."""
-    address, runtime_env = _ray_settings(config)
+    """Workers that run the probe, in the cluster and the environment of the run; or the error that there are none."""
+    settings = OmegaConf.select(config, "ray_kwargs.ray_init") if config is not None else None
+    settings = OmegaConf.to_container(settings, resolve=True) if settings is not None else {}
+    address = settings.get("address") or os.environ.get("RAY_ADDRESS") or None
     try:
-        return stack.enter_context(registration.ray_workers(address, runtime_env))
+        return stack.enter_context(registration.ray_workers(address, settings.get("runtime_env") or {}))
     except Exception as problem:  # Ray's failures have many types; all mean the same here
         verb = "joined" if address else "started"
         return error("Ray", f"the cluster cannot be {verb}: {first_line(cause_of(problem))}")
@@ -131,13 +130,6 @@ def _workers(workers: list[tuple[str, Any]] | Line | None, here: dict[str, Any])
     if workers is None:
         return [note("Ray", "skipped (--no-ray)")]
     return [workers] if isinstance(workers, Line) else registration.check_workers(workers, here)
-
-
-def _ray_settings(config: DictConfig | None) -> tuple[str | None, dict]:
-    """Address of the cluster that the run would join (None: Ray decides) and the run's runtime environment."""
-    settings = OmegaConf.select(config, "ray_kwargs.ray_init") if config is not None else None
-    settings = OmegaConf.to_container(settings, resolve=True) if settings is not None else {}
-    return settings.get("address") or os.environ.get("RAY_ADDRESS") or None, settings.get("runtime_env") or {}
 
 
 @contextlib.contextmanager

@@ -1,138 +1,141 @@
 """The prompts of the student and of the self-teacher: an example from the training data, and their lengths.
 
 The student's tokens come from the builder that verl's agent loop uses, the teacher's from the worker's TeacherContext.
-Left out: images, and agent loops that write their own prompts.
+Left out: images, agent loops that write their own prompts, and the contexts of baselines.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig
 
 from verl_cast.config.cast import TeacherConfig
+from verl_cast.config.words import command_words
 from verl_cast.teacher.context import TeacherContext, chat_template_kwargs, load_template, problem_text
-from verl_cast.teacher.limits import length_limits
+from verl_cast.teacher.limits import max_positions
 from verl_cast.tools.cli import first_line
 from verl_cast.tools.doctor.lines import Line, error, note, ok, shortened, warning
 
-_NO_QUESTION = (
-    "algorithm.cast.teacher.context={}: the teacher reads the same for different questions, so the template shows it "
-    "none; write {{{{ problem }}}} where it belongs."
-)
+_SAME = command_words({"teacher.context": "same"})
 
 
-@dataclass(frozen=True)
-class Contexts:
-    """Prompt lengths in tokens, one per example row."""
-
-    student: list[int]
-    teacher: list[int]
-    lines: list[Line]
-
-
-def load_model_config(config: DictConfig) -> Any:
-    """verl's own HFModelConfig: tokenizer, processor and Hugging Face config of the policy; no weights.
-
-    Raises:
-        hydra.errors.InstantiationException: they cannot be loaded; its cause gives the reason.
-    """
-    from verl.utils.config import omega_conf_to_dataclass
-
-    return omega_conf_to_dataclass(config.actor_rollout_ref.model)
-
-
-def check(config: DictConfig, teacher: TeacherConfig, model_config: Any, chats: Sequence[list[dict]]) -> Contexts:
+def check(
+    config: DictConfig, teacher: TeacherConfig | None, model_config: Any, chats: Sequence[Sequence[dict]]
+) -> list[Line]:
     """Show the prompts of the first chat, and measure those of all.
 
     Args:
+        teacher: CAST's; None for other methods.
+        model_config: verl's HFModelConfig.
         chats: messages of some training rows, at least one.
     """
-    from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
-
-    template_kwargs = chat_template_kwargs(config)
-    student = create_continuous_token_builder(
-        model_config.tokenizer,
-        hf_model_type=model_config.hf_config.model_type,
-        chat_template_kwargs=template_kwargs,
-        processor=model_config.processor,
-    )
-    context = TeacherContext(teacher.context, load_template(teacher.context), model_config.tokenizer, template_kwargs)
-    student_ids, teacher_ids = [], []
-    for chat in chats:
-        try:
-            student_ids.append(list(student.build_initial_tokens(chat)))
-            teacher_ids.append(context.prompt_ids(chat, student_ids[-1]))
-        except Exception as problem:  # chat templates and context templates are the user's code
-            return Contexts([], [], [error("context", _cannot_be_rendered(problem))])
-
-    lengths = [len(ids) for ids in student_ids], [len(ids) for ids in teacher_ids]
-    decode = model_config.tokenizer.decode
-    lines = [
-        _shown("student reads", lengths[0], decode(student_ids[0])),
-        note("teacher reads", "the same tokens (context=same)")
-        if context.is_same
-        else _shown("teacher reads", lengths[1], decode(teacher_ids[0])),
-    ]
-    is_template = teacher.context not in ("plain", "same")
-    if is_template and len(set(map(problem_text, chats))) > 1 and len(set(map(tuple, teacher_ids))) == 1:
-        return Contexts([], [], [*lines, error("context", _NO_QUESTION.format(context.name))])
-    if teacher.context == "plain" and any(len(chat) > 1 for chat in chats):
-        lines.append(
-            warning(
-                "context",
-                "algorithm.cast.teacher.context=plain shows the teacher only the last user message; these prompts have "
-                "more (system message, earlier turns). If the teacher needs those, use same or a template file.",
-            )
-        )
-    if not context.is_same and student_ids == teacher_ids:
-        lines.append(
-            warning(
-                "context",
-                "the template gives the student's own prompt; use algorithm.cast.teacher.context=same. Where the "
-                "weights are the policy's, it needs no forward, and the gap is exactly 0 instead of kernel noise.",
-            )
-        )
-    longest = max(lengths[0])
+    is_text = all(isinstance(message["content"], str) for chat in chats for message in chat)
+    if not is_text and (teacher is None or teacher.context == "same"):
+        return [note("prompts", "not shown: they hold parts besides text")]
+    lines = _refused_by_template(config, model_config, chats)
+    try:
+        student_ids = _student_ids(config, model_config, chats)
+        lines.append(_shown("student reads", student_ids, model_config.tokenizer))
+    except Exception as problem:  # chat templates are the user's code
+        return [*lines, error("prompts", f"a prompt cannot be rendered: {first_line(problem)}")]
+    longest = max(map(len, student_ids))
     if longest > config.data.max_prompt_length:
         lines.append(
             warning(
-                "context",
+                "prompts",
                 f"a prompt of {longest} tokens is longer than data.max_prompt_length={config.data.max_prompt_length}: "
                 "verl cuts off its beginning for the student, but the teacher reads all of it.",
             )
         )
-    return Contexts(*lengths, lines)
+    return lines if teacher is None else lines + _teacher_lines(config, teacher, model_config, chats, student_ids)
 
 
-def _cannot_be_rendered(problem: Exception) -> str:
-    return f"an example prompt cannot be rendered: {first_line(problem).removeprefix('CAST: ')}"
-
-
-def _shown(label: str, lengths: list[int], text: str) -> Line:
-    span = f"{min(lengths)} to {max(lengths)}, " if min(lengths) != max(lengths) else ""
-    text_of = f"{lengths[0]} tokens ({span}first {len(lengths)} rows)" if len(lengths) > 1 else f"{lengths[0]} tokens"
-    return note(label, f"{text_of}; then the response", shortened(text))
-
-
-def check_length(config: DictConfig, model_config: Any, longest_teacher_prompt: int) -> Line:
-    """Check the longest teacher context plus a full-length response against what ends a run (teacher/forward.py)."""
-    actor = config.actor_rollout_ref.actor
-    if actor.strategy == "megatron":
-        parts = actor.megatron.context_parallel_size
-    else:
-        parts = max(actor.ulysses_sequence_parallel_size, actor.fsdp_config.ulysses_sequence_parallel_size)
-    budget = config.actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu if actor.use_dynamic_bsz else None
-    limits = length_limits(model_config.hf_config.get_text_config(), budget, parts)
-    response = config.data.max_response_length
-    length = longest_teacher_prompt + response
-    said = f"teacher context ({longest_teacher_prompt}) + data.max_response_length ({response}) = {length} tokens"
-    for name, limit in limits.items():
-        if length > limit:
-            return error(
-                "length",
-                f"{said}. {name} allows {limit}, and a longer sequence ends the run. Use a shorter context, lower "
-                "data.max_response_length, or raise the limit if it is a setting.",
+def _teacher_lines(
+    config: DictConfig,
+    teacher: TeacherConfig,
+    model_config: Any,
+    chats: Sequence[Sequence[dict]],
+    student_ids: list[list[int]],
+) -> list[Line]:
+    if teacher.context == "same":
+        return [note("teacher reads", "the same tokens (context=same)")]
+    key, kwargs = f"{teacher.KEY}.context={teacher.context}", chat_template_kwargs(config)
+    context = TeacherContext(teacher.context, load_template(teacher.context), model_config.tokenizer, kwargs)
+    try:
+        ids = [context.prompt_ids(chat, own) for chat, own in zip(chats, student_ids, strict=True)]
+    except Exception as problem:  # context templates are the user's code
+        reason = first_line(problem).removeprefix("CAST: ")
+        return [error("prompts", f"an example prompt cannot be rendered: {reason}")]
+    lines = [_shown("teacher reads", ids, model_config.tokenizer)]
+    if teacher.context != "plain" and len(set(map(problem_text, chats))) > 1 and len(set(map(tuple, ids))) == 1:
+        blank = "the teacher reads the same for different questions; write {{ problem }} where it belongs."
+        lines.append(error("prompts", f"{key}: {blank}"))
+    if teacher.context == "plain" and any(len(chat) > 1 for chat in chats):
+        lines.append(
+            warning(
+                "prompts",
+                f"{key} shows the teacher only the last user message; these prompts have more (system message, earlier "
+                f"turns). If the teacher needs those, use {_SAME} or a template file.",
             )
-    allowed = ", ".join(f"{name} {limit}" for name, limit in limits.items()) or "nothing limits it"
-    return ok("length", f"{said} at most; {allowed}")
+        )
+    if ids == student_ids:
+        lines.append(
+            warning(
+                "prompts",
+                f"the template gives the student's own prompt; use {_SAME}. Where the weights are the policy's, it "
+                "needs no forward, and the gap is exactly 0 instead of kernel noise.",
+            )
+        )
+    return [*lines, _length(config, model_config, max(map(len, ids)))]
+
+
+def _student_ids(config: DictConfig, model_config: Any, chats: Sequence[Sequence[dict]]) -> list[list[int]]:
+    from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
+
+    builder = create_continuous_token_builder(
+        model_config.tokenizer,
+        hf_model_type=model_config.hf_config.model_type,
+        chat_template_kwargs=chat_template_kwargs(config),
+        processor=model_config.processor,
+    )
+    return [list(builder.build_initial_tokens(list(chat))) for chat in chats]
+
+
+def _refused_by_template(config: DictConfig, model_config: Any, chats: Sequence[Sequence[dict]]) -> list[Line]:
+    """Chats that the model's template refuses: verl's builder catches that and renders something else."""
+    for chat in chats:
+        try:
+            model_config.tokenizer.apply_chat_template(
+                list(chat), add_generation_prompt=True, tokenize=False, **chat_template_kwargs(config)
+            )
+        except Exception as problem:  # a template may raise anything
+            text = (
+                f"the model's chat template refuses these messages: {first_line(problem)} verl then puts an empty user "
+                "message before them and cuts it off, with what the template begins with; its filter drops such rows."
+            )
+            return [warning("prompts", text)]
+    return []
+
+
+def _shown(label: str, ids: list[list[int]], tokenizer: Any) -> Line:
+    lengths = list(map(len, ids))
+    span = f"{min(lengths)} to {max(lengths)}, " if min(lengths) != max(lengths) else ""
+    rows = f" ({span}first {len(ids)} rows)" if len(ids) > 1 else ""
+    return note(label, f"{lengths[0]} tokens{rows}; then the response", shortened(tokenizer.decode(ids[0])))
+
+
+def _length(config: DictConfig, model_config: Any, longest: int) -> Line:
+    """Check the longest teacher context plus a full-length response against what ends a run (teacher/forward.py)."""
+    limit = max_positions(model_config.hf_config.get_text_config())
+    response = config.data.max_response_length
+    length = longest + response
+    said = f"teacher context ({longest}) + data.max_response_length ({response}) = {length} tokens"
+    if limit is None:
+        return ok("length", f"{said} at most; nothing limits it")
+    if length > limit:
+        return error(
+            "length",
+            f"{said}. max_position_embeddings allows {limit}, and a longer sequence ends the run. Use a shorter "
+            "context or lower data.max_response_length.",
+        )
+    return ok("length", f"{said} at most; max_position_embeddings {limit}")

@@ -1,7 +1,6 @@
-"""The extra cost of a CAST run over the same run with GRPO: forwards, and host memory for the teacher's copy.
+"""What the teacher's copy takes: host memory, bytes in a checkpoint, seconds on the bus.
 
-The numbers are estimates from the config and the model's shapes; no weight is loaded. The forward's share leaves out
-the quadratic part of attention, and the larger micro-batches that a pass without gradient can use.
+The numbers are estimates from the config and the model's shapes; no weight is loaded.
 """
 
 import math
@@ -10,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from omegaconf import DictConfig
 
-from verl_cast.config.cast import MethodConfig, TeacherConfig
-from verl_cast.training.passes import why_two_passes
+from verl_cast.config.cast import TeacherConfig
 
 BUS_GB = 25.0  # GB/s between host and GPU that PCIe 4 x16 gives in practice; one direction at a time
 
@@ -23,45 +21,6 @@ _DTYPES = {
     "fp16": torch.float16,
     "float16": torch.float16,
 }
-
-
-@dataclass(frozen=True)
-class Compute:
-    """FLOPs of one training step, in forward passes over the student's tokens."""
-
-    training: float  # old log-probs, update, reference: the training engine without CAST
-    teacher: float  # the teacher's forward
-    saved: float  # the forward for old log-probs, if the update forms the gap (training/passes.py)
-
-    @property
-    def share(self) -> float:
-        """FLOPs that CAST adds, as a share of the training engine's."""
-        return (self.teacher - self.saved) / self.training
-
-    @property
-    def share_with_generation(self) -> float:
-        """The same with generation counted as one forward. This holds for its FLOPs, not for its time."""
-        return (self.teacher - self.saved) / (self.training + 1)
-
-
-def compute(config: DictConfig, method: MethodConfig, student_tokens: float, teacher_tokens: float) -> Compute:
-    """The FLOPs of one training step of this run.
-
-    Args:
-        student_tokens, teacher_tokens: prompt and response together, per response.
-    """
-    actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
-    # One forward, one backward for activations and one for weights. A frozen base model needs no backward for weights.
-    update = 2 if lora_rank(config) > 0 else 3
-    if actor.strategy == "megatron":
-        recomputes = actor.megatron.override_transformer_config.get("recompute_granularity") == "full"
-    else:
-        recomputes = model.enable_gradient_checkpointing
-    training = 1 + actor.ppo_epochs * (update + recomputes) + actor.use_kl_loss
-    forward, teacher = teacher_tokens / student_tokens, method.teacher
-    if teacher.context == "same" and teacher.weights == "snapshot":
-        forward *= 1 - 1 / teacher.refresh_interval  # no forward right after a snapshot: the gap is 0
-    return Compute(training, forward, saved=float(why_two_passes(config, method) is None))
 
 
 def lora_rank(config: DictConfig) -> int:

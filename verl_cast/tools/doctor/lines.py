@@ -30,8 +30,6 @@ class Line:
 
 # A section of the report: its heading and its lines.
 Section = tuple[str, list[Line]]
-# The heading for a command that trains a baseline. The verdict then names a baseline instead of CAST.
-BASELINE = "What the baseline will do"
 
 
 def ok(label: str, text: str) -> Line:

@@ -44,34 +44,24 @@ def probe() -> dict[str, Any]:
 
 
 def check_entry_point() -> list[Line]:
-    """Whether verl will find the plugin, from installed metadata alone."""
-    offered = {}
-    for distribution in importlib.metadata.distributions():
-        for entry_point in distribution.entry_points.select(group=GROUP, name=NAME):
-            offered.setdefault(distribution.metadata["Name"], (distribution.version, entry_point.value))
-    location = Path(verl_cast.__file__).parent
+    """Whether verl will find the plugin, from installed metadata only."""
+    offered = {
+        distribution.metadata["Name"]: (distribution.version, entry_point.value)
+        for distribution in importlib.metadata.distributions()
+        for entry_point in distribution.entry_points.select(group=GROUP, name=NAME)
+    }
+    here, lines = Path(verl_cast.__file__).parent, []
     if not offered:
-        return [
-            error(
-                "entry point",
-                f"no installed distribution offers `{GROUP}: {NAME}`, so verl never loads the plugin; pip install "
-                f"{location.parent}.",
-            )
-        ]
-    lines = []
+        nothing = f"no installed distribution offers `{GROUP}: {NAME}`, so verl never loads the plugin"
+        return [error("entry point", f"{nothing}; pip install {here.parent}.")]
     for name, (version, value) in offered.items():
         if value != TARGET:
             lines.append(error("entry point", f"{name} {version} points at {value}, not at {TARGET}; uninstall it."))
         elif version != verl_cast.__version__:
-            lines.append(
-                warning(
-                    "entry point",
-                    f"the metadata of {name} say {version}, but the package in {location} is {verl_cast.__version__}; "
-                    "install it again.",
-                )
-            )
+            other = f"the metadata of {name} say {version}, but the package in {here} is {verl_cast.__version__}"
+            lines.append(warning("entry point", f"{other}; install it again."))
         else:
-            lines.append(ok("entry point", f"`{GROUP}: {NAME}` = {TARGET}, of {name} {version} in {location}"))
+            lines.append(ok("entry point", f"`{GROUP}: {NAME}` = {TARGET}, of {name} {version} in {here}"))
     if len(offered) > 1:
         lines.append(warning("entry point", f"{len(offered)} distributions offer it: {', '.join(offered)}; keep one."))
     return lines

@@ -1,13 +1,11 @@
 """The run's reward, tried before the run: one row of every data source, with a wrong response and with its own answer.
 
-The rewards are those of verl's reward manager, as in `verl-cast diagnose`. The reward function is the user's code. It
-may hang or end its process, so it is loaded and called in a child process with a time limit. Left out: reward models
-and reward managers that need a server or more than one response.
+The rewards are those of verl's reward manager. The reward function is the user's code. It may hang or end its process,
+so it is loaded and called in a child process with a time limit. Left out: reward models and reward managers that need a
+server or more than one response.
 """
 
 import contextlib
-import functools
-import inspect
 import math
 import multiprocessing
 import os
@@ -18,13 +16,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from verl_cast.config.methods import method_config
-from verl_cast.tools.cli import UserError, first_line
-from verl_cast.tools.diagnose.setup import REWARD_MANAGERS, Problem, Setup, Verifier
+from verl_cast.config.words import command_words
+from verl_cast.tools.cli import first_line
 from verl_cast.tools.doctor.lines import Line, cause_of, error, note, ok, warning
 
 KEY = "reward.custom_reward_function"
-SECONDS = 60  # for loading, and for each response
+MANAGERS = ("naive", "dapo")  # verl's managers that grade one response by its text, in this process
+SECONDS = 60  # for loading, and for each data source
 SOURCES = 16
 WRONG = "I do not know."
 # Each reward function looks for an answer in its own place. A response is right if it is right in one of these forms.
@@ -32,62 +30,47 @@ FORMS = ("\\boxed{{{}}}", "Answer: {}", "#### {}", "<answer>{}</answer>", "{}")
 _ANOTHER = f"set {KEY}.path (pkg://verl_cast.verifier grades math)"
 
 
-def check(config: DictConfig, rows: Sequence[Mapping[str, Any]], is_accepted: bool) -> list[Line]:
+def check(config: DictConfig, tokenizer: Any, rows: Sequence[Mapping[str, Any]], threshold: float) -> list[Line]:
     """Load the reward function, and score the rows.
 
     Args:
-        rows: one of every data source, with the columns that verl's reward managers read.
-        is_accepted: whether the checks of the command accept it; if not, nothing is scored.
+        rows: one of every data source, as verl's dataset class gives them.
+        threshold: a response with a greater reward is correct.
     """
-    setup, why_not = _setup(config, rows) if is_accepted else (None, None)
-    lines = _in_child(config, setup, rows)
-    if why_not is not None and not any(line.mark == "error" for line in lines):
+    manager, why_not = config.reward.reward_manager, None
+    if manager.source != "register" or manager.name not in MANAGERS:
+        why_not = f"reward.reward_manager.name={manager.name} is none of {', '.join(MANAGERS)}"
+    elif config.reward.reward_model.enable:
+        why_not = "reward.reward_model.enable=True"
+    lines = _in_child(_lines(config, tokenizer, [] if why_not else rows[:SOURCES], threshold))
+    if why_not is not None:
         lines.append(note("verifier", f"not called: {why_not}"))
+    elif len(rows) > SOURCES:
+        lines.append(note("verifier", f"{len(rows) - SOURCES} more data sources were not tried"))
     return lines
 
 
-def _setup(config: DictConfig, rows: Sequence[Mapping[str, Any]]) -> tuple[Setup | None, str | None]:
-    """What the verifier needs; without it, why rewards cannot be tried here."""
-    manager = config.reward.reward_manager
-    if manager.source != "register" or manager.name not in REWARD_MANAGERS:
-        return None, f"reward.reward_manager.name={manager.name} is none of {', '.join(REWARD_MANAGERS)}"
-    if config.reward.reward_model.enable:
-        return None, "reward.reward_model.enable=True"
-    if not rows:
-        return None, "no row was read that has data_source and reward_model.ground_truth"
-    config = config.copy()
-    config.actor_rollout_ref.model.lora_adapter_path = None  # grading needs no weights
-    try:
-        setup = Setup(config, [])
-        setup.tokenizer  # noqa: B018  loaded here: a download may take longer than the child's time
-    except UserError:
-        return None, "the model's tokenizer cannot be loaded"
-    return setup, None
-
-
-def _in_child(config: DictConfig, setup: Setup | None, rows: Sequence[Mapping[str, Any]]) -> list[Line]:
-    """The lines of `_lines`, from a child process that ends with its descendants.
+def _in_child(said: Iterator[Line | str]) -> list[Line]:
+    """The lines that `said` gives in a child process, which ends with its descendants; a str is what it does next.
 
     It is forked: a new process would import verl again, which takes longer than everything else here.
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_send_lines, args=(sender, config, setup, rows))
+    child = context.Process(target=_send, args=(sender, said))
     child.start()
     sender.close()
     lines, doing = [], "loading the reward function"
     try:
-        while True:
-            if not receiver.poll(SECONDS):
-                lines.append(error("verifier", f"{doing} takes longer than {SECONDS:g} s; mend it, or {_ANOTHER}."))
+        while receiver.poll(SECONDS):
+            heard = receiver.recv()
+            if heard is None:
                 return lines
-            said = receiver.recv()
-            if said is None:
-                return lines
-            if isinstance(said, Line):
-                lines.append(said)
+            if isinstance(heard, Line):
+                lines.append(heard)
             else:
-                doing = said
+                doing = heard
+        return [*lines, error("verifier", f"{doing} takes longer than {SECONDS:g} s; mend it, or {_ANOTHER}.")]
     except EOFError:
         return [*lines, error("verifier", f"{doing} ends its process; mend it, or {_ANOTHER}.")]
     finally:
@@ -98,98 +81,94 @@ def _in_child(config: DictConfig, setup: Setup | None, rows: Sequence[Mapping[st
         receiver.close()
 
 
-def _send_lines(sender: Connection, config: DictConfig, setup: Setup | None, rows: Sequence[Mapping[str, Any]]) -> None:
-    """In the child: send findings, before each what is done next, and None at the end."""
+def _send(sender: Connection, said: Iterator[Line | str]) -> None:
     import asyncio
 
     os.setsid()
     asyncio.set_event_loop(asyncio.new_event_loop())  # the parent's would be shared
-    for said in _lines(config, setup, rows):
-        sender.send(said)
+    for item in said:
+        sender.send(item)
     sender.send(None)
 
 
-def _lines(config: DictConfig, setup: Setup | None, rows: Sequence[Mapping[str, Any]]) -> Iterator[Line | str]:
+def _lines(
+    config: DictConfig, tokenizer: Any, rows: Sequence[Mapping[str, Any]], threshold: float
+) -> Iterator[Line | str]:
+    from verl.utils.import_utils import load_extern_object
+
     custom = config.reward.custom_reward_function
-    problem = None if custom.path is None else _cannot_be_called(custom)
-    if problem is not None:
-        yield error("verifier", f"{KEY}: {problem}")
-        return
     name = "verl's own reward function" if custom.path is None else f"{custom.name} of {custom.path}"
     if custom.path is not None:
+        try:
+            load_extern_object(custom.path, custom.name)
+        except BaseException as problem:  # the user's file may raise anything
+            yield error("verifier", f"{KEY}: {name} does not load: {first_line(cause_of(problem))}")
+            return
         yield ok("verifier", f"{name} loads")
-    if setup is None:
-        return
     try:
-        score = functools.partial(_score, setup, Verifier(setup))
+        score = _scorer(config, tokenizer) if rows else None
     except Exception as problem:  # a reward manager may raise anything
         yield error("verifier", f"verl's reward manager does not start: {first_line(cause_of(problem))}")
         return
-    threshold = method_config(config).correct_threshold
-    for row in rows[:SOURCES]:
+    for row in rows:
         yield f"{name}, called for data_source {row['data_source']},"
         try:
             yield _scored(score, row, threshold)
         except BaseException as problem:  # SystemExit, too: it would end a worker
             yield error("verifier", _raises(name, custom.path is None, row["data_source"], problem))
-    if len(rows) > SOURCES:
-        yield note("verifier", f"{len(rows) - SOURCES} more data sources were not tried")
 
 
-def _cannot_be_called(custom: DictConfig) -> str | None:
-    from verl.utils.import_utils import load_extern_object
+def _scorer(config: DictConfig, tokenizer: Any) -> Callable[[Mapping[str, Any], str], float]:
+    """A function that grades a response to a row by verl's reward manager."""
+    import numpy as np
+    import torch
+    from verl import DataProto
+    from verl.trainer.ppo.reward import load_reward_manager
 
-    try:
-        function = load_extern_object(custom.path, custom.name)
-    except BaseException as problem:  # the user's file may raise anything
-        return f"{custom.name} of {custom.path} does not load: {first_line(cause_of(problem))}"
-    arguments = dict.fromkeys(("data_source", "solution_str", "ground_truth", "extra_info"))
-    try:
-        inspect.signature(function).bind(**{**arguments, **(custom.get("reward_kwargs") or {})})
-    except TypeError as problem:
-        return f"verl calls {custom.name}({', '.join(arguments)}), but {first_line(problem)}"
-    return None
+    manager = load_reward_manager(config, tokenizer)
+
+    def score(row: Mapping[str, Any], response: str) -> float:
+        responses = torch.tensor([tokenizer(response, add_special_tokens=False)["input_ids"]])
+        fields = {"data_source": row["data_source"], "reward_model": row["reward_model"]}
+        fields["extra_info"] = dict(row["extra_info"])  # verl writes into it
+        data = DataProto.from_dict(
+            tensors={"responses": responses, "attention_mask": torch.ones_like(responses)},
+            non_tensors={name: np.array([value], dtype=object) for name, value in fields.items()},
+        )
+        reward = float(manager.loop.run_until_complete(manager.run_single(data))["reward_score"])
+        if not math.isfinite(reward):
+            raise ValueError(f"the reward of {response!r} is {reward}, not a finite number")
+        return reward
+
+    return score
 
 
 def _scored(score: Callable[[Mapping[str, Any], str], float], row: Mapping[str, Any], threshold: float) -> Line:
-    """The rewards of a wrong and of a right response to one row."""
-    source = f"data_source {row['data_source']}"
+    """The rewards of a wrong and of right responses to one row, and what they say of the threshold."""
+    source, answer = f"data_source {row['data_source']}", _answer(row["reward_model"]["ground_truth"])
     wrong = score(row, WRONG)
+    right = {form.format(answer): score(row, form.format(answer)) for form in (FORMS if answer else ())}
+    best = max(right, key=right.get, default=None)
+    seen = f"{source}: reward {wrong:g} for {WRONG!r}"
+    limit = f"correct_threshold={threshold:g}"
     if wrong > threshold:
+        return warning("verifier", f"{seen}, which counts as correct (above {limit}); check the reward function.")
+    if best is None:
+        return note("verifier", f"{seen}; its reference is no text to respond with")
+    if right[best] > threshold:
+        return ok("verifier", f"{seen}, {right[best]:g} for {_short(best)!r}")
+    values = ", ".join(f"{value:g} for {_short(text)!r}" for text, value in right.items())
+    seen = f"{seen}, {values}: none of them counts as correct ({limit})"
+    if right[best] > wrong:
+        between = command_words({"correct_threshold": (right[best] + wrong) / 2})
         return warning(
-            "verifier",
-            f"{source}: the response {WRONG!r} has reward {wrong:g} and counts as correct (above correct_threshold="
-            f"{threshold:g}); check the reward function.",
+            "verifier", f"{seen}. Every group would be all-wrong; if these rewards are right, use {between}."
         )
-    answer, best = _answer(row["reward_model"]["ground_truth"]), -math.inf
-    for form in FORMS if answer else ():
-        response = form.format(answer)
-        reward = score(row, response)
-        if reward > threshold:
-            return ok("verifier", f"{source}: reward {reward:g} for {_short(response)!r}, {wrong:g} for {WRONG!r}")
-        best = max(best, reward)
-    if not answer:
-        return note("verifier", f"{source}: reward {wrong:g} for {WRONG!r}; its reference is no text to respond with")
-    forms = ", ".join(_short(form.format(answer)) for form in FORMS)
     return warning(
         "verifier",
-        f"{source}: its own answer has reward {best:g} at most and does not count as correct (correct_threshold="
-        f"{threshold:g}), in none of the forms {forms}. If responses need another form (code, JSON), that is right; "
-        "else check reward_model.ground_truth and the reward function.",
+        f"{seen}. If responses need another form (code, JSON), that is right; else check reward_model.ground_truth and "
+        "the reward function.",
     )
-
-
-def _score(setup: Setup, verifier: Verifier, row: Mapping[str, Any], response: str) -> float:
-    """
-    Raises:
-        ValueError: the reward is no finite number.
-    """
-    fields = {"data_source": row["data_source"], "reward_model": row["reward_model"]}
-    fields["extra_info"] = dict(row.get("extra_info") or {})
-    reward = verifier.score(Problem([], None, fields), setup.tokenizer(response, add_special_tokens=False)["input_ids"])
-    if not math.isfinite(reward):
-        raise ValueError(f"the reward of {response!r} is {reward}, not a finite number")
-    return reward
 
 
 def _answer(reference: Any) -> str | None:

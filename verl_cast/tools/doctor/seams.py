@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 
 from verl_cast.platform import is_cpu
-from verl_cast.seams import SEAMS, SeamChanged, parameters_of
+from verl_cast.seams import SEAMS, changed_seams
 from verl_cast.tools.cli import first_line
 from verl_cast.tools.doctor.lines import Line, error, note, ok
 
@@ -15,33 +15,16 @@ def check(with_megatron: bool) -> list[Line]:
     Args:
         with_megatron: check Megatron's too (the run trains with it).
     """
-    broken = [line for module_name in SEAMS for line in _broken(module_name)]
-    count = sum(map(len, SEAMS.values()))
-    lines = broken or [ok("verl", f"{count} functions in {len(SEAMS)} modules match what verl_cast was written for")]
-    return lines + (_cpu_platform(with_megatron) if is_cpu() else [])
-
-
-def _broken(module_name: str) -> list[Line]:
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as problem:  # an import beside unknown versions may raise anything
-        return [error(module_name.rpartition(".")[2], f"{module_name} cannot be imported: {first_line(problem)}")]
     lines = []
-    for name, expected in SEAMS[module_name].items():
+    for module_name in SEAMS:
         try:
-            found = parameters_of(module, name, expected)
-        except SeamChanged as problem:
-            lines.append(error(name, str(problem)))
-            continue
-        if found != expected:
-            lines.append(
-                error(
-                    name,
-                    f"{module_name}.{name} takes ({', '.join(found)}) here; verl_cast was written for "
-                    f"({', '.join(expected)}).",
-                )
-            )
-    return lines
+            lines += [error(name, problem) for name, problem in changed_seams(module_name)]
+        except Exception as problem:  # an import beside unknown versions may raise anything
+            label = module_name.rpartition(".")[2]
+            lines.append(error(label, f"{module_name} cannot be imported: {first_line(problem)}"))
+    count = sum(map(len, SEAMS.values()))
+    lines = lines or [ok("verl", f"{count} functions in {len(SEAMS)} modules match what verl_cast was written for")]
+    return lines + (_cpu_platform(with_megatron) if is_cpu() else [])
 
 
 def _cpu_platform(with_megatron: bool) -> list[Line]:

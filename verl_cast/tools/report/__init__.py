@@ -1,19 +1,16 @@
-"""`verl-cast report`: one self-contained HTML page about one or several runs, from their files alone.
+"""`verl-cast report`: one self-contained HTML page about one or several runs, from their files.
 
-    command.py      arguments and terminal output
-    metrics_file.py one metrics file: verl's file logger (JSON lines) or a console log -> {step: {name: value}}
+It shows what a tracker does not: every dumped token coloured by its advantage, and the method's curves beside their
+healthy ranges.
+
+    command.py      arguments, terminal output
+    metrics_file.py a file of verl's file logger -> {step: {name: value}}
     runs.py         the runs below a directory, each with its metrics, trajectory dumps and name
-    notes.py        what a note is; rules_training.py, rules_cast.py: one function per rule; findings.py: all rules
-    explained.py    what the metrics mean, from the table in verl_cast/advantage/README.md
-    figures.py      what a figure is; figure_table.py: all figures
-    palette.py      the page's colours in the light and the dark mode
-    x_axes.py       the x axes that the metrics allow: steps, tokens, hours
-    drawing.py      figures with plotly
-    dump_view.py    dumped groups and tokens, as data for the page's trajectory view
-    summary.py      a run's settings and key numbers
-    text.py         numbers as text
+    healthy.py      the healthy range of a metric, for figures and findings
+    notes.py        what a note is, and the statistics that rules share; findings.py: the rules
+    figures.py      all figures; drawing.py: their traces and layout for plotly.js
+    dump_view.py    dumped groups and tokens, as data for the trajectory view
     page.py         fills page.html.jinja with all of the above; scripts: *.js.jinja
-    watch.py        makes the page again while a run goes on
 
 Data flows in that order. Nothing here imports verl or torch. Neither this code nor the page uses a network.
 """

@@ -1,10 +1,10 @@
-"""`verl-cast report RUN_DIR ... [-o report.html] [--watch]`: arguments and terminal output."""
+"""`verl-cast report RUN_DIR ... [-o report.html]`: arguments and terminal output."""
 
 import argparse
 from pathlib import Path
 
 from verl_cast.tools.cli import UserError
-from verl_cast.tools.report import findings, notes, runs, watch
+from verl_cast.tools.report import findings, notes, runs
 
 # Maximum number of response tokens on the page. Each takes about 50 bytes; plotly.js takes 5 MB.
 MAX_TOKENS = 150_000
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="RUN_DIR",
-        help="a run's directory, or its .jsonl or .log file; several runs are compared (such as CAST and GRPO)",
+        help="a run's directory, or the .jsonl file of verl's file logger; several runs are compared (CAST and GRPO)",
     )
     parser.add_argument(
         "-o", "--output", type=Path, help="the page (default: report.html in the first run's directory)"
@@ -28,24 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"maximum number of response tokens from trajectory dumps on the page (default: {MAX_TOKENS:,})",
     )
-    parser.add_argument(
-        "--watch",
-        action="store_true",
-        help="make the page again whenever the runs' files change, until Ctrl-C; the open page reloads itself",
-    )
 
 
 def main(args: argparse.Namespace) -> int:
     if args.max_tokens < 1:
         raise UserError(f"--max-tokens {args.max_tokens}: must be at least 1.")
-    if args.watch:
-        watch.watch(args.runs, lambda: _make(args, watch.RELOAD_SECONDS))
-        print("\nThe watch ends; the page's last version follows, which reloads no more.")
-    _make(args)
-    return 0
-
-
-def _make(args: argparse.Namespace, reload_seconds: int | None = None) -> None:
     try:
         found = runs.find(args.runs)
     except OSError as error:
@@ -56,21 +43,17 @@ def _make(args: argparse.Namespace, reload_seconds: int | None = None) -> None:
     from verl_cast.tools.report import page  # imports plotly, so only once there is something to draw
 
     try:
-        page.write(found, output, args.max_tokens, reload_seconds)
+        page.write(found, output, args.max_tokens)
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error.strerror}); name another file with -o.") from error
     for run in found:
-        _print_run(run)
+        dumped = f", trajectories of {len(run.dump_files)} steps" if run.dump_files else ""
+        print(f"{run.name}: {run.kind}, {run.num_steps} steps{dumped} ({run.metrics_path or 'no metrics'})")
+        for remark in run.remarks:
+            print(f"  note: {remark}")
+        for note in findings.notes(run):
+            if note.level != notes.OK:
+                print(f"  {note.level}: {note.title}. {note.seen}")
     size = f"{output.stat().st_size / 2**20:.1f} MiB, opens without network"
-    watching = f"; the page reloads every {reload_seconds} s, Ctrl-C ends the watch" if reload_seconds else ""
-    print(f"report: {output} ({size}{watching})", flush=True)
-
-
-def _print_run(run: runs.Run) -> None:
-    dumped = f", trajectories of {len(run.dump_files)} steps" if run.dump_files else ""
-    print(f"{run.name}: {run.kind}, {run.num_steps} steps{dumped} ({run.metrics_path or 'no metrics'})")
-    for remark in run.remarks:
-        print(f"  note: {remark}")
-    for note in findings.notes(run):
-        if note.level != notes.OK:
-            print(f"  {note.level}: {note.title}. {note.seen}")
+    print(f"report: {output} ({size})")
+    return 0

@@ -10,6 +10,7 @@ from typing import Any
 
 from verl_cast import trajectories
 from verl_cast.teacher.context import problem_text
+from verl_cast.tools.report.metrics_file import listed
 from verl_cast.tools.report.runs import Run
 
 MAX_STEPS = 200  # files read per run
@@ -18,24 +19,32 @@ MIN_COLOUR_RANGE = 0.05  # nats
 
 
 def collect(runs: list[Run], max_tokens: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The page's data, and {run name: {"model", "cast", "verl_cast"}} from the files' metadata.
+    """The page's data, and {run name: what the newest dump says of its run} (`trajectories.read`).
 
     Unreadable files are left out and reported in the run's remarks.
 
     Args:
         max_tokens: maximum number of response tokens on the page, over all runs.
     """
-    dumped = [run for run in runs if run.dump_files]
+    num_dumped = sum(bool(run.dump_files) for run in runs)
     view, abouts = [], {}
     for place, run in enumerate(runs):
         if not run.dump_files:
             continue
-        steps, about = _run_steps(run, max_tokens // len(dumped))
+        steps, about = _run_steps(run, max_tokens // num_dumped)
         if about is not None:
             abouts[run.name] = about
         if steps:
             view.append({"name": run.name, "place": place, "steps": steps})
-    return {"runs": view, "gap_range": _gap_range(view), "advantage_range": _advantage_range(view)}, abouts
+    groups = (g for run in view for step in run["steps"] for g in step["groups"] if g["tokens"])
+    rows = [row for group in groups for row in group["tokens"]["rows"]]
+    gaps = sorted(abs(g) for row in rows for g in row["gap"] if g)
+    ranges = {
+        # |gap| of the strongest colour: 95 % of the nonzero gaps shown are no larger
+        "gap": max(MIN_COLOUR_RANGE, gaps[int(0.95 * (len(gaps) - 1))]) if gaps else 1.0,
+        "advantage": max((abs(a) for row in rows for a in row["advantage"] if a), default=1.0),
+    }
+    return {"runs": view, "ranges": ranges}, abouts
 
 
 def _run_steps(run: Run, max_tokens: int) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
@@ -51,9 +60,8 @@ def _run_steps(run: Run, max_tokens: int) -> tuple[list[dict[str, Any]], dict[st
         except trajectories.DumpError as error:
             run.remarks.append(str(error))
             continue
-        if about is None:
-            about = about_file
-        elif about_file["cast"] != about["cast"]:
+        about = about or about_file
+        if about_file["cast"] != about["cast"]:
             differing.append(step)
         by_group: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
@@ -71,8 +79,8 @@ def _run_steps(run: Run, max_tokens: int) -> tuple[list[dict[str, Any]], dict[st
             steps.append({"step": step, "age": age, "groups": groups})
     if differing:
         run.remarks.append(
-            f"{run.name}: algorithm.cast at step {', '.join(map(str, sorted(differing)[:6]))} differs from the newest "
-            "dump; the page shows the settings of the newest dump."
+            f"{run.name}: algorithm.cast at step {listed(sorted(differing))} differs from the newest dump, "
+            "whose settings the page shows."
         )
     if left_out:
         run.remarks.append(
@@ -99,16 +107,16 @@ def _group(rows: list[dict[str, Any]], with_tokens: bool) -> dict[str, Any]:
     gaps = {True: [], False: []}
     for row in counted:
         gaps[row["correct"]].append(_mean_gap(row))
+    problem = " ".join(_problem(messages).split())
     return {
-        "id": rows[0]["group"],
         "kind": (counted or rows)[0]["kind"],
-        "problem": _shorten(_problem(messages)),
+        "problem": problem if len(problem) <= PROBLEM_LENGTH else f"{problem[: PROBLEM_LENGTH - 1]}…",
         "n": len(rows),
         "correct": sum(row["correct"] for row in rows),
         "abs_advantage": _share(sum(abs(a) for row in counted for a in row["advantages"]), tokens),
         "flipped": _share(sum(sum(row["flipped"]) for row in counted), tokens),
-        "gap_correct": _mean(gaps[True]),
-        "gap_wrong": _mean(gaps[False]),
+        "gap_correct": _share(sum(gaps[True]), len(gaps[True])),
+        "gap_wrong": _share(sum(gaps[False]), len(gaps[False])),
         "length": _share(tokens, len(counted)),
         "tokens": _tokens(rows, messages) if with_tokens else None,
     }
@@ -121,7 +129,6 @@ def _tokens(rows: list[dict[str, Any]], messages: list[dict[str, Any]]) -> dict[
         "reference": rows[0]["reference"],
         "rows": [
             {
-                "row": row["row"],
                 "reward": _number(row["reward"]),
                 "correct": row["correct"],
                 "kind": row["kind"],
@@ -156,11 +163,6 @@ def _problem(messages: list[dict[str, Any]]) -> str:
     return " ".join(_content(m["content"]) for m in users or messages)
 
 
-def _shorten(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= PROBLEM_LENGTH else f"{text[: PROBLEM_LENGTH - 1]}…"
-
-
 def _number(value: float) -> float | None:
     """The value with five significant digits, which keeps its sign. None if it is not finite: JSON has no NaN."""
     return float(f"{value:.5g}") + 0.0 if math.isfinite(value) else None
@@ -174,25 +176,5 @@ def _in_deadzone(row: dict[str, Any]) -> str:
     )
 
 
-def _mean(values: list[float]) -> float | None:
-    return _share(sum(values), len(values))
-
-
 def _share(part: float, whole: int) -> float | None:
     return _number(part / whole) if whole else None
-
-
-def _shown_rows(view: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    groups = (g for run in view for step in run["steps"] for g in step["groups"] if g["tokens"])
-    return [row for group in groups for row in group["tokens"]["rows"]]
-
-
-def _gap_range(view: list[dict[str, Any]]) -> float:
-    """The |gap| that gets the strongest colour: 95 % of the nonzero gaps shown are no larger."""
-    sizes = sorted(abs(g) for row in _shown_rows(view) for g in row["gap"] if g)
-    return max(MIN_COLOUR_RANGE, sizes[int(0.95 * (len(sizes) - 1))]) if sizes else 1.0
-
-
-def _advantage_range(view: list[dict[str, Any]]) -> float:
-    sizes = [abs(a) for row in _shown_rows(view) for a in row["advantage"] if a]
-    return max(sizes, default=1.0)

@@ -1,129 +1,232 @@
-"""What a figure of the report is, and which figures of figure_table.py have data. No plotting here.
+"""All figures of the report, section by section. drawing.py draws them.
 
-A line figure draws each run's lines in the run's colour; the second line is dashed, the third dotted. A figure is left
-out if no run has its metrics. A run is left out of figures whose metrics it lacks. So a run without CAST is never drawn
-as a CAST run.
+A figure draws each run's lines in the run's colour: the first solid, the second dashed, the third dotted. A run
+without the first line's metric is not in the figure, and a figure without runs is left out: a run without CAST is never
+drawn as a CAST run.
 """
 
-import math
 from dataclasses import dataclass
 
-from verl_cast.tools.report import explained
-from verl_cast.tools.report.explained import Explained
+from verl_cast.tools.report.healthy import HEALTHY, Range
 from verl_cast.tools.report.runs import Run
 
-LINES, BANDS, STACK, STAGES = "lines", "bands", "stack", "stages"
-STYLES = ("solid", "dashed", "dotted")
-FEW_MIXED_GROUPS = 4  # a correlation within fewer groups is mostly chance
-MIXED_COUNT = "{method}/group/mixed_count"  # not every run logs it
+# Only mixed groups enter this metric. From few of them it is chance, so steps with fewer are not drawn.
+IN_MIXED_GROUPS = "{method}/gap/correctness_corr_in_group"
+MIN_MIXED_GROUPS = 4
+MAX_VALIDATIONS = 3
 
 
-@dataclass(frozen=True)
-class Line:
-    """A curve: a metric, or the ratio of two (`over`). `{method}` in a metric stands for the run's method.
-
-    Attributes:
-        in_mixed_groups: whether only mixed groups enter the metric. From few of them it is chance, so steps that are
-            known to have fewer than FEW_MIXED_GROUPS are left out.
-    """
-
-    metric: str
-    label: str = ""
-    over: str = ""
-    in_mixed_groups: bool = False
-
-    def logged(self, run: Run) -> tuple[list[int], list[float]]:
-        return run.ratio(self.metric, self.over) if self.over else run.series(self.metric)
-
-    def series(self, run: Run) -> tuple[list[int], list[float]]:
-        """Steps and values that are drawn."""
-        steps, values = self.logged(run)
-        if not self.in_mixed_groups:
-            return steps, values
-        few = {step for step, count in zip(*run.series(MIXED_COUNT), strict=True) if count < FEW_MIXED_GROUPS}
-        kept = [(step, value) for step, value in zip(steps, values, strict=True) if step not in few]
-        return [step for step, _ in kept], [value for _, value in kept]
+def series(run: Run, metric: str) -> dict[int, float]:
+    """{step: value} that is drawn of a metric, or of the ratio of two ("a over b")."""
+    metric, _, over = metric.partition(" over ")
+    values = run.series(metric, over)
+    if metric == IN_MIXED_GROUPS:
+        counts = run.values("{method}/group/mixed_count")
+        values = {step: v for step, v in values.items() if counts.get(step, MIN_MIXED_GROUPS) >= MIN_MIXED_GROUPS}
+    return values
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: its lines and its caption.
+    """One figure.
 
     Attributes:
-        caption: what the metric table does not say: verl's own metrics, and how the figure is drawn.
-        kind: LINES; BANDS: the quantile bands of the gap around its median; STACK: shares that add up to 1, one panel a
-            run; STAGES: mean seconds per stage, one bar a run.
-        unit: of the y axis; "share" draws 0 to 1 as per cent, "log" a logarithmic axis.
-        zero: whether a line marks y = 0.
-        smooth: whether a long run is drawn with its running mean.
+        lines: {label: metric}; `{method}` in a metric stands for the run's method.
+        caption: what is drawn.
+        unit: of the y axis.
+        log: whether the y axis is logarithmic.
+        between: pairs of metrics; the area between the two is shaded.
+        marks: a metric; steps where it is 1 have a ground in the run's colour.
     """
 
     key: str
     title: str
-    lines: tuple[Line, ...]
-    caption: str = ""
+    lines: dict[str, str]
+    caption: str
     unit: str = ""
-    kind: str = LINES
-    zero: bool = False
-    smooth: bool = True
+    log: bool = False
+    between: tuple[tuple[str, str], ...] = ()
+    marks: str = ""
 
-    def explained(self) -> list[tuple[str, Explained]]:
-        """The metric table on the figure's lines: (name of the line, or "" for the only one; its row)."""
-        if self.kind == STAGES:
-            return []
-        rows = []
-        for i, line in enumerate(self.lines):
-            row = explained.metrics().get(line.metric.replace("{method}", explained.METHOD))
-            if row is None or line.over or len(self.lines) > 1 and not line.label:
-                continue
-            style = f" ({STYLES[i]})" if self.kind == LINES and len(self.lines) > 1 else ""
-            rows.append((line.label + style, row))
-        return rows
+    def has(self, run: Run) -> bool:
+        return bool(run.values(*next(iter(self.lines.values())).split(" over ")))
 
+    @property
+    def ranges(self) -> dict[str, Range]:
+        """{label: healthy range} of its lines that have one."""
+        named = ((label, metric.removeprefix("{method}/")) for label, metric in self.lines.items())
+        return {label: HEALTHY[metric] for label, metric in named if metric in HEALTHY}
 
-@dataclass(frozen=True)
-class Section:
-    title: str
-    figures: tuple[Figure, ...]
+    @property
+    def healthy(self) -> str:
+        """The healthy ranges in words."""
+        words = ", ".join(f"{label} {healthy}" for label, healthy in self.ranges.items())
+        return f"Healthy: {words}." if words else ""
 
 
-MAX_VALIDATION_FIGURES = 6
+SECTIONS: tuple[tuple[str, tuple[Figure, ...]], ...] = (
+    (
+        "Learning",
+        (
+            Figure("reward", "Mean reward", {"reward": "critic/score/mean"}, "Over the step's responses."),
+            Figure(
+                "groups",
+                "Groups",
+                {
+                    "mixed": "{method}/group/mixed_share",
+                    "all correct": "{method}/group/all_correct_share",
+                    "all wrong": "{method}/group/all_wrong_share",
+                },
+                "Shares of the step's groups. Only mixed groups let the verifier compare responses.",
+            ),
+        ),
+    ),
+    (
+        "Is the teacher better?",
+        (
+            Figure(
+                "trust",
+                "Trust in the teacher",
+                {"teacher": "{method}/trust/teacher_share", "policy": "{method}/trust/policy_share"},
+                "Measured shares of correct responses, in the teacher's context and under the student's prompt. On "
+                "coloured ground the teacher was trusted; the other steps are GRPO's.",
+                marks="{method}/trust/trusted",
+            ),
+            Figure(
+                "agreement",
+                "Correlation of gap and correctness",
+                {"within groups": IN_MIXED_GROUPS, "over all responses": "{method}/gap/correctness_corr"},
+                "Above 0 the teacher prefers correct responses. Within groups, the difficulty of "
+                f"problems plays no part; steps with fewer than {MIN_MIXED_GROUPS} mixed groups are left out there.",
+            ),
+            Figure(
+                "gap_by_correctness",
+                "Mean gap by correctness",
+                {"correct responses": "{method}/gap/correct_mean", "wrong responses": "{method}/gap/wrong_mean"},
+                "Healthy: the gap of correct responses lies above that of wrong ones.",
+                unit="nats",
+            ),
+        ),
+    ),
+    (
+        "Gap",
+        (
+            Figure(
+                "gap",
+                "Gap g = log π_teacher − log π_old",
+                {"mean": "{method}/gap/mean", "median": "{method}/gap/p50"},
+                "Over tokens, before the dead zone. Shaded: the middle half, and 5 to 95 % of the tokens.",
+                unit="nats",
+                between=(("{method}/gap/p05", "{method}/gap/p95"), ("{method}/gap/p25", "{method}/gap/p75")),
+            ),
+            Figure(
+                "noise",
+                "Size of the gap and the engine's noise",
+                {
+                    "mean |g|": "{method}/gap/abs_mean",
+                    "noise (99 % of the tokens)": "{method}/noise/p99",
+                    "dead zone": "{method}/gap/deadzone",
+                },
+                "Healthy: the gap lies far above the noise, which is drawn where it was measured and is not 0.",
+                unit="nats",
+                log=True,
+            ),
+            Figure(
+                "in_noise",
+                "Gaps within the engine's noise",
+                {"share": "{method}/noise/gap_share"},
+                "Share of tokens whose gap is not above the noise, outside the dead zone: its sign may be chance.",
+            ),
+        ),
+    ),
+    (
+        "Flips and advantages",
+        (
+            Figure(
+                "flips",
+                "Flipped tokens",
+                {"correct responses": "{method}/flip/correct_share", "wrong responses": "{method}/flip/wrong_share"},
+                "Shares of tokens whose advantage has the opposite sign of the base advantage.",
+            ),
+            Figure(
+                "clips",
+                "Clipped weights and advantages",
+                {"weight": "{method}/weight/clipped_share", "advantage": "{method}/advantage/clipped_share"},
+                "Shares of tokens that a bound changes. With weights always clipped, only signs are left of the gap.",
+            ),
+            Figure(
+                "zero_variance",
+                "Advantage mass without contrast",
+                {"share": "{method}/advantage/zero_variance_mass"},
+                "Share of Σ|Â| from all-correct and all-wrong groups, where only the gap tells tokens apart.",
+            ),
+            Figure(
+                "advantage",
+                "Advantages",
+                {
+                    "mean |Â|": "{method}/advantage/abs_mean",
+                    "mean |B|": "{method}/base/abs_mean",
+                    "mean Â": "{method}/advantage/mean",
+                },
+                "With a mean Â far below 0, more probability is pushed away than drawn in, and entropy grows.",
+            ),
+        ),
+    ),
+    (
+        "Collapse and cost",
+        (
+            Figure(
+                "entropy",
+                "Entropy of the policy",
+                {
+                    "all responses": "actor/entropy",
+                    "correct": "{method}/entropy/correct_mean",
+                    "wrong": "{method}/entropy/wrong_mean",
+                },
+                "Healthy: it falls slowly. Near 0 the policy explores no more; growth means that it drifts.",
+                unit="nats",
+            ),
+            Figure(
+                "length",
+                "Response length",
+                {
+                    "all responses": "response_length/mean",
+                    "correct": "{method}/length/correct_mean",
+                    "wrong": "{method}/length/wrong_mean",
+                },
+                "Healthy: it changes slowly. A change while the reward falls is how a collapse begins.",
+                unit="tokens",
+            ),
+            Figure(
+                "cost",
+                "CAST's share of a step",
+                {
+                    "teacher's pass": "timing_s/cast_teacher over timing_s/step",
+                    "measuring trust": "timing_s/cast_trust over timing_s/step",
+                },
+                "Shares of its seconds. With one pass, the teacher's pass replaces the pass for old log-probs.",
+            ),
+        ),
+    ),
+)
 
 
-def with_data(table: tuple[Section, ...], runs: list[Run]) -> list[tuple[Section, list[Figure]]]:
-    """The sections with data, each with those of its figures that have data."""
+def with_data(runs: list[Run]) -> list[tuple[str, list[Figure]]]:
+    """The sections with data, each with those of its figures that at least one run is in."""
     found = []
-    for section in table:
-        figures = [figure for figure in section.figures if any(has_data(figure, run) for run in runs)]
-        if section.title == "Learning":
-            figures += validation_figures(runs)
+    for title, figures in SECTIONS:
+        if title == "Learning":
+            figures += _validations(runs)
+        figures = [figure for figure in figures if any(figure.has(run) for run in runs)]
         if figures:
-            found.append((section, figures))
+            found.append((title, figures))
     return found
 
 
-def has_data(figure: Figure, run: Run) -> bool:
-    """Whether a figure draws this run: STAGES needs any of its lines, STACK all, the other kinds the first."""
-    if figure.kind == STAGES:
-        return any(run.has(line.metric) for line in figure.lines)
-    if figure.kind == STACK:
-        return all(run.has(line.metric) for line in figure.lines)
-    values = [value for value in figure.lines[0].logged(run)[1] if not math.isnan(value)]
-    # Without an accelerator verl logs 0 GB: nothing was measured.
-    return any(values) if figure.unit == "GB" else bool(values)
-
-
-def validation_figures(runs: list[Run]) -> list[Figure]:
-    """One figure per validation score of verl (`val-core/...`), for the first MAX_VALIDATION_FIGURES names."""
+def _validations(runs: list[Run]) -> tuple[Figure, ...]:
+    """A figure for each of verl's first validation scores (`val-core/...`)."""
     names = sorted({n for run in runs for values in run.steps.values() for n in values if n.startswith("val-core/")})
-    left_out = len(names) - MAX_VALIDATION_FIGURES
-    more = f" {left_out} more val-core metrics are in the metrics file." if left_out > 0 else ""
-    return [
-        Figure(
-            f"validation_{i}",
-            f"Validation: {name.removeprefix('val-core/')}",
-            (Line(name),),
-            f"Measured every trainer.test_freq steps. Healthy: it rises with the reward, and stays high.{more}",
-        )
-        for i, name in enumerate(names[:MAX_VALIDATION_FIGURES])
-    ]
+    return tuple(
+        Figure(f"validation_{i}", f"Validation: {name.removeprefix('val-core/')}", {"score": name}, "verl's own score.")
+        for i, name in enumerate(names[:MAX_VALIDATIONS])
+    )

@@ -1,26 +1,18 @@
-"""One metrics file -> {step: {name: value}}: verl's file logger (JSON lines) or a console log.
+"""A file of verl's file logger (JSON lines) -> {step: {name: value}}.
 
-Both loggers get the same numbers. In a console log they may be wrapped (`np.float64(0.5)`) and follow Ray's prefix and
-colour codes. The log also holds everything else that a run prints. Unreadable parts are skipped and reported, never
-guessed. A value that is not finite stays in the series as NaN, which is a gap in the curve.
+Unreadable lines are skipped and reported, never guessed. A value that is not finite is NaN, a gap in the curve.
 """
 
 import json
 import math
-import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-JSON_SUFFIXES = (".jsonl",)
-CONSOLE_SUFFIXES = (".log", ".txt", ".out")
-
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_STEP = re.compile(r"(?<![\w/:-])step:(\d+) - (?=\S+:)")
-_VALUE = re.compile(r"(?:np\.\w+\()?([-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+|nan|inf)|True|False)\)?", re.IGNORECASE)
-_MAX_LINES_NAMED = 6
-_UNFINISHED = "the last line is incomplete and is skipped (the run is still writing it, or was killed)."
+SUFFIX = ".jsonl"
+LINES_BEFORE_METRICS = 20  # a file without an entry in its first lines is not of verl's file logger
+MAX_NAMED = 6
 
 
 @dataclass
@@ -36,48 +28,59 @@ class Metrics:
     remarks: list[str] = field(default_factory=list)
 
 
-def is_json_metrics(path: Path) -> bool:
-    """Whether one of the first lines is {"step": ..., "data": ...} of verl's file logger."""
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        return any(_json_line(line) is not None for _, line in zip(range(20), lines, strict=False))
-
-
 def read(path: Path) -> Metrics:
-    """Read a metrics file: as JSON lines if it has their suffix, otherwise as a console log."""
-    metrics = Metrics()
-    entries = _json_entries if path.suffix in JSON_SUFFIXES else _console_entries
-    again: list[int] = []
-    dropped: set[int] = set()
+    """Read a file. Without any entry of verl's file logger, `steps` is empty."""
+    metrics, broken, went_back, dropped = Metrics(), [], [], set()
     last = None
-    for step, values in entries(path, metrics.remarks):
-        known = metrics.steps.get(step)
-        if last is not None and (step < last if known is None else known.keys() & values.keys()):
-            # The run resumed from a checkpoint: what it had logged after this step no longer counts.
-            again.append(step)
-            later = {s for s in metrics.steps if s > step}
-            dropped |= later
-            metrics.steps = {s: v for s, v in metrics.steps.items() if s not in later}
-        metrics.steps[step] = {**(known or {}), **values}
-        last = step
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            entry = _entry(line)
+            if entry is None:
+                if number >= LINES_BEFORE_METRICS and not metrics.steps:
+                    return Metrics()
+                if not line.endswith("\n"):
+                    metrics.remarks.append(
+                        f"{path}, line {number}: the last line is incomplete and is skipped (the run is still writing "
+                        "it, or was killed)."
+                    )
+                elif line.strip():
+                    broken.append(number)
+                continue
+            step, values = entry
+            known = metrics.steps.get(step)
+            if last is not None and (step < last if known is None else known.keys() & values.keys()):
+                # The run resumed from a checkpoint: what it had logged after this step no longer counts.
+                went_back.append(step)
+                later = {s for s in metrics.steps if s > step}
+                dropped |= later
+                metrics.steps = {s: v for s, v in metrics.steps.items() if s not in later}
+            metrics.steps[step] = {**(known or {}), **values}
+            last = step
     metrics.steps = dict(sorted(metrics.steps.items()))
-    if again:
-        lost = sorted(dropped - metrics.steps.keys())
-        left_out = f" Left out because not logged again: {_numbers('step', lost)}." if lost else ""
+    if broken:
         metrics.remarks.append(
-            f"{path}: the run went back to step {', '.join(map(str, again[:_MAX_LINES_NAMED]))} (resumed from "
-            f"a checkpoint); the later lines count.{left_out}"
+            f'{path}: lines not of the form {{"step": ..., "data": ...}} are skipped: {listed(broken)}.'
+        )
+    if went_back:
+        lost = sorted(dropped - metrics.steps.keys())
+        metrics.remarks.append(
+            f"{path}: the run went back to step {listed(went_back)} (resumed from a checkpoint); the later lines count."
+            + (f" Left out because not logged again: step {listed(lost)}." if lost else "")
         )
     not_finite = Counter(n for values in metrics.steps.values() for n, v in values.items() if math.isnan(v))
     if not_finite:
-        named = ", ".join(f"{name} ({count})" for name, count in not_finite.most_common(_MAX_LINES_NAMED))
-        metrics.remarks.append(
-            f"{path}: values that are not finite numbers are gaps in the curves: {named}"
-            f"{' and others' if len(not_finite) > _MAX_LINES_NAMED else ''}."
-        )
+        named = listed([f"{name} ({count})" for name, count in not_finite.most_common()])
+        metrics.remarks.append(f"{path}: values that are not finite numbers are gaps in the curves: {named}.")
     return metrics
 
 
-def _json_line(line: str) -> tuple[int, dict[str, float]] | None:
+def listed(items: Sequence[object]) -> str:
+    """The first few items, and how many more there are."""
+    more = f" and {len(items) - MAX_NAMED} more" if len(items) > MAX_NAMED else ""
+    return ", ".join(map(str, items[:MAX_NAMED])) + more
+
+
+def _entry(line: str) -> tuple[int, dict[str, float]] | None:
     try:
         entry = json.loads(line)
     except ValueError:
@@ -89,70 +92,7 @@ def _json_line(line: str) -> tuple[int, dict[str, float]] | None:
         n: math.nan if v is None else v for n, v in entry["data"].items() if v is None or isinstance(v, int | float)
     }
     try:
-        return entry["step"], {name: _finite(float(value)) for name, value in data.items()}
+        values = {name: float(value) for name, value in data.items()}
     except OverflowError:  # an integer of hundreds of digits: no logger wrote this line
         return None
-
-
-def _json_entries(path: Path, remarks: list[str]) -> Iterator[tuple[int, dict[str, float]]]:
-    broken: list[int] = []
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            entry = _json_line(line)
-            if entry is not None:
-                yield entry
-            elif not line.endswith("\n"):
-                remarks.append(f"{path}, line {number}: {_UNFINISHED}")
-            elif line.strip():
-                broken.append(number)
-    if broken:
-        remarks.append(f'{path}: {_numbers("line", broken)} not of the form {{"step": ..., "data": ...}}; skipped.')
-
-
-def _console_entries(path: Path, remarks: list[str]) -> Iterator[tuple[int, dict[str, float]]]:
-    lost: list[int] = []
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
-        for number, line in enumerate(lines, start=1):
-            if "step:" not in line:
-                continue
-            # A progress bar rewrites its line with carriage returns and may share it with the metrics.
-            for part in _ANSI.sub("", line).replace("\r\n", "\n").split("\r"):
-                match = _STEP.search(part)
-                if match is None:
-                    continue
-                if not line.endswith("\n"):
-                    remarks.append(f"{path}, line {number}: {_UNFINISHED}")
-                    continue
-                values, unreadable = _console_values(part[match.end() :])
-                if unreadable:
-                    lost.append(number)
-                if values:
-                    yield int(match[1]), values
-    if lost:
-        remarks.append(f"{path}: {_numbers('line', lost)} only partly readable; the unreadable values are left out.")
-
-
-def _console_values(text: str) -> tuple[dict[str, float], bool]:
-    """The values of `name:value - name:value`, and whether one could not be read."""
-    values, unreadable = {}, False
-    for item in text.rstrip().split(" - "):
-        name, _, number = item.rpartition(":")
-        match = _VALUE.fullmatch(number)
-        if not name or match is None:
-            unreadable = True
-            continue
-        word = match[1].lower()
-        values[name] = float(word == "true") if word in ("true", "false") else _finite(float(word))
-    return values, unreadable
-
-
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else math.nan
-
-
-def _numbers(noun: str, numbers: list[int]) -> str:
-    """`line 3 is`, `lines 3, 5 (2) are`; `step 4`, `steps 4, 5`, which get no verb."""
-    named = ", ".join(map(str, numbers[:_MAX_LINES_NAMED])) + (", ..." if len(numbers) > _MAX_LINES_NAMED else "")
-    if noun == "step":
-        return f"step{'s' if len(numbers) > 1 else ''} {named}"
-    return f"lines {named} ({len(numbers)}) are" if len(numbers) > 1 else f"line {named} is"
+    return entry["step"], {name: value if math.isfinite(value) else math.nan for name, value in values.items()}

@@ -1,14 +1,13 @@
-"""What a note of the report is, and the statistics that the rules share. The rules are in rules_*.py."""
+"""What a note of the report is, and the statistics that the rules of findings.py share."""
 
 import math
 from dataclasses import dataclass
 
-from verl_cast.tools.report.runs import Run, fifths
+from verl_cast.tools.report.runs import Run
 
 OK, LOOK, WARNING = "ok", "look", "warning"
 LEVELS = (WARNING, LOOK, OK)
-FEW_FOR_TREND = 5
-FEW_FOR_WARNING = 5  # steps: a mean over fewer never causes a warning
+ENOUGH_STEPS = 5  # a trend needs this many, and a mean over fewer never causes a warning
 
 
 @dataclass(frozen=True)
@@ -28,56 +27,54 @@ class Mean:
     The error takes the steps as independent. For one step it is infinite.
 
     Attributes:
-        effective: effective number of steps, (Σ weight)² / Σ weight²; equal to `steps` if all weights are equal.
+        span: the steps, in words.
+        effective: effective number of steps, (Σ weight)² / Σ weight².
     """
 
     value: float
     error: float
-    steps: int
+    span: str
     effective: float
 
     @property
     def enough(self) -> bool:
-        """Whether the mean is reliable: it has enough steps, and no one or two of them outweigh all others."""
-        return self.steps >= FEW_FOR_WARNING and self.effective >= 0.6 * FEW_FOR_WARNING
-
-    @property
-    def warning(self) -> str:
-        """WARNING if there are enough steps, otherwise LOOK."""
-        return WARNING if self.enough else LOOK
-
-    @property
-    def part(self) -> str:
-        return f"the last {self.steps} steps" if self.steps > 1 else "one step"
+        """Whether there are enough steps, and no one or two of them outweigh all others."""
+        return self.effective >= 0.6 * ENOUGH_STEPS and not math.isinf(self.error)
 
 
-def third(count: int) -> int:
-    """Number of steps in the last third of `count` steps, but at least as many as a warning needs."""
-    return max(FEW_FOR_WARNING, count // 3)
-
-
-def last_third(run: Run, name: str) -> Mean | None:
-    values = run.values(name)
-    return mean(values[-third(len(values)) :]) if values else None
-
-
-def mean(values: list[float], weights: list[float] | None = None) -> Mean:
-    """Weighted mean of steps and its standard error; not all weights are 0."""
-    weights = [1.0] * len(values) if weights is None else weights
-    total = sum(weights)
-    value = sum(v * w for v, w in zip(values, weights, strict=True)) / total
-    squares = sum((w * (v - value)) ** 2 for v, w in zip(values, weights, strict=True))
-    effective = total**2 / sum(w**2 for w in weights)
+def mean(values: dict[int, float], weights: dict[int, float] | None = None) -> Mean:
+    """Mean of {step: value}; not all weights are 0. Fewer than ENOUGH_STEPS have an infinite error."""
+    weights = weights or dict.fromkeys(values, 1.0)
+    total = sum(weights[step] for step in values)
+    value = sum(v * weights[step] for step, v in values.items()) / total
+    squares = sum((weights[step] * (v - value)) ** 2 for step, v in values.items())
+    effective = total**2 / sum(weights[step] ** 2 for step in values)
     n = len(values)
-    return Mean(value, math.sqrt(squares * n / (n - 1)) / total if n > 1 else math.inf, n, effective)
+    error = math.sqrt(squares * n / (n - 1)) / total if n >= ENOUGH_STEPS else math.inf
+    return Mean(value, error, span(values), effective)
 
 
-def ends(run: Run, name: str) -> tuple[float, float] | None:
-    """Means of a metric's first and last fifth; None if it was logged too rarely for a trend."""
+def span(steps) -> str:
+    """`step 3`, or `steps 1 to 8`."""
+    first, last = min(steps), max(steps)
+    return f"step {first}" if first == last else f"steps {first} to {last}"
+
+
+def last_third(values: dict[int, float]) -> dict[int, float]:
+    """The last third of the steps, but at least as many as a warning needs."""
+    return dict(list(values.items())[-max(ENOUGH_STEPS, len(values) // 3) :])
+
+
+def recent(run: Run, name: str) -> Mean | None:
+    """The mean of a metric over the last third of its steps."""
     values = run.values(name)
-    return fifths(values) if len(values) >= FEW_FOR_TREND else None
+    return mean(last_third(values)) if values else None
 
 
-def reward_change(run: Run) -> float:
-    trend = ends(run, "critic/score/mean")
-    return 0.0 if trend is None else trend[1] - trend[0]
+def ends(run: Run, name: str) -> tuple[Mean, Mean] | None:
+    """Means of the first and the last fifth of a metric's steps; None if it was logged too rarely for a trend."""
+    values = list(run.values(name).items())
+    if len(values) < ENOUGH_STEPS:
+        return None
+    n = len(values) // 5
+    return mean(dict(values[:n])), mean(dict(values[-n:]))

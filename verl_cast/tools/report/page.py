@@ -6,63 +6,48 @@ nothing that a policy wrote can run as code.
 
 import datetime
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 import verl_cast
+from verl_cast.config.cast import CastConfig, CastConfigError
+from verl_cast.config.words import narration
 from verl_cast.files import whole_file
 from verl_cast.tools import html_page
-from verl_cast.tools.report import drawing, dump_view, figures, findings, notes, palette, summary, x_axes
-from verl_cast.tools.report.figure_table import SECTIONS
+from verl_cast.tools.report import drawing, dump_view, figures, findings
+from verl_cast.tools.report.notes import OK
 from verl_cast.tools.report.runs import Run
 
 
-def write(runs: list[Run], output: Path, max_tokens: int, reload_seconds: int | None = None) -> None:
+def write(runs: list[Run], output: Path, max_tokens: int) -> None:
     """Write the page. Remarks about dumps are added to the runs.
 
     Args:
         max_tokens: maximum number of response tokens on the page.
-        reload_seconds: how often the page reloads itself; None: never.
 
     Raises:
         OSError: the file cannot be written.
     """
-    num_steps = max((run.num_steps for run in runs), default=0)
-    axes, smoothing = x_axes.offered(runs), drawing.smoothing_width(num_steps)
     view, abouts = dump_view.collect(runs, max_tokens)
-    x_range = _step_range(runs)
-    sections, data = [], {}
-    for section, chosen in figures.with_data(SECTIONS, runs):
-        shown = []
-        for figure in chosen:
-            panels = sum(figures.has_data(figure, run) for run in runs)
-            wide = figure.kind == figures.STAGES or figure.kind == figures.STACK and panels > 1
-            shown.append({"figure": figure, "wide": wide})
-            data[figure.key] = json.loads(drawing.draw(figure, runs, x_range).to_json())
-        sections.append({"title": section.title, "figures": shown})
+    heads = [_head(run, abouts.get(run.name)) for run in runs]
+    sections = figures.with_data(runs)
+    steps = [step for run in runs for step in run.steps] or [0, 1]
+    margin = max(0.5, 0.02 * (max(steps) - min(steps)))
+    x_range = min(steps) - margin, max(steps) + margin
     html = html_page.render(
         __package__,
         "page.html.jinja",
-        {"data": _data},
+        {"data": _data, "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False)},
         title=" · ".join(run.name for run in runs),
-        heads=[_head(place, run, abouts.get(run.name)) for place, run in enumerate(runs)],
-        tiles=summary.tiles(runs),
+        heads=heads,
         comparison=findings.comparison(runs),
         sections=sections,
-        axes=axes,
-        smoothing=smoothing,
-        smoothing_choices=drawing.smoothing_choices(num_steps),
-        figure_data={"figures": data, "axes": axes, "dark": palette.dark_figures(), "smoothing": smoothing},
-        token_colours={
-            mode: {name: pair[i] for name, pair in palette.TOKENS.items()} for i, mode in enumerate(("light", "dark"))
-        },
+        figure_data={figure.key: drawing.draw(figure, runs, x_range) for _, chosen in sections for figure in chosen},
         view=view,
-        colour=lambda place: f"var(--run-{place % len(palette.RUNS)})",
-        light=palette.css(palette.LIGHT),
-        dark=palette.css(palette.DARK),
-        reload_seconds=reload_seconds,
+        colour=drawing.run_colour,
         version=verl_cast.__version__,
         made=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
@@ -71,26 +56,24 @@ def write(runs: list[Run], output: Path, max_tokens: int, reload_seconds: int | 
         scratch.write_text(html, encoding="utf-8", errors="replace")  # a path may hold bytes that are not UTF-8
 
 
-def _head(place: int, run: Run, about: dict[str, Any] | None) -> dict[str, Any]:
-    differing, settings = summary.settings(about["cast"]) if about else ([], [])
+def _head(run: Run, about: dict[str, Any] | None) -> dict[str, Any]:
     found = findings.notes(run)
     return {
-        "place": place,
         "run": run,
-        "model": about["model"] if about else None,
-        "verl_cast": about["verl_cast"] if about else None,
-        "differing": differing,
-        "settings": settings,
-        "urgent": [note for note in found if note.level != notes.OK],
-        "fine": [note for note in found if note.level == notes.OK],
+        "about": about,
+        "settings": _settings(run, about["cast"]) if about else None,
+        "urgent": [note for note in found if note.level != OK],
+        "fine": [note for note in found if note.level == OK],
     }
 
 
-def _step_range(runs: list[Run]) -> tuple[float, float]:
-    steps = [step for run in runs for step in run.steps]
-    first, last = min(steps, default=0), max(steps, default=1)
-    margin = max(0.5, 0.02 * (last - first))
-    return first - margin, last + margin
+def _settings(run: Run, cast: Mapping[str, Any]) -> str:
+    """What differs from the defaults, in words; a dump of another version may have keys that this one lacks."""
+    try:
+        return narration(CastConfig.from_dict(cast))
+    except CastConfigError as error:
+        run.remarks.append(f"{run.name}: the dump's settings are not those of this version ({error.complaints[0]})")
+        return "see all settings"
 
 
 def _data(value: Any) -> Markup:

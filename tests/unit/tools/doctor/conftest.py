@@ -1,0 +1,25 @@
+"""A good command of verl, and its composed config."""
+
+import pytest
+from verl_run import command_and_environment
+
+from verl_cast.tools.run_config import compose
+
+
+@pytest.fixture(scope="session")
+def good_command(tiny_directory, tmp_path_factory):
+    """The overrides of a good command, and its environment."""
+    arguments, environment = command_and_environment(
+        tmp_path_factory.mktemp("run"),
+        tiny_directory,
+        "algorithm.adv_estimator=cast",
+        "trainer.total_training_steps=30",
+        "trainer.total_epochs=2",
+        tools=False,
+    )
+    return arguments[3:], environment
+
+
+@pytest.fixture(scope="session")
+def good_run(good_command):
+    return compose(good_command[0])

@@ -1,0 +1,109 @@
+"""Laws of the doctor's look at the data: it says what verl's own dataset class would do with them."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from doctor_runs import CAST, TEXT_ROW, changed, look, texts, with_rows
+
+# These tests do not check the warnings that verl and Megatron emit on import.
+pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")]
+
+
+@pytest.mark.parametrize(
+    "damage, says", [("truncated", "not a parquet file"), ("empty", "BatchSize"), ("text", "Unsupported file format")]
+)
+def test_damaged_data_are_named(good_run, tiny_directory, tmp_path, damage, says):
+    path = tmp_path / ("train.txt" if damage == "text" else "train.parquet")
+    whole = (tiny_directory / "train.parquet").read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    if damage == "empty":
+        pq.write_table(pq.read_table(tiny_directory / "train.parquet").slice(0, 0), path)
+    [text] = texts(look(changed(good_run, **{"data.train_files": str(path)})), "error")
+    assert text.startswith("data.train_files: ") and says in text
+
+
+def test_files_whose_columns_differ_are_refused_as_by_verl(good_run, tmp_path):
+    files = []
+    for name, answer in (("a", "72"), ("b", 72)):
+        files.append(str(tmp_path / f"{name}.jsonl"))
+        row = {**TEXT_ROW, "reward_model": {"ground_truth": answer}}
+        (tmp_path / f"{name}.jsonl").write_text(4 * (json.dumps(row) + "\n"))
+    [text] = texts(look(changed(good_run, **{"data.train_files": files})), "error")
+    assert text.startswith("data.train_files: ValueError: The features can't be aligned because the key ground_truth")
+
+
+def test_every_form_that_verl_reads_is_read(good_run, tmp_path):
+    """One array on one line, and a byte order mark."""
+    path = tmp_path / "rows.json"
+    for content in (json.dumps(4 * [TEXT_ROW]), "\ufeff" + 4 * (json.dumps(TEXT_ROW) + "\n")):
+        path.write_text(content)
+        sections = look(changed(good_run, **{"data.train_files": str(path)}))
+        assert texts(sections, "error") == []
+        assert f"data.train_files: 4 rows of {path}" in texts(sections, "ok")
+
+
+def test_text_in_place_of_a_struct_is_named(good_run, tmp_path):
+    rows = 4 * [{**TEXT_ROW, "extra_info": '{"index": 1}', "reward_model": '{"ground_truth": "72"}'}]
+    errors = texts(look(with_rows(good_run, tmp_path / "rows.jsonl", rows)), "error")
+    assert errors == [
+        "column extra_info holds text, and verl reads a struct there; write it as one.",
+        "verl's reward manager needs a column reward_model, a struct with ground_truth; it holds text.",
+    ]
+
+
+REFUSES_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ bos_token }}{% for message in messages %}{{ message.content }}{% endfor %}"
+)
+
+
+def test_rows_that_the_filter_drops_are_counted(good_run, tmp_path):
+    rows = 4 * [TEXT_ROW] + 2 * [{**TEXT_ROW, "prompt": [{"role": "user", "content": "x" * 200}]}]
+    config = with_rows(good_run, tmp_path / "rows.jsonl", rows, **{"data.filter_overlong_prompts": True})
+    said = texts(look(config), "ok")
+    assert any("4 rows of" in text and "data.filter_overlong_prompts drops 2 more" in text for text in said)
+
+
+def test_a_template_that_refuses_the_messages_is_quoted(good_run, tmp_path):
+    """verl renders such rows in another way, and its filter drops them."""
+    system = {"role": "system", "content": "Be brief."}
+    rows = 4 * [{**TEXT_ROW, "prompt": [system, *TEXT_ROW["prompt"]]}]
+    settings = {"actor_rollout_ref.model.custom_chat_template": REFUSES_SYSTEM, f"{CAST}.teacher.context": "same"}
+    settings |= {f"{CAST}.teacher.weights": "ema"}
+    config = with_rows(good_run, tmp_path / "rows.jsonl", rows, **settings)
+    sections = look(config)
+    assert texts(sections, "error") == []
+    [text] = texts(sections, "warning")
+    assert "the model's chat template refuses these messages: System role not supported." in text
+    errors = texts(look(changed(config, **{"data.filter_overlong_prompts": True})), "error")
+    assert len(errors) == 1 and "no row is left" in errors[0] and "drops all 4" in errors[0]
+
+
+def test_rows_without_what_the_reward_manager_reads_are_named(good_run, tmp_path):
+    row = {"prompt": TEXT_ROW["prompt"], "reward_model": {"style": "rule"}}
+    errors = texts(look(with_rows(good_run, tmp_path / "rows.jsonl", 4 * [row])), "error")
+    assert [text.split(";")[0] for text in errors] == [
+        "verl's reward manager needs a column data_source",
+        "verl's reward manager needs a column reward_model, a struct with ground_truth",
+    ]
+    text = {**TEXT_ROW, "prompt": "What is 8 x 9?"}
+    errors = texts(look(with_rows(good_run, tmp_path / "text.jsonl", 4 * [text])), "error")
+    assert len(errors) == 1 and "column prompt must hold chat messages" in errors[0]
+
+
+def test_a_dataset_class_of_ones_own_gives_the_examples(good_run, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from verl.utils.dataset.rl_dataset import RLHFDataset\n"
+        "class Mine(RLHFDataset):\n"
+        "    def _build_messages(self, example, key):\n"
+        "        return [{'role': 'user', 'content': 'Mine: ' + example[key][0]['content']}]\n"
+    )
+    settings = {"data.custom_cls.path": str(path), "data.custom_cls.name": "Mine"}
+    sections = look(changed(good_run, **settings))
+    assert texts(sections, "error") == []
+    shown = {line.label: line for line in sections["Prompts"]}
+    assert shown["teacher reads"].block.startswith("Mine: What is 0 + 0?")
+    text, _ = texts(look(changed(good_run, **{**settings, "data.custom_cls.name": "Yours"})), "error")
+    assert text.startswith("data.train_files: ") and "Yours" in text
