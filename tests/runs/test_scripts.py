@@ -10,14 +10,17 @@ import functools
 import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import queue_of_runs
 import rlrt_run_laws
 import scripts
 from omegaconf import DictConfig, OmegaConf
-from scripts import ABLATIONS, FSDP, MEGATRON, METHODS, TRAININGS
+from scripts import ABLATIONS, FSDP, GSM8K, MEGATRON, METHODS, TRAININGS
 
 from verl_cast import trajectories
 from verl_cast.checks.run import check_run
@@ -69,12 +72,18 @@ def difference(config: DictConfig, other: DictConfig) -> dict:
 
 
 every_training = pytest.mark.parametrize(("script", "size"), TRAININGS)
+every_engine = pytest.mark.parametrize("script", scripts.ENGINES)
 
 
 @every_training
-def test_methods_differ_in_the_method_alone(script, size):
+def test_every_size_composes(script, size):
+    assert composed(script, size).algorithm.adv_estimator == "cast"
+
+
+@every_engine
+def test_methods_differ_in_the_method_alone(script):
     for method in METHODS[1:]:
-        changes = difference(composed(script, size), composed(script, size, f"METHOD={method}"))
+        changes = difference(composed(script), composed(script, f"METHOD={method}"))
         assert changes.pop("algorithm.adv_estimator") == method
         # CAST's loss is GRPO's without the dual clip; the plugin sets it.
         assert changes.pop("actor_rollout_ref.actor.policy_loss.loss_mode") == "vanilla"
@@ -83,28 +92,28 @@ def test_methods_differ_in_the_method_alone(script, size):
         assert changes == {}, method
 
 
-@every_training
-def test_ablations_change_their_keys_alone(script, size):
+@every_engine
+def test_ablations_change_their_keys_alone(script):
     for ablation, keys in ABLATIONS.items():
-        assert difference(composed(script, size), composed(script, size, f"ABLATION={ablation}")) == keys, ablation
+        assert difference(composed(script), composed(script, f"ABLATION={ablation}")) == keys, ablation
 
 
-@every_training
-def test_lora_or_all_parameters(script, size):
+@every_engine
+def test_lora_or_all_parameters(script):
     model = "actor_rollout_ref.model"
     keys = {FSDP: ("lora_rank", "lora_alpha"), MEGATRON: ("lora.rank", "lora.alpha")}[script]
-    changes = difference(composed(script, size, "LORA=0"), composed(script, size, "LORA=1"))
+    changes = difference(composed(script, "LORA=0"), composed(script, "LORA=1"))
     assert changes == {f"{model}.{keys[0]}": 64, f"{model}.{keys[1]}": 128, f"{model}.lora.merge": True}
-    assert composed(script, size, "LORA=1").actor_rollout_ref.model.target_modules == "all-linear"
-    names = {composed(script, size, f"LORA={lora}").trainer.default_local_dir for lora in (0, 1)}
-    assert len(names) == 2, "runs of other parameters must not go on from each other's checkpoints"
+    assert composed(script, "LORA=1").actor_rollout_ref.model.target_modules == "all-linear"
 
 
 def test_no_two_experiments_share_a_directory():
+    """Otherwise one would go on from the other's checkpoints."""
     toggles = [f"METHOD={method}" for method in METHODS] + [f"ABLATION={ablation}" for ablation in ABLATIONS]
-    configs = [composed(*training, toggle) for training in TRAININGS for toggle in toggles]
-    directories = [config.trainer.default_local_dir for config in configs]
-    assert len(set(directories)) == len(directories)
+    runs = [(*training, f"LORA={lora}", toggle) for training in TRAININGS for lora in (0, 1) for toggle in toggles]
+    runs += [(GSM8K, f"METHOD={method}") for method in ("cast", "grpo")]
+    words = [word for run in runs for word in scripts.overrides(*run) if word.startswith("trainer.default_local_dir=")]
+    assert len(set(words)) == len(words) == len(runs)
 
 
 def test_the_evaluated_runs_values():
@@ -148,8 +157,41 @@ def test_the_evaluated_runs_values():
     assert (optim.lr, optim.lr_decay_style, optim.min_lr) == (1e-6, "linear", 1e-7)
 
 
-def test_the_readmes_table_of_costs_is_the_doctors_estimate():
-    assert scripts.costs() in README
+def test_the_first_run_on_a_gpu_measures_its_teacher_and_its_twin_differs_in_the_method():
+    cast, grpo = composed(GSM8K), composed(GSM8K, "METHOD=grpo")
+    changes = difference(grpo, cast)
+    assert changes.pop("algorithm.adv_estimator") == "cast"
+    assert changes.pop("actor_rollout_ref.actor.policy_loss.loss_mode") == "cast"
+    assert changes.pop("algorithm.cast.trust") == "measured"
+    assert changes and all(key.startswith("algorithm.cast.") for key in changes)
+    assert why_two_passes(cast, cast_config(cast)) is None and cast.trainer.n_gpus_per_node == 1
+    config = run_config.compose(scripts.overrides(GSM8K))  # verl's own config, as the command has it
+    check_run(config)
+    assert cast_config(config) == cast_config(cast)
+
+
+def test_the_doctor_says_that_the_first_run_on_a_gpu_is_ready(tiny_directory, tmp_path):
+    """With data that prepare_data.py wrote. Both prompts show the problem; the teacher's also shows other ones."""
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(f'{{"question": "What is {n} + 1?", "answer": "One more.\\n#### {n + 1}"}}\n' for n in range(64))
+    )
+    names = ["gsm8k_train", "gsm8k_test"]
+    sources = [f"--source={name}={tmp_path / 'rows.jsonl'}" for name in names]
+    prepare = [sys.executable, scripts.EXAMPLES / "prepare_data.py", *names, "--out", tmp_path, *sources]
+    subprocess.run(prepare, check=True, capture_output=True)
+    # A token of the tiny model is a byte, so the teacher's prompt is long.
+    model = Path(shutil.copytree(tiny_directory / "model", tmp_path / "model"))
+    config = (model / "config.json").read_text()
+    (model / "config.json").write_text(
+        config.replace('"max_position_embeddings": 512', '"max_position_embeddings": 4096')
+    )
+    room = ["actor_rollout_ref.rollout.max_model_len=4096"]
+    words = [f"MODEL_PATH={model}", f"DATA_DIR={tmp_path}", f"OUT_DIR={tmp_path}"]
+    doctor = [sys.executable, "-m", "verl_cast", "doctor", "--no-ray", *words, "bash", scripts.EXAMPLES / GSM8K, *room]
+    done = subprocess.run(doctor, capture_output=True, text=True)
+    assert done.returncode == 0 and "\nReady: " in done.stdout, done.stdout + done.stderr
+    teacher = done.stdout.split("teacher reads")[1]
+    assert "A bakery sells rolls" in teacher and "What is 0 + 1?" in teacher
 
 
 def test_the_readmes_recipe_for_large_batches_has_one_update_a_step():
@@ -163,7 +205,7 @@ def test_the_readmes_recipe_for_large_batches_has_one_update_a_step():
 @pytest.mark.parametrize(
     ("toggles", "words"),
     [
-        (["METHOD=ppo"], "METHOD=ppo is unknown; use cast, grpo,"),
+        (["METHOD=ppo"], "METHOD=ppo is unknown; use cast"),
         (["ABLATION=no_clip"], "ABLATION=no_clip is unknown; use none, mixed_only,"),
         (["METHOD=grpo", "ABLATION=no_flip"], "ABLATION=no_flip is an ablation of CAST; use METHOD=cast"),
         (["LORA=64"], "LORA=64 is neither on nor off; use 1 or true, 0 or false."),
@@ -173,7 +215,9 @@ def test_the_readmes_recipe_for_large_batches_has_one_update_a_step():
     ],
 )
 def test_a_wrong_toggle_is_refused_in_a_sentence(toggles, words):
-    for script in scripts.ENGINES:
+    names = [toggle.split("=")[0] for toggle in toggles]
+    of_gsm8k = [GSM8K] if set(names) <= {"METHOD", "WANDB", "DRY_RUN"} and len(toggles) == 1 else []
+    for script in [*scripts.ENGINES, *of_gsm8k]:
         done = scripts.dry_run(script, *toggles)
         assert done.returncode == 2 and done.stdout == ""
         assert words in done.stderr and script in done.stderr and done.stderr.count("\n") == 1
@@ -222,19 +266,8 @@ def test_the_name_of_a_model_is_the_script_with_its_size(script, size):
         assert scripts.overrides(name, toggle) == scripts.overrides(script, size, toggle)
 
 
-def test_the_shell_is_sound():
-    files = sorted(str(path) for path in scripts.EXAMPLES.iterdir() if path.suffix in (".sh", ".sbatch"))
-    assert len(files) >= len(scripts.ENGINES) + len(TRAININGS) + 2
-    for path in files:
-        subprocess.run(["bash", "-n", path], check=True)
-
-
 def test_shellcheck_finds_nothing():
-    names = [
-        path.name
-        for path in scripts.EXAMPLES.iterdir()
-        if path.name.startswith(("run_", "ray_", "paper", "shell", "evaluate"))
-    ]
+    names = [path.name for path in scripts.EXAMPLES.iterdir() if path.suffix in (".sh", ".sbatch")]
     command = ["shellcheck", "-x", "-P", "SCRIPTDIR:SCRIPTDIR/..", *names]
     done = subprocess.run(command, cwd=scripts.EXAMPLES, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
@@ -275,22 +308,22 @@ def test_the_main_table_ends_at_a_wrong_toggle(toggle, words):
     assert done.returncode == 2 and done.stdout == "" and words in done.stderr and done.stderr.count("\n") == 1
 
 
-# Both scripts and two teachers: CAST's and a peer. GRPO runs in test_end_to_end.py. OPSD, GRPO+OPSD and RLSD have no
-# run: they go RLRT's way, and test_baselines.py holds their prompts and rules.
+# Two engines and two teachers: CAST's, which is measured, and a peer's. test_evaluate.py runs the FSDP script of the
+# paper's comparison, test_end_to_end.py GRPO and LoRA. OPSD, GRPO+OPSD and RLSD have no run: they go RLRT's way, and
+# test_baselines.py holds their prompts and rules.
+SMALL = ("data.train_batch_size=4", "actor_rollout_ref.actor.ppo_mini_batch_size=4")
 REAL_RUNS = {
-    "script_cast": (FSDP, "METHOD=cast", "LORA=1", "TENSORBOARD=1", "VALIDATE_EVERY=50", "DUMP_EVERY=1"),
-    "script_rlrt": (MEGATRON, "METHOD=rlrt"),
+    "script_gsm8k": (GSM8K, SMALL, "TEACHER=plain", "TENSORBOARD=1", "VALIDATE_EVERY=50", "DUMP_EVERY=1"),
+    "script_rlrt": (MEGATRON, (), "METHOD=rlrt"),
 }
 
 
-def start(script, *toggles):
-    # The verifier finds no response of the tiny model correct. Methods that need correct ones get random rewards.
-    verifier = "METHOD=cast" in toggles
-    return lambda directory, runs: scripts.run_on_cpu(script, directory, runs("tiny"), *toggles, verifier=verifier)
+def start(script, arguments, *toggles):
+    return lambda directory, runs: scripts.run_on_cpu(script, directory, runs("tiny"), *toggles, arguments=arguments)
 
 
-for name_, arguments in REAL_RUNS.items():
-    queue_of_runs.add(name_, start(*arguments), after=["tiny"])
+for name_, settings in REAL_RUNS.items():
+    queue_of_runs.add(name_, start(*settings), after=["tiny"])
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.runs(name)) for name in REAL_RUNS])
@@ -298,7 +331,7 @@ def test_the_script_really_runs_a_step(runs, name):
     """Runs the script's own verl command. Added arguments scale it down to the tiny model and the CPU."""
     run = runs(name)
     assert run.returncode == 0, run.output[-5000:]
-    (metrics,) = run.metrics
+    metrics = run.metrics[-1]
     assert metrics["training/global_step"] == 1
     assert metrics["actor/grad_norm"] > 0
     assert (run.directory / "checkpoints" / "global_step_1").is_dir()
@@ -306,24 +339,27 @@ def test_the_script_really_runs_a_step(runs, name):
         rlrt_run_laws.check(run, temperature=0.7)
 
 
-@pytest.mark.runs("script_cast")
-def test_the_script_validates_at_the_end_and_dumps(runs):
-    run = runs("script_cast")
-    (metrics,) = run.metrics
-    assert any(name.startswith("val-core/") for name in metrics)
+@pytest.mark.runs("script_gsm8k")
+def test_the_first_run_on_a_gpu_validates_measures_its_teacher_and_dumps(runs):
+    run = runs("script_gsm8k")
+    before, metrics = run.metrics
+    for values in (before, metrics):
+        assert any(name.startswith("val-core/") for name in values)
+    assert metrics["cast/trust/trusted"] in (0.0, 1.0)
+    assert {"cast/trust/teacher_share", "cast/trust/policy_share", "timing_s/cast_trust"} <= metrics.keys()
     rows, _ = trajectories.read(trajectories.files(run.directory / "checkpoints" / trajectories.DIRECTORY)[1])
     assert len({row["group"] for row in rows}) == 2
 
 
-@pytest.mark.runs("script_cast")
+@pytest.mark.runs("script_gsm8k")
 def test_tensorboard_shows_what_verls_file_logger_wrote(runs):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = runs("script_cast")
+    run = runs("script_gsm8k")
     events = EventAccumulator(str(run.directory / "tensorboard_log")).Reload()
-    (metrics,) = run.metrics
+    metrics = run.metrics[-1]
     names = [name for name in metrics if name.startswith("cast/")]
-    assert len(names) > 30
+    assert "cast/trust/trusted" in names
     assert {name: events.Scalars(name)[0].value for name in names} == pytest.approx({n: metrics[n] for n in names})
 
 

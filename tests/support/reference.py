@@ -51,11 +51,3 @@ def token(
         advantage = abs(B) * (1.0 + lam * (u - 1.0))
     # 6. final clip
     return advantage if advantage_clip is None else clip(advantage, -advantage_clip, advantage_clip)
-
-
-def closed_form(B: float, g: float) -> float:
-    """Section 7: λ = 1, both flips, paper bounds."""
-    if g == 0:
-        return clip(B, -1.2, 1.2)
-    magnitude = min(math.exp(min(abs(g), 20.0)), 1.05 if g > 0 else 1.2)
-    return clip(math.copysign(abs(B) * magnitude, g), -1.2, 1.2)

@@ -1,6 +1,5 @@
-"""Runs examples/run_*.sh for tests: as a dry run, or scaled down to the tiny model and a CPU."""
+"""Runs the scripts of examples/ for tests: as a dry run, or scaled down to the tiny model and a CPU."""
 
-import copy
 import os
 import shlex
 import shutil
@@ -17,6 +16,7 @@ import verl_run
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ENGINES = ("run_qwen3_fsdp.sh", "run_qwen3_megatron.sh")
 FSDP, MEGATRON = ENGINES
+GSM8K = "run_gsm8k.sh"
 TRAININGS = [(FSDP, f"SIZE={size}") for size in ("1.7b", "4b", "8b")] + [
     (MEGATRON, f"SIZE={size}") for size in ("4b", "8b")
 ]
@@ -71,57 +71,33 @@ def dry_run(script: str, *toggles: str, arguments: list[str] | None = None) -> s
 
 
 def overrides(script: str, *toggles: str, arguments: list[str] | None = None) -> list[str]:
-    """The overrides of verl's command that the script would start."""
+    """The overrides of verl's command that the script would start; all fit the config cast_trainer."""
     done = dry_run(script, *toggles, arguments=arguments)
     assert done.returncode == 0, done.stderr
-    python, *command = shlex.split(done.stdout)
-    assert [python, *command[:3]] == ["python", "-m", "verl.trainer.main_ppo", "--config-name=cast_trainer"]
-    return command[3:]
-
-
-def costs() -> str:
-    """README's table of what CAST's teacher takes in these scripts: the doctor's estimate, without loading a weight."""
-    import large_models
-
-    small = copy.deepcopy(large_models.QWEN3_4B)
-    small.update({"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16})
-    models = {"1.7b": small, "4b": large_models.QWEN3_4B, "8b": large_models.QWEN3_8B}
-    rows = []
-    for script, size in TRAININGS:
-        size = size.removeprefix("SIZE=")
-        cells = [_cost(script, models[size], f"SIZE={size}", f"LORA={lora}") for lora in (1, 0)]
-        rows.append(f"| `{script}`, {size} | {' | '.join(cells)} |\n")
-    return "".join(rows)
-
-
-def _cost(script: str, model, *toggles: str) -> str:
-    from verl_cast.config.methods import cast_config
-    from verl_cast.tools import run_config
-    from verl_cast.tools.doctor import estimate
-
-    config = run_config.compose(overrides(script, *toggles), "cast_trainer")
-    memory = estimate.memory(config, cast_config(config).teacher, model)
-    if memory is None:
-        return "not known"
-    node = memory.host_bytes * config.trainer.n_gpus_per_node
-    return f"{memory.trained / 1e9:.3f} billion; {node / 1e9:.1f} GB; {memory.checkpoint_bytes / 1e9:.1f} GB"
+    program, words = done.stdout.split("python -m verl.trainer.main_ppo ")
+    assert program == "" or program.startswith("env ")
+    return [word for word in shlex.split(words) if word != "--config-name=cast_trainer"]
 
 
 def run_on_cpu(
-    script: str, directory: Path, tiny_directory: Path, *toggles: str, verifier: bool = False, timeout: int = 900
+    script: str,
+    directory: Path,
+    tiny_directory: Path,
+    *toggles: str,
+    arguments: tuple[str, ...] = (),
+    timeout: int = 900,
 ) -> verl_run.Run:
-    """One real step of a script in `directory`.
+    """One real step of a script in `directory`, with random rewards, so that groups are mixed.
 
     Args:
-        verifier: use the script's own verifier, which finds no response of the tiny model correct. Otherwise rewards
-            are random, so that groups are mixed.
+        toggles: as METHOD=grpo.
+        arguments: settings of verl at the end of the command.
     """
-    left_out = ("reward.custom_reward_function.path",) if verifier else ()
-    scaled, environment = _scaled(directory, tiny_directory, "megatron" if "megatron" in script else "fsdp2", left_out)
-    scaled += ["trainer.save_freq=1"]
+    scaled, environment = _scaled(directory, tiny_directory, "megatron" if "megatron" in script else "fsdp2")
+    scaled += ["trainer.save_freq=1", *arguments]
     data = directory / "data"
     data.mkdir()
-    for name in ("dapo_math_17k", "aime24"):
+    for name in ("dapo_math_17k", "aime24", "gsm8k_train", "gsm8k_test"):
         (data / f"{name}.parquet").symlink_to(tiny_directory / "train.parquet")
     environment |= {
         "MODEL_PATH": str(tiny_directory / "model"),
@@ -136,7 +112,7 @@ def run_on_cpu(
 
 
 def _scaled(
-    directory: Path, tiny_directory: Path, engine: str, left_out: tuple[str, ...]
+    directory: Path, tiny_directory: Path, engine: str, left_out: tuple[str, ...] = ()
 ) -> tuple[list[str], dict[str, str]]:
     """Settings that scale a script down to the tiny model and a CPU, and the environment for it."""
     command, environment = verl_run.command_and_environment(directory, tiny_directory, engine=engine)

@@ -12,11 +12,12 @@ Left out: critics (value models), verl's SFT trainers, SGLang.
 import functools
 import sys
 
+import wrapt
 from verl.plugin.platform.platform_manager import PlatformRegistry
 
 from verl_cast.platform import fsdp, megatron, vllm
 from verl_cast.platform.device import PlatformCPU
-from verl_cast.platform.expect import expect_parameters, when_imported
+from verl_cast.platform.expect import expect_parameters
 
 
 def install() -> None:
@@ -26,7 +27,7 @@ def install() -> None:
     PlatformRegistry.register(platform="cpu")(PlatformCPU)
     sys.meta_path.append(vllm.VllmDistributionName())
     for module_name, departure in (*DEPARTURES, *megatron.DEPARTURES):
-        when_imported(module_name, departure)
+        wrapt.register_post_import_hook(departure, module_name)
 
 
 def name_gloo_once(module) -> None:

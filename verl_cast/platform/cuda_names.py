@@ -34,29 +34,11 @@ class CudaOnCPU(types.ModuleType):
         self.random = self  # torch.cuda.random.get_rng_state is another name of torch.cuda.get_rng_state
         self.nvtx = types.SimpleNamespace(range_push=lambda message: None, range_pop=lambda: None)
 
-    @staticmethod
-    def current_device() -> torch.device:
-        return torch.device("cpu")
-
-    @staticmethod
-    def synchronize(device=None) -> None:
-        pass
-
-    @staticmethod
-    def empty_cache() -> None:
-        pass
-
-    @staticmethod
-    def get_rng_state(device=None) -> torch.Tensor:
-        return torch.get_rng_state()
-
-    @staticmethod
-    def set_rng_state(state: torch.Tensor, device=None) -> None:
-        torch.set_rng_state(state)
-
-    @staticmethod
-    def manual_seed(seed: int) -> None:
-        torch.manual_seed(seed)
+    current_device = staticmethod(lambda: torch.device("cpu"))
+    synchronize = empty_cache = staticmethod(lambda device=None: None)
+    get_rng_state = staticmethod(lambda device=None: torch.get_rng_state())
+    set_rng_state = staticmethod(lambda state, device=None: torch.set_rng_state(state))
+    manual_seed = staticmethod(torch.manual_seed)
 
     def __getattr__(self, name: str):
         return getattr(torch.cuda, name)

@@ -1,8 +1,8 @@
 """verl's platform `cpu`: each process has one logical device, the CPU."""
 
+import contextlib
 import os
 import types
-from contextlib import contextmanager
 
 import psutil
 import torch
@@ -64,23 +64,19 @@ class PlatformCPU(PlatformBase):
     def device_count(self) -> int:
         return 1
 
-    def set_device(self, device_index: int) -> None:
-        pass
-
-    def synchronize(self, device_index: int | None = None) -> None:
-        pass
-
     def manual_seed(self, seed: int) -> None:
         torch.manual_seed(seed)
 
-    def manual_seed_all(self, seed: int) -> None:
-        torch.manual_seed(seed)
+    manual_seed_all = manual_seed
 
-    def set_allocator_settings(self, settings: str) -> None:
-        pass
+    def _nothing(self, *args, **kwargs) -> None:
+        """What a CPU does not need."""
 
-    def empty_cache(self) -> None:
-        pass
+    set_device = synchronize = set_allocator_settings = empty_cache = _nothing
+    profiler_start = profiler_stop = cudart = _nothing
+
+    def nvtx_range(self, msg: str):
+        return contextlib.nullcontext()
 
     def get_device_capability(self, device_index: int = 0) -> tuple[None, None]:
         return None, None
@@ -91,16 +87,6 @@ class PlatformCPU(PlatformBase):
     def visible_devices_envvar(self) -> str:
         return "CUDA_VISIBLE_DEVICES"  # Ray sets it for its logical GPUs; nothing on a CPU reads it
 
-    @contextmanager
-    def nvtx_range(self, msg: str):
-        yield
-
-    def profiler_start(self) -> None:
-        pass
-
-    def profiler_stop(self) -> None:
-        pass
-
     def ray_resource_name(self) -> str:
         return "GPU"  # logical GPUs (ray_init.num_gpus): verl's resource pools count only GPU and NPU
 
@@ -109,9 +95,6 @@ class PlatformCPU(PlatformBase):
 
     def is_ipc_supported(self) -> bool:
         return False  # weights travel through shared memory
-
-    def cudart(self) -> None:
-        return None
 
     def rollout_env_vars(self) -> dict[str, str]:
         # GiB. Without it, vLLM takes rollout.gpu_memory_utilization (0.5) of the host's memory. It refuses to start if

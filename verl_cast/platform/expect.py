@@ -1,22 +1,14 @@
-"""How the CPU platform patches verl and vLLM: when they are imported, and only if their code is as expected.
+"""The CPU platform patches verl, torch and vLLM only if their code is as expected.
 
-`when_imported` runs a departure as soon as its module is imported, and imports nothing itself. The `expect_*` checks
-compare the code that is to be changed with the code that the departure was written for. Their error names what differs.
+The `expect_*` checks compare the code that is to be changed with the code that the departure was written for. Their
+error names what differs.
 Left out: adapting to a changed verl or vLLM. A changed seam ends the process.
 """
 
 import inspect
 from collections.abc import Callable, Iterable
-from types import ModuleType
-
-import wrapt
 
 from verl_cast.seams import SeamChanged
-
-
-def when_imported(module_name: str, departure: Callable[[ModuleType], None]) -> None:
-    """Call `departure(module)` as soon as `module_name` is imported; at once if it already is."""
-    wrapt.register_post_import_hook(departure, module_name)
 
 
 def _changed(owner, name: str, expected: str, found: str) -> SeamChanged:

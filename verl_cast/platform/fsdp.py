@@ -47,21 +47,13 @@ def offload_to_pageable_memory(module) -> None:
     original = expect_parameters(module, "CPUOffloadPolicy", ["pin_memory"])
     expect_mentions(expect_attribute(module, "FSDPEngine"), "_build_fsdp_module", "CPUOffloadPolicy", "pin_memory")
 
-    def pageable_offload_policy(pin_memory):
-        return original(pin_memory=False)
-
-    module.CPUOffloadPolicy = pageable_offload_policy
+    module.CPUOffloadPolicy = lambda pin_memory: original(pin_memory=False)
 
 
 def leave_parameters_on_cpu(module) -> None:
     """verl moves parameters to the device before use. For FSDP1 it names that device "cpu:cpu", which is invalid."""
-    original = expect_parameters(module, "load_fsdp_model_to_gpu", ["model"])
-
-    @functools.wraps(original)
-    def load_fsdp_model_to_gpu(model):
-        pass  # they are already there
-
-    module.load_fsdp_model_to_gpu = load_fsdp_model_to_gpu
+    expect_parameters(module, "load_fsdp_model_to_gpu", ["model"])
+    module.load_fsdp_model_to_gpu = lambda model: None  # they are already there
 
 
 def attend_across_ranks(module) -> None:

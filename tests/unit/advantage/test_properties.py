@@ -1,14 +1,17 @@
-"""Laws of the method on 344,000 random rows, against an expectation in numpy float64 from the method's text.
+"""Laws of the method on 344,000 random rows, against the float64 reference.
 
-Every batch has its own seed, which every failure names. `draw(SEED)` gives that batch again. The expectation shares no
-code with verl_cast.advantage. Each test names the mistakes that it catches. Every mistake was tried.
+Every batch has its own seed, which every failure names. `draw(SEED)` gives that batch again. Each test names the
+mistakes that it catches. Every mistake was tried.
 """
 
 import math
+import statistics
+from collections import defaultdict
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import reference
 import torch
 
 from verl_cast import CastConfig
@@ -207,11 +210,10 @@ def junk_where_nothing_counts(batch: Batch, rng: np.random.Generator) -> None:
 
 @dataclass(frozen=True)
 class Expected:
-    """Sections 2 to 6 in float64. `tolerance` bounds the rounding error in the batch's dtype. `ambiguous` is set where
+    """The reference's numbers. `tolerance` bounds the rounding error in the batch's dtype. `ambiguous` is set where
     rounding may decide the sign of B (a reward within rounding of its group's mean)."""
 
     advantage: np.ndarray
-    unclipped: np.ndarray
     raw_gap: np.ndarray
     gap: np.ndarray
     base: np.ndarray
@@ -225,87 +227,51 @@ class Expected:
 
 def expect(batch: Batch) -> Expected:
     c, on, counts = batch.config, batch.on, batch.counts
-    eps = np.finfo(batch.old.numpy().dtype).eps
     rounded = batch.old.numpy().dtype.type
-    num_rows = len(batch.index)
+    eps, num_rows = np.finfo(rounded).eps, len(batch.index)
 
-    # 2. base advantage of the groups, over the rows that count
+    # base advantages of the groups, over the rows that count
     score = np.where(counts[:, None], batch.rewards.numpy(), 0).astype(np.float64).sum(1)
-    correct = counts & (score > np.float64(rounded(c.correct_threshold)))
-    _, group = np.unique(batch.index, return_inverse=True)
-
-    def per_group(values):
-        return np.bincount(group, weights=np.where(counts, values, 0.0))
-
-    n = per_group(np.ones(num_rows))
-    k = per_group(correct)
-    mean = per_group(score) / np.maximum(n, 1)
-    deviation = score - mean[group]
-    std = np.sqrt(per_group(deviation**2) / np.maximum(n - 1, 1))
-    largest = np.zeros(len(n))
-    np.maximum.at(largest, group[counts], np.abs(score[counts]))
-    b = deviation / (std[group] + 1e-6) if batch.norm else deviation
-    b_error = (
-        largest[group] * eps + np.finfo(rounded).tiny
-    )  # rounding error of the mean, and of the deviations and the standard deviation
-    if batch.norm:
-        b_error = (b_error + np.abs(b) * (b_error + std[group] * eps)) / (std[group] + 1e-6)
-    b_error = b_error + np.abs(b) * eps
-    kind = np.full(num_rows, "", dtype="U11")
-    for name, members, value in (
-        ("mixed", (k > 0) & (k < n), None),
-        ("all_correct", (k == n) & (n > 0), c.base_correct),
-        ("all_wrong", (k == 0) & (n > 0), -c.base_wrong),
-    ):
-        rows = members[group]
-        kind[rows & counts] = name
-        if value is not None:
-            b[rows], b_error[rows] = value, abs(value) * eps
-    b[~counts] = b_error[~counts] = 0.0
+    threshold = float(rounded(c.correct_threshold))
+    correct = counts & (score > threshold)
+    b, b_error, kind = np.zeros(num_rows), np.zeros(num_rows), np.full(num_rows, "", dtype="U11")
+    groups = defaultdict(list)
+    for row in np.flatnonzero(counts):
+        groups[batch.index[row]].append(row)
+    for rows in groups.values():
+        rewards = score[rows].tolist()
+        b[rows] = reference.base(rewards, threshold, c.base_correct, c.base_wrong, norm_by_std=batch.norm)
+        b_error[rows] = np.abs(b[rows]) * eps
+        if len(sides := set(correct[rows])) == 1:
+            kind[rows] = "all_correct" if sides == {True} else "all_wrong"
+            continue
+        kind[rows] = "mixed"
+        # rounding error of the mean, and of the deviations and the standard deviation
+        error = max(map(abs, rewards)) * eps + np.finfo(rounded).tiny
+        if batch.norm:
+            std = statistics.stdev(rewards)
+            error = (error + np.abs(b[rows]) * (error + std * eps)) / (std + 1e-6)
+        b_error[rows] += error
     b, b_error, kind, correct = (x[batch.finals] for x in (b, b_error, kind, correct))
 
-    # 3. gap: the difference of two floats, rounded once
+    # the gap is the difference of two floats, rounded once
     with np.errstate(invalid="ignore", over="ignore"):
-        gap = batch.teacher.numpy() - batch.old.numpy()
-    raw_gap = np.where(on, gap, 0).astype(np.float64)
-    gap = raw_gap.copy()
-    gap[np.abs(gap) <= np.float64(rounded(c.gap_deadzone))] = 0.0
+        raw_gap = np.where(on, batch.teacher.numpy() - batch.old.numpy(), 0).astype(np.float64)
+    gap = np.where(np.abs(raw_gap) <= np.float64(rounded(c.gap_deadzone)), 0, raw_gap)
 
-    # 4. weight, sign-preserving shaping
-    B, lam = b[:, None], c.gap_weight
-    (low_pos, high_pos), (low_neg, high_neg) = c.positive_clip, c.negative_clip
-    raw = np.exp(np.clip(np.sign(B) * gap, -20, 20))
-    w = np.where(B >= 0, np.clip(raw, low_pos, high_pos), np.clip(raw, low_neg, high_neg))
-    advantage = B * np.maximum(0, 1 + lam * (w - 1))
-    # 5. flips
-    d = np.clip(np.exp(np.clip(-gap, -20, 20)), max(1.0, low_neg), high_neg)
-    u = np.clip(np.exp(np.clip(gap, -20, 20)), max(1.0, low_pos), high_pos)
-    compared = (kind == "mixed")[:, None] & (c.flip_groups == "zero_variance")
-    flip_correct = (B > 0) & (gap < 0) & (c.flip in ("both", "correct")) & ~compared
-    flip_wrong = (B < 0) & (gap > 0) & (c.flip in ("both", "wrong")) & ~compared
-    advantage = np.where(flip_correct, -np.abs(B) * (1 + lam * (d - 1)), advantage)
-    advantage = np.where(flip_wrong, np.abs(B) * (1 + lam * (u - 1)), advantage)
-    # 6. final clip, mask
-    unclipped = np.where(on, advantage, 0.0)
+    unclipped, lam = np.zeros(on.shape), c.gap_weight
+    flips = np.where((kind == "mixed") & (c.flip_groups == "zero_variance"), "none", c.flip).tolist()
+    for row, token in zip(*(at.tolist() for at in np.nonzero(on)), strict=True):
+        bounds = c.positive_clip, c.negative_clip
+        unclipped[row, token] = reference.token(float(b[row]), float(gap[row, token]), lam, *bounds, flips[row], None)
     clip = np.inf if c.advantage_clip is None else c.advantage_clip
-    weight = np.where(flip_correct, d, np.where(flip_wrong, u, w))
-    size = 1 + lam * (1 + weight)
-    # The exponents (up to 20) are exact. exp() and each formula round a few times.
+    # The exponents (up to 20) are exact. exp() and each formula round a few times; `size` is 1 + λ(1 + weight).
+    B = b[:, None]
+    size = np.divide(np.abs(unclipped), np.abs(B), out=np.zeros(on.shape), where=B != 0) + 2 * lam
     tolerance = 16 * (b_error[:, None] * size + np.abs(B) * eps * size)
     ambiguous = on & (np.abs(B) <= 16 * b_error[:, None]) & (kind == "mixed")[:, None]
-    return Expected(
-        np.clip(unclipped, -clip, clip),
-        unclipped,
-        raw_gap,
-        gap,
-        b,
-        b_error,
-        kind,
-        correct,
-        (flip_correct | flip_wrong) & on,
-        tolerance,
-        ambiguous,
-    )
+    advantage, flipped = np.clip(unclipped, -clip, clip), unclipped * np.sign(B) < 0
+    return Expected(advantage, raw_gap, gap, b, b_error, kind, correct, flipped, tolerance, ambiguous)
 
 
 @pytest.fixture(scope="module", params=range(NUM_CHUNKS))
@@ -339,34 +305,31 @@ def in_group_order(batch: Batch, rng: np.random.Generator) -> np.ndarray:
 
 def test_the_batches_hold_every_situation(chunk):
     """Guards the other tests. If the generator no longer drew a situation, they would pass without testing it."""
-    situations = dict.fromkeys(
-        ["float32", "float64", "sessions", "hole", "one row left", "ambiguous", "zero gap", "edge of the dead zone"]
-        + ["nothing counts", "all right", "all wrong"],
-        0,
-    )
+    seen = set()
     for batch, e, _ in chunk:
         on = batch.on
-        situations[str(batch.old.numpy().dtype)] += 1
-        situations["nothing counts"] += not on.any()
-        situations["all right"] += set(e.kind) - {""} == {"all_correct"}
-        situations["all wrong"] += set(e.kind) - {""} == {"all_wrong"}
-        situations["sessions"] += batch.final_row is not None
-        situations["hole"] += int((~on[:, :-1] & on[:, 1:]).sum())
         _, group, size = np.unique(batch.index, return_inverse=True, return_counts=True)
         left = np.bincount(group, weights=batch.counts)
-        situations["one row left"] += int(((left == 1) & (size > 1)).sum())
-        situations["ambiguous"] += int(e.ambiguous.sum())
-        situations["zero gap"] += int((e.gap == 0)[on].sum())
-        situations["edge of the dead zone"] += batch.config.gap_deadzone > 0
-        for name in LABELS:
-            situations[name] = situations.get(name, 0) + int((e.kind == name).sum())
-        for key in ("flip", "flip_groups", "advantage_clip", "base_correct", "gap_weight"):
-            value = f"{key}={getattr(batch.config, key)}"
-            situations[value] = situations.get(value, 0) + 1
-    assert all(situations.values()), situations
-    wanted = ["flip_groups=all", "flip_groups=zero_variance"]
-    wanted += ["flip=both", "flip=none", "flip=correct", "flip=wrong", "advantage_clip=None", "base_correct=0.0"]
-    assert not set(wanted) - set(situations), situations
+        situations = {
+            str(batch.old.numpy().dtype): True,
+            "nothing counts": not on.any(),
+            "all right": set(e.kind) - {""} == {"all_correct"},
+            "all wrong": set(e.kind) - {""} == {"all_wrong"},
+            "sessions": batch.final_row is not None,
+            "hole": (~on[:, :-1] & on[:, 1:]).any(),
+            "one row left": ((left == 1) & (size > 1)).any(),
+            "ambiguous": e.ambiguous.any(),
+            "zero gap": (e.gap == 0)[on].any(),
+            "dead zone": batch.config.gap_deadzone > 0,
+            "no clip": batch.config.advantage_clip is None,
+            "no base": batch.config.base_correct == 0,
+            f"flip={batch.config.flip}": True,
+            f"flip_groups={batch.config.flip_groups}": True,
+        }
+        seen.update(name for name, holds in situations.items() if holds)
+    flips = {f"flip={flip}" for flip in ("both", "correct", "wrong", "none")}
+    wanted = {*situations, *flips, "float32", "float64", "flip_groups=all", "flip_groups=zero_variance"}
+    assert wanted <= seen, wanted - seen
 
 
 def test_every_advantage_equals_the_expectation(chunk):

@@ -93,7 +93,7 @@ def installed_wheel(tmp_path_factory):
     python = directory / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory / "venv"], check=True)
     wheel = next(directory.glob("verl_cast-*.whl"))
-    install = [*pip, "--python", python, "install", *quiet, "--no-index", wheel]
+    install = [*pip, "--python", python, "install", *quiet, "--no-index", "--ignore-installed", wheel]
     subprocess.run(install, check=True, capture_output=True, timeout=120)
     # Python reads no .pth files in a directory that a .pth file adds, so the editable install is not found.
     site = next((directory / "venv" / "lib").glob("python*/site-packages"))
