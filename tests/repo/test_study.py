@@ -59,7 +59,7 @@ def run(model, arm, seed=3, batches=None):
     return policy, found
 
 
-@pytest.mark.parametrize("arm", ["zero_variance_small", "small_sampled"])
+@pytest.mark.parametrize("arm", ["zero_variance_small", "small_trusted"])
 def test_a_course_is_reproducible(tiny, arm):
     (one, first), (two, second) = run(tiny, arm), run(tiny, arm)
     assert first == second
@@ -68,9 +68,9 @@ def test_a_course_is_reproducible(tiny, arm):
 
 
 def test_arms_of_a_seed_see_the_same_problems(tiny):
-    seen = {arm: run(tiny, arm)[0].problems for arm in ("grpo", "exact", "small_trust")}
+    seen = {arm: run(tiny, arm)[0].problems for arm in ("grpo", "exact", "small_trusted")}
     assert len(seen["grpo"]) == PLAN.steps * PLAN.problems
-    assert seen["grpo"] == seen["exact"] == seen["small_trust"]
+    assert seen["grpo"] == seen["exact"] == seen["small_trusted"]
 
 
 def test_a_course_takes_the_problems_that_another_program_drew(tiny):
@@ -96,12 +96,11 @@ def test_the_loop_sees_what_verls_data_loader_yields():
 
 def test_what_trust_samples_leaves_the_course_alone(tiny):
     """A teacher that is never better: the course is GRPO's, bit for bit."""
-    never = dataclasses.replace(loop.ARMS["small_sampled"], settings=loop.ARMS["exact"].settings)
+    settings = loop.ARMS["exact"].settings | {"trust_standard_errors": 1e9}
     policy = Seen(copy.deepcopy(tiny))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "TRUST_ERRORS", 1e9)
-        loop.course(policy, cell(), never, PLAN, 3)
+    found = loop.course(policy, cell(), loop.Arm(settings, trust=True), PLAN, 3)
     grpo, _ = run(tiny, "grpo")
+    assert found["trusted"] == [0] and len(found["measured"]) == 1
     assert all(torch.equal(a, b) for a, b in zip(policy.model.parameters(), grpo.model.parameters(), strict=True))
 
 
