@@ -224,6 +224,7 @@ if [ "$STATE" != finished ]; then
     rm "$RUN/earlier_metrics"
   }
   trap ended EXIT
+  trap 'exit 1' INT TERM
   python "$HERE/watch.py" "$RUN" $TRAINING "$STEPS"
   trap - EXIT
   ended

@@ -24,7 +24,7 @@ PATCHES="$work/general" bash apply.sh "$work/verl" >/dev/null
 tree=$work/verl
 quiet_git() {
   env -u GIT_DIR -u GIT_WORK_TREE -u GIT_INDEX_FILE GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/null \
-    GIT_AUTHOR_NAME="the verl_cast authors" GIT_AUTHOR_EMAIL=verl_cast@localhost GIT_AUTHOR_DATE="2026-11-24T12:00:00+0000" \
+    GIT_AUTHOR_NAME="the verl_cast authors" GIT_AUTHOR_EMAIL=verl_cast@localhost GIT_AUTHOR_DATE="2026-11-29T12:00:00+0000" \
     GIT_COMMITTER_NAME=build GIT_COMMITTER_EMAIL=build@localhost \
     git -C "$tree" -c core.abbrev=10 -c gc.auto=0 "$@"
 }
@@ -32,14 +32,13 @@ quiet_git init --quiet
 quiet_git add --all --force
 quiet_git commit --quiet --message base
 
-# The rooms of the method. Left out: baselines, advice, tools, the dump that tools read, what makes up for hooks.
+# The rooms of the method. Left out: the baselines, advice, tools, the dump that tools read, what stock verl needs.
 cast=verl/experimental/cast
 mkdir -p "$tree/$cast"
 (
   cd ../verl_cast
-  find config advantage teacher training checks/__init__.py checks/run.py files.py wire.py -name '*.py' \
-    -not -name baselines.py -not -path '*/privileged/*' -not -path '*/stock_verl/*' -not -name dump.py -print0 |
-    xargs -0 cp --parents --target-directory "$tree/$cast"
+  find config advantage teacher training checks files.py wire.py -name '*.py' -not -path '*/privileged/*' |
+    grep -vE '/(baselines|attach|dump|advice|stack)\.py$' | xargs cp --parents --target-directory "$tree/$cast"
 )
 find "$tree/$cast" -name '*.py' -print0 | while IFS= read -r -d '' file; do
   {
@@ -50,7 +49,7 @@ find "$tree/$cast" -name '*.py' -print0 | while IFS= read -r -d '' file; do
       -e 's/verl_cast\.__version__/verl.__version__/g' \
       -e 's/\bverl_cast\./verl.experimental.cast./g' \
       -e 's/\bverl_cast (\{verl\.__version__\})/verl \1/' \
-      -e 's/\[verl_cast( |\])/[verl.experimental.cast\1/' "$file"
+      -e 's/\[verl_cast( |\])/[cast\1/' "$file"
   } >"$file.new"
   mv "$file.new" "$file"
 done

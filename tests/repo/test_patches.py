@@ -1,13 +1,13 @@
-"""Laws of patches/: they apply in order, stay small, and fix what they say.
+"""Laws of patches/: they apply in order and alone, fix what they say, and 0004 is what the plugin's files make.
 
-verl's source distribution comes from the package index; VERL_SDIST names one that is already there.
+verl's source distribution comes from the package index; VERL_SDIST names one that is already there. Whole runs on a
+patched verl are in tests/runs/test_patched_verl.py.
 """
 
 import dataclasses
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
@@ -16,18 +16,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cast_runs import CAST_SIX_STEPS, assert_same_batches, assert_same_parameters
-from queue_of_runs import job
-from verl_run import run_verl
+from patched_verl import GENERAL, PATCHES, ROOT, patched_tree, run_apply
 
 from verl_cast import CastConfig
 
-ROOT = Path(__file__).resolve().parents[2]
-PATCHES = sorted((ROOT / "patches" / "verl").glob("*.patch"))
-GENERAL = [patch for patch in PATCHES if patch.name < "0004"]
 CONTRIB = ROOT / "patches" / "contrib"
-# Changed lines, tests and licence headers among them.
-BUDGETS = {"0001": 120, "0002": 60, "0003": 130}
 # Tests of a patch that hold without it: they say what it must leave alone.
 HOLD_BEFORE = {"test_fsdp2_and_forward_only_are_allowed"}
 # verl's own CPU tests of the files that the patches touch, as far as its source distribution has them.
@@ -44,15 +37,6 @@ OWN_TESTS = [
 LICENCE = "# Copyright 2026 Bytedance Ltd. and/or its affiliates\n#\n# Licensed under the Apache License, Version 2.0"
 
 
-def run_apply(target: Path, **environment: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        ["bash", ROOT / "patches" / "apply.sh", target],
-        env={**os.environ, "PYTHON": sys.executable} | {key: str(value) for key, value in environment.items()},
-        capture_output=True,
-        text=True,
-    )
-
-
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory) -> Path:
     if "VERL_SDIST" in os.environ:
@@ -65,42 +49,24 @@ def sdist(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def patched(sdist, tmp_path_factory) -> Path:
-    # Inside a repository, as ./verl-patched in a checkout is.
-    repository = tmp_path_factory.mktemp("repository")
-    subprocess.run(["git", "init", "--quiet", repository], check=True)
-    done = run_apply(repository / "verl-patched", VERL_SDIST=sdist)
-    assert done.returncode == 0, done.stderr
-    assert [f"applied {patch.name}" for patch in PATCHES] == done.stdout.splitlines()[:-1]
-    return repository / "verl-patched"
-
-
-@pytest.fixture(scope="module")
-def hooked(sdist, tmp_path_factory) -> Path:
-    """With the general patches alone."""
-    directory = tmp_path_factory.mktemp("hooked")
-    done = run_apply(directory / "verl", VERL_SDIST=sdist, PATCHES=general_patches(directory))
-    assert done.returncode == 0, done.stderr
-    return directory / "verl"
-
-
-def general_patches(directory: Path) -> Path:
-    patches = directory / "patches"
-    patches.mkdir()
-    for patch in GENERAL:
-        shutil.copy(patch, patches)
-    return patches
-
-
-@pytest.fixture(scope="module")
 def stock(sdist, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("stock")
     shutil.unpack_archive(sdist, directory)
     return directory / "verl-0.9.1"
 
 
-def changed_lines(patch: Path) -> int:
-    return sum(bool(re.match(r"[+-](?!\+\+ |--( |$))", line)) for line in patch.read_text().splitlines())
+@pytest.fixture(scope="module")
+def patched(sdist, tmp_path_factory) -> Path:
+    # Inside a repository, as ./verl-patched in a checkout is.
+    repository = tmp_path_factory.mktemp("repository")
+    subprocess.run(["git", "init", "--quiet", repository], check=True)
+    return patched_tree(repository / "verl-patched", VERL_SDIST=sdist)
+
+
+@pytest.fixture(scope="module")
+def hooked(sdist, tmp_path_factory) -> Path:
+    """Without CAST inside verl."""
+    return patched_tree(tmp_path_factory.mktemp("hooked") / "verl", GENERAL, VERL_SDIST=sdist)
 
 
 def new_files(patch: Path) -> list[str]:
@@ -116,31 +82,12 @@ def shipped_tests(patch: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("patch", GENERAL, ids=lambda patch: patch.stem)
-def test_a_general_patch_is_small_neutral_and_in_verls_form(patch):
+def test_a_general_patch_is_neutral_and_in_verls_form(patch):
     text = patch.read_text()
-    assert changed_lines(patch) <= BUDGETS[patch.name[:4]]
-    assert not re.search(r"\bCAST\b|self.teacher|verl_cast(?! authors|@)", text), (
-        "of use without CAST, and not about it"
-    )
+    assert not re.search(r"\bCAST\b|self.teacher|verl_cast(?! authors|@)", text), "of use without CAST"
     assert re.search(r"^Subject: \[PATCH\] \[[a-z, ]+\] (feat|fix): ", text, re.MULTILINE)
     tests = shipped_tests(patch)
     assert tests and all(re.fullmatch(r"tests/\w+(/\w+)*/test_\w+_on_cpu\.py", name) for name in tests)
-    for new in new_files(patch):
-        body = text.split(f"+++ b/{new}\n")[1]
-        lines = [line[1:] for line in body.splitlines() if line.startswith("+")]
-        assert "\n".join(lines).startswith(LICENCE)
-
-
-def test_the_hooks_are_small():
-    """0003 is one subject a patch; their tests apart, they stay within the budget of one."""
-    lines = [line for patch in GENERAL if patch.name[:4] == "0003" for line in outside_tests(patch)]
-    assert len(lines) <= 180
-
-
-def outside_tests(patch: Path) -> list[str]:
-    parts = re.split(r"^diff --git a/", patch.read_text(), flags=re.MULTILINE)[1:]
-    source = "\n".join(part for part in parts if not part.startswith("tests/"))
-    return re.findall(r"^[+-](?!\+\+ |-- ).*$", source, re.MULTILINE)
 
 
 @pytest.mark.parametrize("patch", GENERAL, ids=lambda patch: patch.stem)
@@ -240,20 +187,16 @@ def test_cast_inside_verl_is_what_the_plugins_files_make(sdist, tmp_path):
 
 def test_cast_inside_verl_is_in_verls_form(patched):
     new = new_files(PATCHES[-1])
-    assert sum(name.startswith("verl/experimental/cast/") for name in new) > 20
     for name in new:
         text = (patched / name).read_text()
         if name.endswith(".py"):
             assert text.startswith(LICENCE), name
-            assert "verl_cast" not in text and "patches/" not in text, f"{name} speaks of the plugin"
-        if name.startswith("tests/") and not name.endswith("__init__.py"):
-            assert name.endswith("_on_cpu.py")
-    for name in new:  # pages and comments of the plugin that upstream has not
-        if not name.endswith(".py"):
-            assert not re.search(r"\b(README\.md|patches/)", (patched / name).read_text()), name
-    # Of verl's own files: the config group, what is generated from it, and one call.
+            assert "verl_cast" not in text, f"{name} speaks of the plugin"
+        assert not re.search(r"\b(README\.md|patches/)", text), f"{name} names a page that upstream has not"
+    # Of verl's own files: the config group, what is generated from it, one call, and the agent loop's registration.
     engines = ("", "megatron_", "torchtitan_", "veomni_")
     assert set(touched_files(PATCHES[-1])) - set(new) == {
+        "verl/experimental/agent_loop/__init__.py",
         "verl/trainer/config/algorithm.py",
         "verl/trainer/config/ppo_trainer.yaml",
         "verl/trainer/main_ppo.py",
@@ -288,7 +231,7 @@ def test_the_run_script_asks_for_runs_that_verl_accepts(patched, tmp_path):
         subprocess.run(["bash", script], cwd=tmp_path, env=env, check=True, capture_output=True)
     code = """
         from hydra import compose, initialize_config_module
-        from verl.experimental.cast import prepare_run
+        from verl.experimental.cast.prepare import prepare_run
         from verl.utils.config import validate_config
         for name in ("cast", "grpo", "lora"):
             with initialize_config_module("verl.trainer.config", version_base=None):
@@ -317,9 +260,9 @@ def python(code: str, tree: Path, cwd: Path, **environment: str) -> subprocess.C
 
 
 def test_on_a_verl_with_the_hooks_the_plugin_uses_them(hooked, tmp_path):
+    """In every trainer mode, by the classes that verl looks up; a trainer without self-teacher is refused."""
     code = """
-        import verl.utils.config, verl.trainer.ppo.v1 as v1
-        from omegaconf import OmegaConf
+        import verl.trainer.ppo.v1 as v1
         from verl.trainer.ppo import core_algos
         from verl.trainer.ppo.v1.trainer_base import PPOTrainer
         from verl_cast import CastConfigError, plugin
@@ -331,27 +274,15 @@ def test_on_a_verl_with_the_hooks_the_plugin_uses_them(hooked, tmp_path):
             assert core_algos.get_adv_estimator_fn(name) is estimator
             assert core_algos.ADV_ESTIMATOR_BATCH_FIELDS[name] == BATCH_FIELDS
         assert "__new__" not in vars(PPOTrainer), "verl builds its trainers as ever"
-        rollout, actor = "actor_rollout_ref.rollout", "actor_rollout_ref.actor"
-        sizes = [f"{rollout}.log_prob_micro_batch_size_per_gpu=1", f"{actor}.ppo_micro_batch_size_per_gpu=1"]
-        sizes += ["trainer.n_gpus_per_node=1", f"{rollout}.name=vllm", f"{rollout}.n=2"]
-
-        def validated(*overrides):
-            config = compose([*overrides, *sizes])
-            verl.utils.config.validate_config(config, False, False)
-            return config.trainer.v1.trainer_class
-
-        assert validated("algorithm.adv_estimator=grpo") is None
         for mode in ("sync", "colocate_async", "separate_async"):
             config = compose(["algorithm.adv_estimator=rlrt", f"trainer.v1.trainer_mode={mode}"])
             name_trainer(config)
             cls = v1.get_trainer_cls(mode, config.trainer.v1.trainer_class)
             assert hasattr(cls.actor_worker_cls, "init_self_teacher")
             assert issubclass(cls.actor_worker_cls, v1.get_trainer_cls(mode).actor_worker_cls)
-        named = validated("algorithm.adv_estimator=cast")
-        assert named == "verl_cast.training.classes.SelfTeacherTrainerSync"
-        assert validated("algorithm.adv_estimator=cast", f"trainer.v1.trainer_class={named}") == named
         try:
-            validated("algorithm.adv_estimator=cast", "trainer.v1.trainer_class=verl.trainer.ppo.v1.PPOTrainerSync")
+            config.trainer.v1.trainer_class = "verl.trainer.ppo.v1.PPOTrainerSync"
+            name_trainer(config)
         except CastConfigError as error:
             print(error)
         assert plugin.problems == []
@@ -395,144 +326,6 @@ def test_apply_says_what_is_wrong(sdist, tmp_path):
     assert not (tmp_path / "verl").exists()
 
 
-# GRPO through every hook: an estimator and a loss that name batch fields, a trainer and a worker by name, and logits.
-USER_HOOKS = """
-from verl.single_controller.base.decorator import Dispatch, register
-from verl.trainer.ppo import core_algos
-from verl.trainer.ppo.v1 import get_trainer_cls
-from verl.workers.engine_workers import ActorRolloutRefWorker
-
-
-def grpo_again(token_level_rewards, response_mask, index, config, old_log_probs, raw_prompt):
-    assert old_log_probs.shape == response_mask.shape and raw_prompt.shape == index.shape
-    print("USER estimator")
-    return core_algos.compute_grpo_outcome_advantage(token_level_rewards, response_mask, index)
-
-
-def vanilla_again(log_prob, entropy, **kwargs):
-    assert entropy.shape == log_prob.shape
-    print("USER loss")
-    return core_algos.get_policy_loss_fn("vanilla")(log_prob=log_prob, **kwargs)
-
-
-core_algos.register_adv_est("grpo_again", batch_fields=["old_log_probs", "raw_prompt"])(grpo_again)
-core_algos.register_policy_loss("vanilla_again", batch_fields=["entropy"])(vanilla_again)
-
-
-class UserTrainer(get_trainer_cls("sync")):
-    def _setup(self):
-        super()._setup()
-        print(f"USER trainer, worker {self.actor_rollout_wg.own_name()}")
-
-
-class LossWithLogits:
-    def __init__(self, loss):
-        self.loss = loss
-
-    def process_logits(self, logits, data, data_format=None):
-        return {"top": logits.detach().max(dim=-1).values}
-
-    def __call__(self, model_output, data, dp_group=None):
-        assert model_output["top"].shape[0] == model_output["log_probs"].shape[0]
-        print("USER logits")
-        return self.loss(model_output=model_output, data=data, dp_group=dp_group)
-
-
-class UserWorker(ActorRolloutRefWorker):
-    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def init_model(self):
-        super().init_model()
-        self.actor.set_loss_fn(LossWithLogits(self.loss_fn))
-
-    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def own_name(self):
-        return type(self).__name__
-"""
-THROUGH_HOOKS = (
-    "algorithm.adv_estimator=grpo_again",
-    "actor_rollout_ref.actor.policy_loss.loss_mode=vanilla_again",
-    "trainer.v1.trainer_class=user_hooks.UserTrainer",
-    "trainer.v1.actor_worker_class=user_hooks.UserWorker",
-)
-
-
-def on_tree(tree: Path, *further: Path) -> dict[str, str]:
-    """The environment of a run on a tree of verl."""
-    return {"PYTHONPATH": os.pathsep.join(map(str, (tree, *further, ROOT / "tests" / "support")))}
-
-
-@job("patched_verl", after=("tiny",))
-def patched_verl(directory, runs):
-    done = run_apply(directory / "verl-patched")
-    assert done.returncode == 0, done.stderr
-    (directory / "user_hooks.py").write_text(USER_HOOKS)
-    environment = on_tree(directory / "verl-patched", directory)
-    return run_verl(directory, runs("tiny"), *THROUGH_HOOKS, timeout=900, plugin=False, env=environment)
-
-
-@job("cast_inside_verl", after=("tiny", "patched_verl"))
-def cast_inside_verl(directory, runs):
-    """verl's own CAST, without the plugin, killed where the plugin's run was."""
-    environment = on_tree(runs("patched_verl").directory / "verl-patched")
-    settings = [setting.replace("+", "") for setting in CAST_SIX_STEPS if ".dump." not in setting]
-    return run_verl(
-        directory,
-        runs("tiny"),
-        *settings,
-        timeout=900,
-        plugin=False,
-        env=environment,
-        kill_when="dump/step_5.pt",
-    )
-
-
-@job("cast_by_hooks", after=("tiny",))
-def cast_by_hooks(directory, runs):
-    """The plugin on a verl with the hooks, killed after the step that follows its first one-pass update."""
-    done = run_apply(directory / "verl-hooked", PATCHES=general_patches(directory))
-    assert done.returncode == 0, done.stderr
-    environment = on_tree(directory / "verl-hooked")
-    return run_verl(directory, runs("tiny"), *CAST_SIX_STEPS, timeout=900, env=environment, kill_when="dump/step_3.pt")
-
-
-@pytest.mark.runs("cast_inside_verl", "cast")
-def test_verls_own_cast_is_the_plugins(runs):
-    """Five real steps (FSDP2, vLLM) of `algorithm.adv_estimator=cast`: batches, advantages, weights, bit for bit."""
-    own, plugin = runs("cast_inside_verl"), runs("cast")
-    assert own.returncode == -signal.SIGKILL, own.output[-5000:]
-    assert "verl_cast" not in own.output and "CAST is active" in own.output
-    for step in (1, 2, 3, 4, 5):
-        assert own.batch(step)["trainer"] == "SelfTeacherTrainerSync"
-        assert_same_batches(own, plugin, step)
-    assert_same_parameters(own, plugin, 3)
-    for own_metrics, metrics in zip(own.metrics[:4], plugin.metrics[:4], strict=True):
-        assert set(own_metrics) == set(metrics) - {"timing_s/cast_dump", "timing_per_token_ms/cast_dump"}
-
-
-@pytest.mark.runs("cast_by_hooks", "cast")
-def test_the_plugin_trains_the_same_through_verls_hooks(runs):
-    by_hooks, plugin = runs("cast_by_hooks"), runs("cast")
-    assert by_hooks.returncode == -signal.SIGKILL, by_hooks.output[-5000:]
-    assert "verl_cast.training.classes.SelfTeacherTrainerSync" in by_hooks.output
-    assert [m["cast/one_pass"] for m in by_hooks.metrics[:2]] == [0, 1]
-    for step in (1, 2, 3):
-        assert by_hooks.batch(step)["trainer"] == "SelfTeacherTrainerSync"
-        assert_same_batches(by_hooks, plugin, step)
-
-
-@pytest.mark.runs("patched_verl", "grpo_without_plugin")
-def test_grpo_through_the_hooks_of_patched_verl_is_stock_verls_grpo(runs):
-    """Three real steps (FSDP2, vLLM) give the same batches and weights, bit for bit."""
-    run, stock_run = runs("patched_verl"), runs("grpo_without_plugin")
-    assert run.returncode == 0, run.output[-5000:]
-    for used in ("estimator", "loss", "logits", "trainer, worker ['UserWorker']"):
-        assert f"USER {used}" in run.output
-    for step in (1, 2, 3):
-        assert_same_batches(run, stock_run, step)
-    assert_same_parameters(run, stock_run, 3)
-    assert [set(m) for m in run.metrics] == [set(m) for m in stock_run.metrics]
-
-
 def test_the_recipe_brings_a_folder_of_its_own(tmp_path):
     patch = ROOT / "patches" / "recipe" / "0001-cast.patch"
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
@@ -551,10 +344,5 @@ def test_the_recipe_brings_a_folder_of_its_own(tmp_path):
 
 def test_readme_names_every_patch():
     readme = (ROOT / "patches" / "README.md").read_text()
-    for patch in PATCHES:
-        assert patch.name.partition("-")[0] in readme
-    rows = re.findall(r"^\| (\d{4}[a-z]?) ([\w-]+) \| ([\d,]+) \|", readme, re.MULTILINE)
-    lines = {f"{number}-{name}.patch": int(count.replace(",", "")) for number, name, count in rows}
-    assert lines.pop(PATCHES[-1].name) == pytest.approx(changed_lines(PATCHES[-1]), rel=0.02), "said in round numbers"
-    assert lines == {patch.name: changed_lines(patch) for patch in GENERAL}
-    assert len(readme.splitlines()) <= 120
+    rows = re.findall(r"^\| (\d{4}[a-z]? [\w-]+) \|", readme, re.MULTILINE)
+    assert [f"{row.replace(' ', '-')}.patch" for row in rows] == [patch.name for patch in PATCHES]

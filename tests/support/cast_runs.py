@@ -25,9 +25,9 @@ def cast(directory, runs):
     return run_verl(directory, runs("tiny"), *CAST_SIX_STEPS, timeout=900, kill_when="dump/step_5.pt")
 
 
-def assert_same_batches(run, other, step, other_step=None, fields=None):
+def assert_same_batches(run, other, step, other_step=None, fields=None, size=16):
     rows, other_rows = run.batch(step)["rows"], other.batch(other_step or step)["rows"]
-    assert len(rows) == len(other_rows) == 16
+    assert len(rows) == len(other_rows) == size
     for row, other_row in zip(rows, other_rows, strict=True):
         for name in fields or row:
             assert torch.equal(row[name], other_row[name]), f"step {step}: {name} differs"

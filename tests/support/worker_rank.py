@@ -305,8 +305,10 @@ def full_model(this: Rank, lora: bool):
         parameters = {name: t.full_tensor() for name, t in this.engine.module.state_dict().items()}
         module.load_state_dict({name: tensor.float() for name, tensor in parameters.items()}, strict=True)
         return module.eval()
-    # What vLLM is sent. Hugging Face's own loader reads the names: of tied embeddings, and of experts one by one.
-    parameters = {name: tensor.float().contiguous() for name, tensor in this.engine.get_per_tensor_param()[0]}
+    # Copies of what vLLM is sent: offloading takes the engine's storage away. Hugging Face's own loader reads the names
+    # of tied embeddings, and of experts one by one.
+    sent = this.engine.get_per_tensor_param()[0]
+    parameters = {name: tensor.float().clone(memory_format=torch.contiguous_format) for name, tensor in sent}
     hf_config = AutoConfig.from_pretrained(this.directory / "model")
     model_class = type(AutoModelForCausalLM.from_config(hf_config))
     module, report = model_class.from_pretrained(

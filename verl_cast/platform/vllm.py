@@ -82,6 +82,30 @@ def check_linear_layers(module) -> None:
     )
 
 
+def pack_experts_after_each_sync(module) -> None:
+    """vLLM packs a layer's experts in place, and only while the layer has no kernel, so only once.
+
+    A kernel would read what a weight sync loads as if it were packed. Here vLLM makes the kernel and packs after each
+    sync, as after the first loading.
+    """
+    method = expect_attribute(module, "UnquantizedFusedMoEMethod")
+    original = expect_parameters(method, "process_weights_after_loading", ["self", "layer"])
+    expect_mentions(method, "_setup_kernel", "moe_kernel", "fused_experts", "process_weights_after_loading")
+
+    @functools.wraps(original)
+    def process_weights_after_loading(self, layer):
+        self.moe_kernel = None
+        shape = layer.w13_weight.shape
+        original(self, layer)
+        if layer.w13_weight.shape != shape:
+            raise NotImplementedError(
+                f"vLLM's CPU build pads experts of shape {tuple(shape)} to {tuple(layer.w13_weight.shape)}, so new "
+                "weights cannot be loaded into them: this model cannot be trained with VERL_PLATFORM=cpu."
+            )
+
+    method.process_weights_after_loading = process_weights_after_loading
+
+
 def register_gloo_transfer(module) -> None:
     """verl's transfers to standalone rollouts (separate_async) all need an accelerator; `gloo` does not."""
     engine = expect_attribute(module, "CheckpointEngine")
@@ -115,6 +139,7 @@ DEPARTURES = (
     ("vllm.model_executor.models.utils", name_rename_mapper),
     ("vllm.model_executor.layers.utils", keep_linear_weights),
     ("vllm.model_executor.layers.linear", check_linear_layers),
+    ("vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method", pack_experts_after_each_sync),
     ("verl.checkpoint_engine.base", register_gloo_transfer),
     (f"{_ROLLOUT}.bucketed_weight_transfer", answer_failures),
     (f"{_ROLLOUT}.bucketed_weight_transfer", clone_received_weights),

@@ -216,7 +216,40 @@ def probe_linear_weights():
         return [list(layer.weight.shape), str(error)]
 
 
+def probe_experts():
+    """Errors of a mixture of experts after its first loading and after a sync of new weights; a refusal."""
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.model_executor.layers.fused_moe.layer import FusedMoEFactory
+
+    def experts(size: int):
+        one_rank = {"tp_size": 1, "dp_size": 1, "pcp_size": 1}
+        with set_current_vllm_config(VllmConfig()):
+            layer = FusedMoEFactory(3, 2, 64, size, params_dtype=torch.float32, **one_rank).routed_experts
+        return layer, layer.quant_method
+
+    layer, method = experts(32)
+    x, weights = torch.randn(4, 64), torch.rand(4, 2)
+    chosen = torch.tensor([[0, 1], [1, 2], [2, 0], [1, 0]], dtype=torch.int32)
+    errors = []
+    for _ in range(2):
+        gate_up, down = torch.randn(3, 64, 64), torch.randn(3, 64, 32)
+        layer.w13_weight.data.copy_(gate_up)
+        layer.w2_weight.data.copy_(down)
+        method.process_weights_after_loading(layer)
+        gate, up = torch.einsum("th,eoh->teo", x, gate_up).chunk(2, dim=-1)
+        outputs = torch.einsum("teo,eho->teh", torch.nn.functional.silu(gate) * up, down)
+        expected = (outputs[torch.arange(4)[:, None], chosen] * weights[..., None]).sum(1)
+        error = (method.apply(layer, x, weights, chosen, None, None) - expected).abs().max() / expected.abs().max()
+        errors.append(error.item())
+    layer, method = experts(48)
+    try:
+        method.process_weights_after_loading(layer)
+    except NotImplementedError as refusal:
+        return [errors, str(refusal)]
+
+
 _TRANSFER = "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer"
+_EXPERTS = "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method"
 CHANGES = [
     ("verl.utils.distributed", "initialize_global_process_group_ray"),
     ("verl.workers.engine.fsdp.transformer_impl", "EngineRegistry.register"),
@@ -230,6 +263,8 @@ CHANGES = [
     ("vllm.model_executor.models.utils", "WeightsMapper.get_rename_mapper"),
     ("vllm.model_executor.layers.utils", "dispatch_cpu_unquantized_gemm"),
     ("vllm.model_executor.layers.linear", "UnquantizedLinearMethod.process_weights_after_loading"),
+    (_EXPERTS, "UnquantizedFusedMoEMethod.process_weights_after_loading"),
+    (_EXPERTS, "UnquantizedFusedMoEMethod._setup_kernel"),
     ("verl.checkpoint_engine.base", "CheckpointEngine.prepare"),
     ("verl.checkpoint_engine.base", "CheckpointEngine.build_topology"),
     ("verl.checkpoint_engine.base", "CheckpointEngine.send_weights"),
@@ -329,12 +364,13 @@ def main():
     import verl.workers.engine  # each fork would import it
     import verl.workers.engine_workers
     import verl.workers.rollout.vllm_rollout.vllm_rollout  # noqa: F401
+    import vllm.model_executor.layers.fused_moe.layer
     import vllm.model_executor.layers.linear  # noqa: F401
 
     from verl_cast.platform.cpu import DEPARTURES
 
     probes = [probe_device, probe_vllm_name, probe_engines, probe_process_group, probe_linear_weights]
-    report |= results_of([*probes, probe_offloaded_reference, probe_lora_names, probe_gloo_transfer])
+    report |= results_of([*probes, probe_offloaded_reference, probe_lora_names, probe_gloo_transfer, probe_experts])
     report["sequence_parallel"] = sequence_parallel()
     report |= {change[1]: Fork(changed_seam, DEPARTURES, *change).result() for change in CHANGES}
     report |= {f"transfer {fault}": transfer(fault) for fault in ("none", *FAULTS)}
@@ -405,6 +441,13 @@ def test_linear_layers_keep_their_weights_and_use_new_ones(report):
     shape, refusal = report["linear_weights"]
     assert shape == [512, 256]
     assert refusal.startswith("Conv1d packs its weight of shape (4, 4, 3) in place on the CPU")
+
+
+@needs_vllm
+def test_experts_use_new_weights(report):
+    errors, refusal = report["experts"]
+    assert max(errors) < 1e-6, errors
+    assert refusal.startswith("vLLM's CPU build pads experts of shape (3, 96, 64) to (3, 128, 64)")
 
 
 @needs_vllm

@@ -83,7 +83,7 @@ def test_flip_by_the_verifiers_sign(flip):
     assert cast(CORRECT, [0.0, 1.0], flip=flip) == approx(1, 1.05), "no flip where the gap agrees, or is 0"
 
 
-def test_flips_in_zero_variance_groups_alone():
+def test_flips_in_zero_variance_groups_only():
     rewards, group = MIXED + CORRECT, ["m", "m", "c", "c"]
     advantages = cast(rewards, [-1.0, 1.0, -1.0, -1.0], group, flip_groups="zero_variance")
     assert advantages == approx(0.8 * GRPO_OF_TWO, -0.95 * GRPO_OF_TWO, -1.2, -1.2)

@@ -20,8 +20,8 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from verl.experimental.cast.config import CastConfig, CastConfigError
 from verl.experimental.cast.checks.run import check_run
+from verl.experimental.cast.config import CastConfig, CastConfigError
 
 MEGATRON = "model_engine=megatron"
 ACTOR = "actor_rollout_ref.actor"
@@ -57,7 +57,7 @@ def test_settings_need_no_plus():
     )
 
 
-def test_filtered_groups_are_allowed_where_mixed_groups_alone_train():
+def test_filtered_groups_are_allowed_where_only_mixed_groups_train():
     filtered = "algorithm.filter_groups.enable=True"
     check_run(composed(filtered, "algorithm.cast.base_correct=0", "algorithm.cast.base_wrong=0"))
 
@@ -68,7 +68,7 @@ def test_filtered_groups_are_allowed_where_mixed_groups_alone_train():
         (["actor_rollout_ref.rollout.n=1"], "actor_rollout_ref.rollout.n=1", "2 or more"),
         (["actor_rollout_ref.rollout.temperature=0"], "actor_rollout_ref.rollout.temperature=0", "above 0"),
         (["algorithm.use_kl_in_reward=True"], "algorithm.use_kl_in_reward=True", "use_kl_loss"),
-        (["algorithm.filter_groups.enable=True"], "algorithm.filter_groups.enable=True", "set it to False"),
+        (["algorithm.filter_groups.enable=True"], "algorithm.filter_groups.enable=True", "enable=False"),
         (["algorithm.rollout_correction.bypass_mode=True"], "algorithm.rollout_correction.bypass_mode=True", "False"),
         (["critic.enable=True"], "critic.enable=True", "no critic"),
         (["distillation.enabled=True"], "distillation.enabled=True", "own teacher"),
@@ -76,17 +76,22 @@ def test_filtered_groups_are_allowed_where_mixed_groups_alone_train():
         ([f"{ACTOR}.policy_loss.loss_mode=geo_mean"], f"{ACTOR}.policy_loss.loss_mode='geo_mean'", "loss_mode=cast"),
         ([f"{ACTOR}.policy_loss.loss_mode=gpso"], f"{ACTOR}.policy_loss.loss_mode='gpso'", "did you mean gspo"),
         ([f"{ACTOR}.strategy=veomni"], f"{ACTOR}.strategy='veomni'", "fsdp, fsdp2, megatron"),
-        ([f"{ACTOR}.fsdp_config.qat.enable=True"], f"{ACTOR}.fsdp_config.qat.enable=True", "set it to False"),
+        ([f"{ACTOR}.fsdp_config.qat.enable=True"], f"{ACTOR}.fsdp_config.qat.enable=True", "enable=False"),
         (
             [MEGATRON, f"{ACTOR}.megatron.use_distributed_optimizer=False"],
             f"{ACTOR}.megatron.use_distributed_optimizer=False",
-            "set it to True",
+            "use_distributed_optimizer=True",
         ),
         (["algorithm.cast.flip=sideways"], "algorithm.cast.flip='sideways'", "both, correct, wrong, none"),
         (["+algorithm.cast.flipp=none"], "algorithm.cast.flipp='none'", "did you mean algorithm.cast.flip"),
         (
             ["algorithm.cast.teacher.context=same", "algorithm.cast.teacher.weights=current"],
             "algorithm.cast.teacher.context='same'",
+            "weights=snapshot",
+        ),
+        (
+            ["algorithm.cast.trust=measured", "algorithm.cast.teacher.weights=ema"],
+            "algorithm.cast.teacher.weights='ema'",
             "weights=snapshot",
         ),
         (["algorithm.cast.teacher.context=/no/t.jinja"], "algorithm.cast.teacher.context='/no/t.jinja'", "be read"),
@@ -106,6 +111,9 @@ def test_one_error_names_all_refusals():
 
 
 def test_settings_of_cast_are_refused_where_another_estimator_trains():
-    check_run(composed(estimator="grpo"))
+    """The GRPO twin may keep them: the same command with another estimator."""
+    for estimator in ("grpo", "rloo"):
+        check_run(composed(estimator=estimator))
+    check_run(composed("algorithm.cast.flip=none", estimator="grpo"))
     with pytest.raises(CastConfigError, match="^algorithm.cast.flip='none': set algorithm.adv_estimator=cast"):
-        check_run(composed("algorithm.cast.flip=none", estimator="grpo"))
+        check_run(composed("algorithm.cast.flip=none", estimator="rloo"))

@@ -23,8 +23,9 @@ import torch
 from hydra import compose, initialize_config_module
 from tensordict import TensorDict
 
-from verl.experimental.cast import prepare_run, wire
+from verl.experimental.cast import wire
 from verl.experimental.cast.config import CastConfigError
+from verl.experimental.cast.prepare import prepare_run
 from verl.experimental.cast.training import classes
 from verl.experimental.cast.training.estimator import compute_cast_outcome_advantage
 from verl.experimental.cast.training.worker import SelfTeacherWorkerMixin

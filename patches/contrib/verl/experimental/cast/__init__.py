@@ -13,27 +13,6 @@
 # limitations under the License.
 """CAST: self-distillation for GRPO without answers (arXiv 2606.00172); docs/algo/cast.md.
 
-`algorithm.adv_estimator=cast` trains with it, under verl's V1 trainer. `main_ppo` calls `prepare_run`, which names the
-trainer with a self-teacher. That trainer names its actor worker; both come from training/classes.py.
+`algorithm.adv_estimator=cast` trains with it, under verl's V1 trainer. `main_ppo` calls `prepare.prepare_run`, which
+names the trainer with a self-teacher. That trainer names its actor worker; both come from training/classes.py.
 """
-
-from omegaconf import DictConfig
-
-from verl.experimental.cast.config.methods import is_cast_run
-from verl.experimental.cast.checks.run import apply_method_defaults, check_run, summary
-from verl.experimental.cast.training.by_name import name_trainer
-
-
-def prepare_run(config: DictConfig) -> None:
-    """Make the composed config of a CAST run complete, in place, before anything is spent. Other runs stay as they are.
-
-    Raises:
-        CastConfigError: The run cannot train with CAST, or has settings of CAST and another estimator. It names every
-            key, its value and the remedy.
-    """
-    for change in apply_method_defaults(config):
-        print(f"[verl.experimental.cast] {change}")
-    check_run(config)
-    if is_cast_run(config):
-        name_trainer(config)
-        print(summary(config))
