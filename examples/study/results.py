@@ -225,10 +225,10 @@ def start_table() -> str:
 def written(page: str) -> str:
     """The page with today's tables between its marks."""
     for name, make in TABLES.items():
-        begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         if begin in page:
             pattern = re.escape(begin) + ".*?" + re.escape(end)
-            text = begin + make() + end
+            text = f"{begin}{make()}\n{end}"
             page = re.sub(pattern, lambda _, text=text: text, page, flags=re.DOTALL)
     return page
 
