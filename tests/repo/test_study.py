@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import json
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from verl_cast.advantage import compute_cast_advantage
 from verl_cast.config import CastConfig
+from verl_cast.config.words import narration
 
 STUDY = Path(__file__).parents[2] / "examples" / "study"
 sys.path.insert(0, str(STUDY))
@@ -343,3 +345,61 @@ def test_the_quick_start_takes_the_studys_problems(monkeypatch, tmp_path):
     assert len(rows) == arithmetic.HELD_OUT
     question, answer = arithmetic.cells()["sparse_fit"].held_out[0]
     assert rows["prompt"][0][0]["content"] == question and rows["reward_model"][0]["ground_truth"] == str(answer)
+
+
+# (claim, raw file, cell, arm, outcome, verdict). The file is `knows` (the tiny model) or `arithmetic` (SmolLM2). The
+# verdict is the arm against GRPO: ahead, level (less than 3 points away) or behind. Pages make these claims.
+FIT = "With a fit context the recommended setting is ahead of GRPO where few groups are mixed, and level elsewhere."
+NOT_BETTER = "With a context that is not better only flip=none with both bases 0 ends level with GRPO."
+CAUGHT_UP = "Flips in mixed groups cost accuracy once the policy has caught up with its teacher."
+CHANCE = "A dead zone gives the verifier's sign back where gaps are chance."
+CLAIMS = [
+    (FIT, "knows", "rare_fit", "tenth_deadzone", "course", "ahead"),
+    (FIT, "knows", "sparse_fit", "tenth_deadzone", "course", "ahead"),
+    (FIT, "knows", "medium_fit", "tenth_deadzone", "course", "level"),
+    (FIT, "knows", "dense_fit", "tenth_deadzone", "course", "level"),
+    (FIT, "arithmetic", "sparse_fit", "tenth_deadzone", "course", "level"),
+    (FIT, "arithmetic", "medium_fit", "tenth_deadzone", "course", "level"),
+    (FIT, "arithmetic", "dense_fit", "tenth_deadzone", "course", "level"),
+    (NOT_BETTER, "knows", "sparse_equal", "exact", "end", "behind"),
+    (NOT_BETTER, "knows", "sparse_equal", "zero_variance", "end", "behind"),
+    (NOT_BETTER, "knows", "medium_unfit", "exact", "end", "behind"),
+    (NOT_BETTER, "knows", "medium_unfit", "zero_variance", "end", "behind"),
+    (NOT_BETTER, "knows", "rare_equal", "no_flip", "end", "behind"),
+    *(
+        (NOT_BETTER, "knows", f"{density}_{context}", "weights_only", "end", "level")
+        for density in ("rare", "sparse", "medium", "dense")
+        for context in ("equal", "unfit")
+    ),
+    (NOT_BETTER, "arithmetic", "sparse_unfit", "weights_only", "end", "level"),
+    (NOT_BETTER, "arithmetic", "sparse_unfit", "tenth_deadzone", "course", "behind"),
+    (NOT_BETTER, "arithmetic", "medium_unfit", "tenth_deadzone", "course", "behind"),
+    (NOT_BETTER, "arithmetic", "medium_equal", "tenth_deadzone", "course", "behind"),
+    (CAUGHT_UP, "knows", "rare_fit", "exact", "end", "behind"),
+    (CAUGHT_UP, "knows", "sparse_fit", "exact", "end", "behind"),
+    (CAUGHT_UP, "arithmetic", "sparse_fit", "exact", "end", "behind"),
+    (CAUGHT_UP, "knows", "rare_fit", "zero_variance", "end", "level"),
+    (CAUGHT_UP, "knows", "sparse_fit", "zero_variance", "end", "level"),
+    (CHANCE, "knows", "medium_equal", "exact", "end", "behind"),
+    (CHANCE, "knows", "medium_equal", "exact_deadzone", "end", "level"),
+    (CHANCE, "knows", "dense_equal", "exact", "end", "behind"),
+    (CHANCE, "knows", "dense_equal", "exact_deadzone", "end", "level"),
+]
+
+
+@pytest.mark.parametrize("claim, file, cell, arm, outcome, verdict", CLAIMS)
+def test_a_claim_is_what_the_raw_results_show(claim, file, cell, arm, outcome, verdict):
+    differences = results.Runs.read(file).differences(cell, arm, results.OUTCOMES[outcome])
+    low, high = results.interval(differences)
+    assert len(differences) >= 5, claim
+    if verdict == "ahead":
+        assert low > 0, claim
+    elif verdict == "behind":
+        assert high < 0 and differences.mean() < -3, claim
+    else:
+        assert abs(differences.mean()) < 3, claim
+
+
+def test_the_pages_row_of_the_recommended_setting_is_the_arm():
+    [words] = re.findall(r"\*\*`([^`]*)`\*\* \(`tenth_deadzone`\)", (STUDY / "README.md").read_text(encoding="utf-8"))
+    assert words == narration(CastConfig.from_dict(loop.ARMS["tenth_deadzone"].settings)).replace("  ", " ")

@@ -83,7 +83,9 @@ def serve() -> None:
     import verl  # noqa: F401  (loads the plugin and the CPU platform)
     import verl.workers.engine  # noqa: F401  (all engines; 1,300 modules that every rank would import)
     import verl.workers.engine_workers  # noqa: F401
+    from transformers import AutoModelForImageTextToText
 
+    AutoModelForImageTextToText._model_mapping.keys()  # imports 75 modules; verl asks each rank's model for it
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()  # ranks need not look through what was imported: a layout of the laws takes a fifth less

@@ -118,8 +118,11 @@ def write(directory: Path, kind: str = "qwen3", num_layers: int = 2) -> None:
 
 
 def write_for_engine_laws(directory: Path, kind: str = "qwen3") -> None:
-    """What `write` writes, with a model of two pipeline stages of two chunks each, and a template of a context."""
-    write(directory, kind, num_layers=4)
+    """What `write` writes, with a model of two pipeline stages of two chunks each, and a template of a context.
+
+    "mrope", which runs in no pipeline, has one layer of each kind.
+    """
+    write(directory, kind, num_layers=2 if kind == "mrope" else 4)
     (directory / "context.jinja").write_text(
         '{% set shown = [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "1."}] %}'
         "{{ apply_chat_template(shown + messages) }}"

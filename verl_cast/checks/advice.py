@@ -15,10 +15,6 @@ from verl_cast.config.methods import cast_config
 from verl_cast.config.words import command_words
 from verl_cast.platform import is_cpu
 
-# What the study of this repository recommends where the teacher's context is better, and the page with the reason.
-RECOMMENDED = {"flip_groups": "zero_variance", "base_correct": 0, "base_wrong": 0.1, "gap_deadzone": 1}
-RECOMMENDATION = f"{command_words(RECOMMENDED)} (verl_cast/advantage/README.md, Why)"
-
 _PREFIX = "algorithm.cast"
 _ROLLOUT = "actor_rollout_ref.rollout"
 
@@ -72,42 +68,6 @@ def no_gap_can_act(config: DictConfig, method: CastConfig) -> str | None:
     )
 
 
-def deadzone_is_wide(config: DictConfig, method: CastConfig) -> str | None:
-    if method.gap_deadzone == NOISE or method.gap_deadzone <= 1:
-        return None
-    return (
-        f"{_PREFIX}.gap_deadzone={method.gap_deadzone:g} nats: only tokens whose probability differs by a factor of "
-        f"{2.718281828**method.gap_deadzone:.1f} or more have a gap at all (cast/gap/deadzone_share shows the others). "
-        f"Set {command_words({'gap_deadzone': 1})} or less."
-    )
-
-
-def clip_is_below_the_base(config: DictConfig, method: CastConfig) -> str | None:
-    clip = method.advantage_clip
-    if clip is None:
-        return None
-    bases = {key: getattr(method, key) for key in ("base_correct", "base_wrong") if getattr(method, key) > clip}
-    if not bases:
-        return None
-    named = " and ".join(f"{key}={base:g}" for key, base in bases.items())
-    return (
-        f"{_PREFIX}.advantage_clip={clip:g} is below {named}: in these groups the clip sets the size of the advantage "
-        f"and cuts off most of the gap's weight. Set {command_words({'advantage_clip': max(bases.values())})} or more, "
-        f"or {command_words(dict.fromkeys(bases, clip))}."
-    )
-
-
-def threshold_misses_binary_rewards(config: DictConfig, method: CastConfig) -> str | None:
-    threshold = method.correct_threshold
-    if 0 <= threshold < 1:
-        return None
-    return (
-        f"{_PREFIX}.correct_threshold={threshold:g}: a response is correct if its reward is greater, so with rewards "
-        f"of 0 and 1 all responses are {'wrong' if threshold >= 1 else 'correct'}. Set it between the two rewards of "
-        f"your verifier: {command_words({'correct_threshold': 0.5})} for 0 and 1."
-    )
-
-
 def bases_outweigh_mixed_groups(config: DictConfig, method: CastConfig) -> str | None:
     key = "algorithm.norm_adv_by_std_in_grpo"
     if OmegaConf.select(config, key) is not False or max(method.base_correct, method.base_wrong) < 1:
@@ -126,21 +86,10 @@ def snapshot_is_never_renewed(config: DictConfig, method: CastConfig) -> str | N
     teacher, steps = method.teacher, OmegaConf.select(config, "trainer.total_training_steps")
     if teacher.weights != "snapshot" or steps is None or teacher.refresh_interval < steps:
         return None
+    often = command_words({"teacher.refresh_interval": max(2, steps // 10)})
     return (
         f"{_PREFIX}.teacher.refresh_interval={teacher.refresh_interval} in a run of {steps} training steps: the "
-        f"snapshot is never renewed. Set {command_words({'teacher.refresh_interval': _often(steps)})}, or say what it "
-        f"is: {command_words({'teacher.weights': 'initial'})}."
-    )
-
-
-def snapshot_is_the_policy(config: DictConfig, method: CastConfig) -> str | None:
-    teacher = method.teacher
-    if teacher.weights != "snapshot" or teacher.refresh_interval > 1:
-        return None
-    return (
-        f"{_PREFIX}.teacher.refresh_interval=1: the teacher has the policy's weights at every step, so its copy is "
-        f"useless. {command_words({'teacher.weights': 'current'})} is the same without the copy; the paper's run has "
-        f"{command_words({'teacher.refresh_interval': 10})}."
+        f"snapshot is never renewed. Set {often}, or say what it is: {command_words({'teacher.weights': 'initial'})}."
     )
 
 
@@ -181,52 +130,7 @@ def context_lacks_the_tools(config: DictConfig, method: CastConfig) -> str | Non
     )
 
 
-def noise_is_measured_often(config: DictConfig, method: CastConfig) -> str | None:
-    if method.noise_floor_interval != 1:
-        return None
-    return (
-        f"{_PREFIX}.noise_floor_interval=1: every step pays for one more forward to measure the engine's noise. Set "
-        f"{command_words({'noise_floor_interval': 50})} or more."
-    )
-
-
-def interval_is_never_reached(config: DictConfig, method: CastConfig) -> str | None:
-    steps = OmegaConf.select(config, "trainer.total_training_steps")
-    for key, interval, what in (
-        ("dump.interval", method.dump.interval, "no trajectory is ever written"),
-        ("noise_floor_interval", method.noise_floor_interval, "the noise is measured in the first step only"),
-    ):
-        if steps is not None and interval is not None and interval > steps:
-            return (
-                f"{_PREFIX}.{key}={interval} in a run of {steps} training steps: {what}. Set "
-                f"{command_words({key: _often(steps)})}, or leave it out."
-            )
-    return None
-
-
-def _often(steps: int) -> int:
-    """An interval that a run of this many steps reaches about ten times."""
-    return max(2, steps // 10)
-
-
 # ---------------------------------------------------------------------------------------------------- the rest of verl
-
-
-def groups_are_small(config: DictConfig, method: CastConfig) -> str | None:
-    key, n = f"{_ROLLOUT}.n", OmegaConf.select(config, f"{_ROLLOUT}.n")
-    if n not in (2, 3):
-        return None
-    return (
-        f"{key}={n}: even a problem that the policy solves half of the time gives {2 * 0.5**n:.0%} one-sided groups, "
-        f"where only the self-teacher makes differences between tokens. Set ++{key}=8 as in the paper, or at least 4."
-    )
-
-
-def samples_are_equal(config: DictConfig, method: CastConfig) -> str | None:
-    key = f"{_ROLLOUT}.top_k"
-    if OmegaConf.select(config, key) != 1:
-        return None
-    return f"{key}=1: all responses of a group are the same, so no group is ever mixed. Set ++{key}=-1."
 
 
 def overlong_penalty_turns_correct_into_wrong(config: DictConfig, method: CastConfig) -> str | None:
@@ -278,19 +182,11 @@ def noise_is_measured_once(config: DictConfig, method: CastConfig) -> str | None
 
 ADVICE: tuple[Callable[[DictConfig, CastConfig], str | None], ...] = (
     no_gap_can_act,
-    deadzone_is_wide,
-    clip_is_below_the_base,
-    threshold_misses_binary_rewards,
     bases_outweigh_mixed_groups,
     snapshot_is_never_renewed,
-    snapshot_is_the_policy,
     average_hardly_moves,
     teacher_pulls_back_to_the_start,
     context_lacks_the_tools,
-    noise_is_measured_often,
-    interval_is_never_reached,
-    groups_are_small,
-    samples_are_equal,
     overlong_penalty_turns_correct_into_wrong,
     rewards_come_from_a_model,
     rounding_decides_signs,

@@ -40,30 +40,26 @@ LOSSES_WITHOUT_TOKEN_SIGNS = ("geo_mean", "bypass_mode")
 STRATEGY_KEY = "actor_rollout_ref.actor.strategy"
 SYNC_KEY = "trainer.v1.separate_async.parameter_sync_step"
 SUPPORTED_STRATEGIES = ("fsdp", "fsdp2", "megatron")
-# Engine settings under which the swap of parameters is not safe: (key below the actor, value that works, why).
-ENGINE_SETTINGS = (
-    ("fsdp_config.qat.enable", False, "quantization scales are cached between forwards and would be the policy's"),
-    ("megatron.qat.enable", False, "quantization scales are cached between forwards and would be the policy's"),
-    ("megatron.override_transformer_config.fp8", None, "FP8 copies of the weights go stale when weights are swapped"),
-    ("megatron.override_transformer_config.fp4", None, "FP4 copies of the weights go stale when weights are swapped"),
-    (
-        "megatron.override_ddp_config.overlap_param_gather",
-        False,
-        "after an update the other ranks' parameters are stale until the next forward, and a snapshot would be stale",
+# Engine settings under which the swap of parameters is not safe: reason -> (key below the actor, value that works).
+ENGINE_SETTINGS = {
+    "quantization scales are cached between forwards and would be the policy's": (
+        ("fsdp_config.qat.enable", False),
+        ("megatron.qat.enable", False),
     ),
-    (
-        "optim.override_optimizer_config.overlap_param_gather",
-        False,
-        "after an update the other ranks' parameters are stale until the next forward, and a snapshot would be stale",
+    "FP8 and FP4 copies of the weights go stale when weights are swapped": (
+        ("megatron.override_transformer_config.fp8", None),
+        ("megatron.override_transformer_config.fp4", None),
     ),
-    (
-        "megatron.use_distributed_optimizer",
-        True,
-        "verl's own loading and export of parameters need the distributed optimizer's flat buffers",
+    "after an update the other ranks' parameters are stale until the next forward, and a snapshot would be stale": (
+        ("megatron.override_ddp_config.overlap_param_gather", False),
+        ("optim.override_optimizer_config.overlap_param_gather", False),
     ),
-    ("megatron.use_megatron_fsdp", False, "its parameters do not live in the buffers that the self-teacher swaps"),
-    ("megatron.dynamic_context_parallel", False, "it was never tried with the teacher's own sequence lengths"),
-)
+    "verl's own loading and export of parameters need the distributed optimizer's flat buffers": (
+        ("megatron.use_distributed_optimizer", True),
+    ),
+    "its parameters do not live in the buffers that the self-teacher swaps": (("megatron.use_megatron_fsdp", False),),
+    "it was never tried with the teacher's own sequence lengths": (("megatron.dynamic_context_parallel", False),),
+}
 # What the method fixes (section 6), and verl's stock value for it: (key, verl's default, the method's value).
 METHOD_DEFAULTS = (
     (LOSS_KEY, "vanilla", "cast"),
@@ -172,12 +168,10 @@ def _check_trust(config: DictConfig, method: CastConfig) -> None:
         with complaints:
             raise CastConfigError(key, value, f"with trust={MEASURED} {reason}")
 
-    if teacher.weights == "current":
-        reason = "a teacher must keep its weights between two measurements"
-        refuse(f"{teacher.KEY}.weights", teacher.weights, f"{reason}; use {teacher.KEY}.weights=snapshot, {always}.")
-    elif teacher.weights != "snapshot":
-        reason = "the rollout engine, which samples the teacher, must hold its weights at every refresh"
-        refuse(f"{teacher.KEY}.weights", teacher.weights, f"{reason}; use {teacher.KEY}.weights=snapshot, {always}.")
+    if teacher.weights != "snapshot":
+        reason = "the rollout engine must hold the teacher's weights at every refresh, and they must not change between"
+        remedy = command_words({"teacher.weights": "snapshot"})
+        refuse(f"{teacher.KEY}.weights", teacher.weights, f"{reason}; use {remedy}, {always}.")
     if teacher.context == "same":
         reason = "there is nothing to measure: at every snapshot teacher and policy are one"
         refuse(f"{teacher.KEY}.context", teacher.context, f"{reason}; use another context, {always}.")
@@ -289,10 +283,11 @@ def _check_rest_of_verl(config: DictConfig, method: type[MethodConfig], complain
         lambda v: v not in SUPPORTED_STRATEGIES,
         f"the self-teacher supports {', '.join(SUPPORTED_STRATEGIES)}.",
     )
-    for key, works, reason in ENGINE_SETTINGS:  # a key of another engine is not in the config, and None
-        key = f"actor_rollout_ref.actor.{key}"
-        remedy = f"{reason}; use ++{key}={'null' if works is None else works}."
-        refuse_if(key, lambda v, works=works: v not in (None, works), remedy)
+    for reason, settings in ENGINE_SETTINGS.items():
+        for key, works in settings:  # a key of another engine is not in the config, and None
+            key = f"actor_rollout_ref.actor.{key}"
+            remedy = f"{reason}; use ++{key}={'null' if works is None else works}."
+            refuse_if(key, lambda v, works=works: v not in (None, works), remedy)
     strategy = OmegaConf.select(config, STRATEGY_KEY)
     if strategy == "fsdp2" and _updates_between_syncs(config) > 1:
         for key in ("param_offload", "offload_policy"):

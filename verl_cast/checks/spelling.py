@@ -89,8 +89,8 @@ def check_settings_arrive(config: DictConfig, method: type[MethodConfig]) -> Non
             continue
         taken = _keys_of_verl() if place == "algorithm" else ()
         names = [name for name in defaults if name in group and name not in taken]
-        for key, value in _flat(OmegaConf.to_container(OmegaConf.masked_copy(group, names))):
-            if key in dict(_flat(defaults)):
+        for key, value in flat(OmegaConf.to_container(OmegaConf.masked_copy(group, names))):
+            if key in dict(flat(defaults)):
                 with complaints:
                     remedy = f"nothing reads this key; write {command_words({key: value}, method)} in its place."
                     raise CastConfigError(f"{place}.{key}".lstrip("."), value, remedy)
@@ -105,7 +105,7 @@ def packaged_defaults(method: type[MethodConfig]) -> dict:
 def setting_of(key: str) -> str | None:
     """The name below `algorithm.cast` of a key that lacks the group's name, or has it without `algorithm`."""
     name = key.removeprefix("algorithm.").removeprefix("cast.")
-    return name if name in dict(_flat(packaged_defaults(METHODS["cast"]))) else None
+    return name if name in dict(flat(packaged_defaults(METHODS["cast"]))) else None
 
 
 def _keys_of_verl() -> set[str]:
@@ -114,10 +114,11 @@ def _keys_of_verl() -> set[str]:
     return {field.name for field in dataclasses.fields(AlgoConfig)}
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested groups, by its full key."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

@@ -18,8 +18,14 @@ _TEACHER = (
     "peak_memory_gib",
     *(f"{w}_{u}" for w in ("refresh", "swap") for u in ("gib", "seconds")),
 )
-TRAINER_METRICS = {"cast/one_pass", "cast/gap/deadzone", *(f"cast/teacher/{name}" for name in _TEACHER)}
-STAGES = ("cast_teacher", "cast_after_update", "cast_noise", "cast_dump")
+_TRUST = ("trusted", "teacher_share", "policy_share", "standard_errors")
+TRAINER_METRICS = {
+    "cast/one_pass",
+    "cast/gap/deadzone",
+    *(f"cast/teacher/{name}" for name in _TEACHER),
+    *(f"cast/trust/{name}" for name in _TRUST),
+}
+STAGES = ("cast_teacher", "cast_after_update", "cast_noise", "cast_dump", "cast_trust")
 NOISE_METRICS = {f"cast/noise/{name}" for name in ("abs_mean", "p99", "gap_share", "flip_share")}
 
 

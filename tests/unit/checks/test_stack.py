@@ -1,6 +1,7 @@
 """Laws of the checks of installed packages: what would fail later, or be silently wrong, is refused by name."""
 
 import pytest
+from transformers import Qwen3Config
 
 from verl_cast.checks import stack
 from verl_cast.checks.run import check_run
@@ -60,3 +61,17 @@ def test_truncated_sampling_with_rollout_correction(compose, versions, sampling)
         check_run(config)
         assert stack.stack_warnings(config) == []
     assert stack.stack_warnings(compose(*CAST, sampling)) == []
+
+
+def test_a_model_with_tied_embeddings_beside_a_newer_vllm_on_an_accelerator(compose, versions, monkeypatch):
+    versions["vllm"], config = "0.30.0", compose(*CAST, f"{ROLLOUT}.name=vllm")
+    tied, untied = Qwen3Config(tie_word_embeddings=True), Qwen3Config(tie_word_embeddings=False)
+    monkeypatch.setenv("VERL_PLATFORM", "nvidia")
+    [text] = stack.stack_warnings(config, tied)
+    assert "ties its embeddings" in text and "verl#8014" in text and "pip install 'vllm<0.30'" in text
+    assert stack.stack_warnings(config, untied) == []
+    versions["vllm"] = "0.29.1"
+    assert stack.stack_warnings(config, tied) == []
+    versions["vllm"] = "0.30.0"
+    monkeypatch.setenv("VERL_PLATFORM", "cpu")
+    assert stack.stack_warnings(config, tied) == []

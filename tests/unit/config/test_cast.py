@@ -293,7 +293,7 @@ TRUST = "+algorithm.cast.trust=measured"
     [
         (["+algorithm.cast.teacher.weights=ema"], "algorithm.cast.teacher.weights", "at every refresh"),
         (["+algorithm.cast.teacher.weights=initial"], "algorithm.cast.teacher.weights", "at every refresh"),
-        (["+algorithm.cast.teacher.weights=current"], "algorithm.cast.teacher.weights", "between two measurements"),
+        (["+algorithm.cast.teacher.weights=current"], "algorithm.cast.teacher.weights", "must not change between"),
         (["+algorithm.cast.teacher.context=same"], "algorithm.cast.teacher.context", "nothing to measure"),
         (
             [

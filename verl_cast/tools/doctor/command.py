@@ -11,19 +11,14 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 import verl_cast
-from verl_cast.platform import is_cpu
 from verl_cast.tools import run_config
-from verl_cast.tools.cli import UserError, first_line
-from verl_cast.tools.doctor import lines as report
-from verl_cast.tools.doctor import registration, versions
-from verl_cast.tools.doctor.lines import Line, Section, cause_of, error, note
-
-_NO_PLATFORM = "the plugin provides VERL_PLATFORM=cpu, and verl fails without it"
+from verl_cast.tools.cli import UserError
+from verl_cast.tools.doctor import installation, registration
+from verl_cast.tools.doctor.lines import Line, Section, error, note
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,25 +30,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     print(f"verl-cast doctor {verl_cast.__version__}")
     with _quiet():
-        config, refusal = _composed(args)
-    marks, sections = [], _sections(args, config, refusal)
+        verl, config, refusal = installation.check_verl(), None, None
+        if args.overrides and verl.mark != "error":  # the config needs verl
+            try:
+                config = run_config.compose(args.overrides, args.config_name, args.config_path)
+            except UserError as problem:
+                refusal = str(problem)
+    marks, sections = [], _sections(verl, config, refusal, args.no_ray)
     while True:
         with _quiet():
-            title, found = next(sections, (None, []))
+            title, lines = next(sections, (None, []))
         if title is None:
             break
-        print(report.heading(title, colours))
-        print(report.formatted(found, colours), flush=True)
-        marks += [line.mark for line in found]
-    num_errors, num_warnings = marks.count("error"), marks.count("warning")
-    verdict = f"Not ready: {_count(num_errors, 'error')}" if num_errors else f"Ready: {_subject(config)}"
-    print(f"{report.heading(verdict, colours)}, {_count(num_warnings, 'warning')}.")
+        print(f"\n{title}", *lines, sep="\n", flush=True)
+        marks += [line.mark for line in lines]
+    errors = marks.count("error")
+    verdict = f"Not ready: {_count(errors, 'error')}" if errors else f"Ready: {_subject(config)}"
+    print(f"\n{verdict}, {_count(marks.count('warning'), 'warning')}.")
     if not args.overrides:
         print("To check a run too, pass verl's command or its overrides: verl-cast doctor key=value ...")
-    return 1 if num_errors else 0
+    return 1 if errors else 0
 
 
 def _count(number: int, what: str) -> str:
@@ -68,36 +66,23 @@ def _subject(config: DictConfig | None) -> str:
     return f"this command can train {run.subject(config)}"
 
 
-def _composed(args: argparse.Namespace) -> tuple[DictConfig | None, str | None]:
-    """The command's config, or why there is none. It needs a verl that can be imported."""
-    if not args.overrides or versions.verl_is_unusable() is not None:
-        return None, None
-    try:
-        return run_config.compose(args.overrides, args.config_name, args.config_path), None
-    except UserError as problem:
-        return None, str(problem)
-
-
-def _sections(args: argparse.Namespace, config: DictConfig | None, refusal: str | None) -> Iterator[Section]:
-    asked_for = _asked_for(config)
-    unusable = versions.verl_is_unusable()
-    yield "Versions", versions.check(asked_for) + (unusable or [])
-    if unusable is not None:
-        yield "Everything else", [note("", "skipped: these checks need a supported verl that can be imported")]
-        return
-    from verl_cast.tools.doctor import seams
-
-    with contextlib.ExitStack() as stack:
-        workers = None if args.no_ray else _start_workers(config, stack)  # they import verl while this process does
+def _sections(verl: Line, config: DictConfig | None, refusal: str | None, no_ray: bool) -> Iterator[Section]:
+    """What needs a part that an earlier section refuses is left out."""
+    keys = ("actor_rollout_ref.actor.strategy", "actor_rollout_ref.rollout.name")
+    asked_for = set() if config is None else {str(OmegaConf.select(config, key)) for key in keys}
+    yield "Versions", [verl, *installation.check_packages(asked_for)]
+    lines = [verl]
+    if not _has_errors(lines):
         here = registration.probe()
-        yield "Plugin", registration.check_entry_point() + registration.check_here(here)
-        fits = here["loaded"] or not is_cpu()
-        found = seams.check("megatron" in asked_for) if fits else [note("", f"skipped: {_NO_PLATFORM}")]
-        yield "Seams", found
-        yield "Ray workers", _workers(workers, here)
-    if not fits or any(line.mark == "error" for line in found):
-        yield "Command", [note("", "skipped: these checks need every function that verl_cast relies on")]
+        lines = registration.check_here(here)
+        yield "Plugin", lines
+    if not _has_errors(lines):
+        lines = installation.check_seams("megatron" in asked_for)
+        yield "Seams", lines
+    if _has_errors(lines):
+        yield "Everything else", [note("", "skipped: these checks need a verl and a plugin that work together")]
         return
+    yield "Ray workers", [note("Ray", "skipped (--no-ray)")] if no_ray else registration.check_workers(config, here)
     if refusal is not None:
         yield "Command", [error("settings", refusal)]
     elif config is not None:
@@ -106,30 +91,8 @@ def _sections(args: argparse.Namespace, config: DictConfig | None, refusal: str 
         yield from run.sections(config)
 
 
-def _asked_for(config: DictConfig | None) -> set[str]:
-    """The engine and the rollout that the run names."""
-    if config is None:
-        return set()
-    keys = ("actor_rollout_ref.actor.strategy", "actor_rollout_ref.rollout.name")
-    return {str(OmegaConf.select(config, key)) for key in keys}
-
-
-def _start_workers(config: DictConfig | None, stack: contextlib.ExitStack) -> list[tuple[str, Any]] | Line:
-    """Workers that run the probe, in the cluster and the environment of the run; or the error that there are none."""
-    settings = OmegaConf.select(config, "ray_kwargs.ray_init") if config is not None else None
-    settings = OmegaConf.to_container(settings, resolve=True) if settings is not None else {}
-    address = settings.get("address") or os.environ.get("RAY_ADDRESS") or None
-    try:
-        return stack.enter_context(registration.ray_workers(address, settings.get("runtime_env") or {}))
-    except Exception as problem:  # Ray's failures have many types; all mean the same here
-        verb = "joined" if address else "started"
-        return error("Ray", f"the cluster cannot be {verb}: {first_line(cause_of(problem))}")
-
-
-def _workers(workers: list[tuple[str, Any]] | Line | None, here: dict[str, Any]) -> list[Line]:
-    if workers is None:
-        return [note("Ray", "skipped (--no-ray)")]
-    return [workers] if isinstance(workers, Line) else registration.check_workers(workers, here)
+def _has_errors(lines: list[Line]) -> bool:
+    return any(line.mark == "error" for line in lines)
 
 
 @contextlib.contextmanager

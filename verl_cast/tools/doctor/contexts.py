@@ -14,7 +14,7 @@ from verl_cast.config.words import command_words
 from verl_cast.teacher.context import TeacherContext, chat_template_kwargs, load_template, problem_text
 from verl_cast.teacher.limits import max_positions
 from verl_cast.tools.cli import first_line
-from verl_cast.tools.doctor.lines import Line, error, note, ok, shortened, warning
+from verl_cast.tools.doctor.lines import Line, error, note, ok, warning
 
 _SAME = command_words({"teacher.context": "same"})
 
@@ -35,58 +35,16 @@ def check(
     lines = _refused_by_template(config, model_config, chats)
     try:
         student_ids = _student_ids(config, model_config, chats)
-        lines.append(_shown("student reads", student_ids, model_config.tokenizer))
     except Exception as problem:  # chat templates are the user's code
         return [*lines, error("prompts", f"a prompt cannot be rendered: {first_line(problem)}")]
-    longest = max(map(len, student_ids))
-    if longest > config.data.max_prompt_length:
+    lines.append(_shown("student reads", student_ids, model_config.tokenizer))
+    longest, limit = max(map(len, student_ids)), config.data.max_prompt_length
+    if longest > limit:
+        cut = "verl cuts off its beginning for the student, but the teacher reads all of it"
         lines.append(
-            warning(
-                "prompts",
-                f"a prompt of {longest} tokens is longer than data.max_prompt_length={config.data.max_prompt_length}: "
-                "verl cuts off its beginning for the student, but the teacher reads all of it.",
-            )
+            warning("prompts", f"a prompt of {longest} tokens is longer than data.max_prompt_length={limit}: {cut}.")
         )
     return lines if teacher is None else lines + _teacher_lines(config, teacher, model_config, chats, student_ids)
-
-
-def _teacher_lines(
-    config: DictConfig,
-    teacher: TeacherConfig,
-    model_config: Any,
-    chats: Sequence[Sequence[dict]],
-    student_ids: list[list[int]],
-) -> list[Line]:
-    if teacher.context == "same":
-        return [note("teacher reads", "the same tokens (context=same)")]
-    key, kwargs = f"{teacher.KEY}.context={teacher.context}", chat_template_kwargs(config)
-    context = TeacherContext(teacher.context, load_template(teacher.context), model_config.tokenizer, kwargs)
-    try:
-        ids = [context.prompt_ids(chat, own) for chat, own in zip(chats, student_ids, strict=True)]
-    except Exception as problem:  # context templates are the user's code
-        reason = first_line(problem).removeprefix("CAST: ")
-        return [error("prompts", f"an example prompt cannot be rendered: {reason}")]
-    lines = [_shown("teacher reads", ids, model_config.tokenizer)]
-    if teacher.context != "plain" and len(set(map(problem_text, chats))) > 1 and len(set(map(tuple, ids))) == 1:
-        blank = "the teacher reads the same for different questions; write {{ problem }} where it belongs."
-        lines.append(error("prompts", f"{key}: {blank}"))
-    if teacher.context == "plain" and any(len(chat) > 1 for chat in chats):
-        lines.append(
-            warning(
-                "prompts",
-                f"{key} shows the teacher only the last user message; these prompts have more (system message, earlier "
-                f"turns). If the teacher needs those, use {_SAME} or a template file.",
-            )
-        )
-    if ids == student_ids:
-        lines.append(
-            warning(
-                "prompts",
-                f"the template gives the student's own prompt; use {_SAME}. Where the weights are the policy's, it "
-                "needs no forward, and the gap is exactly 0 instead of kernel noise.",
-            )
-        )
-    return [*lines, _length(config, model_config, max(map(len, ids)))]
 
 
 def _student_ids(config: DictConfig, model_config: Any, chats: Sequence[Sequence[dict]]) -> list[list[int]]:
@@ -103,39 +61,53 @@ def _student_ids(config: DictConfig, model_config: Any, chats: Sequence[Sequence
 
 def _refused_by_template(config: DictConfig, model_config: Any, chats: Sequence[Sequence[dict]]) -> list[Line]:
     """Chats that the model's template refuses: verl's builder catches that and renders something else."""
-    for chat in chats:
-        try:
-            model_config.tokenizer.apply_chat_template(
-                list(chat), add_generation_prompt=True, tokenize=False, **chat_template_kwargs(config)
-            )
-        except Exception as problem:  # a template may raise anything
-            text = (
-                f"the model's chat template refuses these messages: {first_line(problem)} verl then puts an empty user "
-                "message before them and cuts it off, with what the template begins with; its filter drops such rows."
-            )
-            return [warning("prompts", text)]
+    kwargs = {"add_generation_prompt": True, "tokenize": False, **chat_template_kwargs(config)}
+    try:
+        for chat in chats:
+            model_config.tokenizer.apply_chat_template(list(chat), **kwargs)
+    except Exception as problem:  # a template may raise anything
+        refused = f"the model's chat template refuses these messages: {first_line(problem)}"
+        return [warning("prompts", f"{refused} verl then renders them in another way, and its filter drops such rows.")]
     return []
 
 
-def _shown(label: str, ids: list[list[int]], tokenizer: Any) -> Line:
-    lengths = list(map(len, ids))
-    span = f"{min(lengths)} to {max(lengths)}, " if min(lengths) != max(lengths) else ""
-    rows = f" ({span}first {len(ids)} rows)" if len(ids) > 1 else ""
-    return note(label, f"{lengths[0]} tokens{rows}; then the response", shortened(tokenizer.decode(ids[0])))
-
-
-def _length(config: DictConfig, model_config: Any, longest: int) -> Line:
-    """Check the longest teacher context plus a full-length response against what ends a run (teacher/forward.py)."""
-    limit = max_positions(model_config.hf_config.get_text_config())
+def _teacher_lines(
+    config: DictConfig,
+    teacher: TeacherConfig,
+    model_config: Any,
+    chats: Sequence[Sequence[dict]],
+    student_ids: list[list[int]],
+) -> list[Line]:
+    if teacher.context == "same":
+        return [note("teacher reads", "the same tokens (context=same)")]
+    key = f"{teacher.KEY}.context={teacher.context}"
+    template, tokenizer = load_template(teacher.context), model_config.tokenizer
+    context = TeacherContext(teacher.context, template, tokenizer, chat_template_kwargs(config))
+    try:
+        ids = [context.prompt_ids(chat, own) for chat, own in zip(chats, student_ids, strict=True)]
+    except Exception as problem:  # context templates are the user's code
+        reason = first_line(problem).removeprefix("CAST: ")
+        return [error("prompts", f"an example prompt cannot be rendered: {reason}")]
+    lines = [_shown("teacher reads", ids, tokenizer)]
+    if teacher.context != "plain" and len(set(map(problem_text, chats))) > 1 and len(set(map(tuple, ids))) == 1:
+        blank = "the teacher reads the same for different questions; write {{ problem }} where it belongs."
+        lines.append(error("prompts", f"{key}: {blank}"))
+    if teacher.context == "plain" and any(len(chat) > 1 for chat in chats):
+        hides = "shows the teacher only the last user message, and these prompts have more"
+        lines.append(warning("prompts", f"{key} {hides}. If it needs those, use {_SAME} or a template file."))
+    if ids == student_ids:
+        lines.append(warning("prompts", f"{key} gives the student's own prompt; use {_SAME}, whose gap has no noise."))
+    longest, limit = max(map(len, ids)), max_positions(model_config.hf_config.get_text_config())
     response = config.data.max_response_length
-    length = longest + response
-    said = f"teacher context ({longest}) + data.max_response_length ({response}) = {length} tokens"
-    if limit is None:
-        return ok("length", f"{said} at most; nothing limits it")
-    if length > limit:
-        return error(
-            "length",
-            f"{said}. max_position_embeddings allows {limit}, and a longer sequence ends the run. Use a shorter "
-            "context or lower data.max_response_length.",
-        )
-    return ok("length", f"{said} at most; max_position_embeddings {limit}")
+    said = f"teacher context ({longest}) + data.max_response_length ({response}) = {longest + response} tokens"
+    if limit is not None and longest + response > limit:
+        remedy = "a longer sequence ends the run. Use a shorter context or lower data.max_response_length"
+        return [*lines, error("length", f"{said}. max_position_embeddings allows {limit}, and {remedy}.")]
+    return [*lines, ok("length", f"{said} at most")]
+
+
+def _shown(label: str, ids: list[list[int]], tokenizer: Any) -> Line:
+    lengths, text = list(map(len, ids)), tokenizer.decode(ids[0])
+    if len(text) > 1300:
+        text = f"{text[:900]}\n[... {len(text) - 1200} characters ...]\n{text[-300:]}"
+    return note(label, f"{lengths[0]} tokens ({min(lengths)} to {max(lengths)} in {len(ids)} rows)", text)

@@ -23,7 +23,6 @@ from verl_cast.tools.doctor.lines import Line, cause_of, error, note, ok, warnin
 KEY = "reward.custom_reward_function"
 MANAGERS = ("naive", "dapo")  # verl's managers that grade one response by its text, in this process
 SECONDS = 60  # for loading, and for each data source
-SOURCES = 16
 WRONG = "I do not know."
 # Each reward function looks for an answer in its own place. A response is right if it is right in one of these forms.
 FORMS = ("\\boxed{{{}}}", "Answer: {}", "#### {}", "<answer>{}</answer>", "{}")
@@ -37,17 +36,13 @@ def check(config: DictConfig, tokenizer: Any, rows: Sequence[Mapping[str, Any]],
         rows: one of every data source, as verl's dataset class gives them.
         threshold: a response with a greater reward is correct.
     """
-    manager, why_not = config.reward.reward_manager, None
+    manager, skipped = config.reward.reward_manager, None
     if manager.source != "register" or manager.name not in MANAGERS:
-        why_not = f"reward.reward_manager.name={manager.name} is none of {', '.join(MANAGERS)}"
+        skipped = f"reward.reward_manager.name={manager.name} is none of {', '.join(MANAGERS)}"
     elif config.reward.reward_model.enable:
-        why_not = "reward.reward_model.enable=True"
-    lines = _in_child(_lines(config, tokenizer, [] if why_not else rows[:SOURCES], threshold))
-    if why_not is not None:
-        lines.append(note("verifier", f"not called: {why_not}"))
-    elif len(rows) > SOURCES:
-        lines.append(note("verifier", f"{len(rows) - SOURCES} more data sources were not tried"))
-    return lines
+        skipped = "reward.reward_model.enable=True"
+    lines = _in_child(_lines(config, tokenizer, [] if skipped else rows, threshold))
+    return [*lines, note("verifier", f"not called: {skipped}")] if skipped else lines
 
 
 def _in_child(said: Iterator[Line | str]) -> list[Line]:
@@ -96,26 +91,24 @@ def _lines(
 ) -> Iterator[Line | str]:
     from verl.utils.import_utils import load_extern_object
 
-    custom = config.reward.custom_reward_function
-    name = "verl's own reward function" if custom.path is None else f"{custom.name} of {custom.path}"
-    if custom.path is not None:
-        try:
-            load_extern_object(custom.path, custom.name)
-        except BaseException as problem:  # the user's file may raise anything
-            yield error("verifier", f"{KEY}: {name} does not load: {first_line(cause_of(problem))}")
-            return
-        yield ok("verifier", f"{name} loads")
+    path, function = config.reward.custom_reward_function.path, config.reward.custom_reward_function.name
+    name = "verl's own reward function" if path is None else f"{function} of {path}"
     try:
+        if path is not None:
+            load_extern_object(path, function)
+            yield ok("verifier", f"{name} loads")
         score = _scorer(config, tokenizer) if rows else None
-    except Exception as problem:  # a reward manager may raise anything
-        yield error("verifier", f"verl's reward manager does not start: {first_line(cause_of(problem))}")
+    except BaseException as problem:  # the user's file may raise anything
+        yield error("verifier", f"{KEY}: {name} does not load: {first_line(cause_of(problem))}")
         return
     for row in rows:
-        yield f"{name}, called for data_source {row['data_source']},"
+        source = row["data_source"]
+        yield f"{name}, called for data_source {source},"
         try:
             yield _scored(score, row, threshold)
         except BaseException as problem:  # SystemExit, too: it would end a worker
-            yield error("verifier", _raises(name, custom.path is None, row["data_source"], problem))
+            what = f"{name} fails for data_source {source}: {type(problem).__name__}"
+            yield error("verifier", f"{what}: {first_line(problem)} Mend it, or {_ANOTHER}.")
 
 
 def _scorer(config: DictConfig, tokenizer: Any) -> Callable[[Mapping[str, Any], str], float]:
@@ -145,30 +138,23 @@ def _scorer(config: DictConfig, tokenizer: Any) -> Callable[[Mapping[str, Any], 
 
 def _scored(score: Callable[[Mapping[str, Any], str], float], row: Mapping[str, Any], threshold: float) -> Line:
     """The rewards of a wrong and of right responses to one row, and what they say of the threshold."""
-    source, answer = f"data_source {row['data_source']}", _answer(row["reward_model"]["ground_truth"])
-    wrong = score(row, WRONG)
+    answer, wrong = _answer(row["reward_model"]["ground_truth"]), score(row, WRONG)
     right = {form.format(answer): score(row, form.format(answer)) for form in (FORMS if answer else ())}
-    best = max(right, key=right.get, default=None)
-    seen = f"{source}: reward {wrong:g} for {WRONG!r}"
-    limit = f"correct_threshold={threshold:g}"
+    best, limit = max(right.values(), default=wrong), f"correct_threshold={threshold:g}"
+    seen = f"data_source {row['data_source']}: reward {wrong:g} for {WRONG!r}"
     if wrong > threshold:
         return warning("verifier", f"{seen}, which counts as correct (above {limit}); check the reward function.")
-    if best is None:
+    if not right:
         return note("verifier", f"{seen}; its reference is no text to respond with")
-    if right[best] > threshold:
-        return ok("verifier", f"{seen}, {right[best]:g} for {_short(best)!r}")
+    if best > threshold:
+        response = next(text for text, value in right.items() if value == best)
+        return ok("verifier", f"{seen}, {best:g} for {_short(response)!r}")
     values = ", ".join(f"{value:g} for {_short(text)!r}" for text, value in right.items())
-    seen = f"{seen}, {values}: none of them counts as correct ({limit})"
-    if right[best] > wrong:
-        between = command_words({"correct_threshold": (right[best] + wrong) / 2})
-        return warning(
-            "verifier", f"{seen}. Every group would be all-wrong; if these rewards are right, use {between}."
-        )
-    return warning(
-        "verifier",
-        f"{seen}. If responses need another form (code, JSON), that is right; else check reward_model.ground_truth and "
-        "the reward function.",
-    )
+    remedy = "If responses need another form (code, JSON), that is right; else check the reward function."
+    if best > wrong:
+        between = command_words({"correct_threshold": (best + wrong) / 2})
+        remedy = f"Every group would be all-wrong; if these rewards are right, use {between}."
+    return warning("verifier", f"{seen}, {values}: none of them counts as correct ({limit}). {remedy}")
 
 
 def _answer(reference: Any) -> str | None:
@@ -182,10 +168,3 @@ def _answer(reference: Any) -> str | None:
 
 def _short(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:40]}...{text[-15:]}"
-
-
-def _raises(name: str, is_verls: bool, source: str, problem: BaseException) -> str:
-    if is_verls and isinstance(problem, NotImplementedError):
-        return f"verl has no reward function for data_source {source}, and a run would stop; {_ANOTHER}."
-    text = first_line(problem) if str(problem) else "no message."
-    return f"{name} fails for data_source {source}: {type(problem).__name__}: {text} Mend it, or {_ANOTHER}."

@@ -1,6 +1,5 @@
 """Where the run starts and ends: the checkpoint that verl would resume, and the number of training steps."""
 
-import glob
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -8,26 +7,24 @@ from omegaconf import DictConfig
 from verl_cast.config.cast import MethodConfig
 from verl_cast.config.words import command_words
 from verl_cast.teacher.saved import path_of
-from verl_cast.tools.doctor import estimate
 from verl_cast.tools.doctor.lines import Line, error, note, ok, warning
+from verl_cast.tools.doctor.memory import needs_copy
 
 
-def steps(config: DictConfig, rows: int | None) -> tuple[int | None, list[Line]]:
-    """Training steps of the whole run, as verl's trainer counts them; None where the rows are not known.
+def steps(config: DictConfig, rows: int) -> tuple[int | None, list[Line]]:
+    """Training steps of the whole run, as verl's trainer counts them; None where there are no rows to count.
 
     Args:
         rows: of the training data, after verl's filter.
     """
     if not rows:
         return None, []
-    batch = config.data.train_batch_size
+    batch, trainer = config.data.train_batch_size, config.trainer
     if rows < batch:
         problem = f"{rows} training rows are fewer than data.train_batch_size={batch}: they never fill a batch."
         return None, [error("steps", problem)]
     epoch = rows // batch
-    total = epoch * config.trainer.total_epochs
-    if config.trainer.total_training_steps is not None:
-        total = min(total, config.trainer.total_training_steps)
+    total = min(epoch * trainer.total_epochs, trainer.total_training_steps or epoch * trainer.total_epochs)
     return total, [note("steps", f"{total} training steps, {epoch} an epoch")]
 
 
@@ -46,28 +43,21 @@ def resume(config: DictConfig, method: MethodConfig | None, total: int | None) -
         return [warning("start", f"from step 0: {there}; its files will be overwritten. To keep them, {anew}.")]
     if trainer.resume_mode == "resume_path":
         latest = trainer.resume_from_path
-        if latest is None or not Path(latest).is_dir():
-            return [error("start", f"trainer.resume_from_path={latest}: there is no such directory.")]
-        if "global_step_" not in latest:
-            return [error("start", f"trainer.resume_from_path={latest}: verl wants a directory global_step_N.")]
-    if latest is None or trainer.resume_mode == "disable":
+        if latest is None or "global_step_" not in latest or not Path(latest).is_dir():
+            return [error("start", f"trainer.resume_from_path={latest} is no directory global_step_N.")]
+    if latest is None:
         return [note("start", "from step 0; there is no checkpoint to resume from")]
     done = int(latest.rstrip("/").split("global_step_")[-1])
     if total is not None and done >= total:
         more = f"raise trainer.total_training_steps or trainer.total_epochs, or {anew}"
         return [error("start", f"all {total} steps are done in {latest}, and the run would end at once; {more}.")]
     ranks = trainer.nnodes * trainer.n_gpus_per_node
-    teachers = glob.glob(str(path_of(Path(latest) / "actor", rank="*", world_size=ranks)))
-    if method is None or teachers or not estimate.needs_copy(config, method.teacher):
+    saved = path_of(Path(latest) / "actor", rank="*", world_size=ranks)
+    if method is None or any(saved.parent.glob(saved.name)) or not needs_copy(config, method.teacher):
         return [ok("start", f"resumes from {latest}, after step {done}")]
     snapshot = command_words({"teacher.missing_state": "snapshot"}, type(method))
     text = f"resumes from {latest}, which holds no self-teacher of {ranks} rank(s)"
     if method.teacher.missing_state == "snapshot":
         return [warning("start", f"{text}; a new one starts from the restored policy ({snapshot}).")]
-    return [
-        error(
-            "start",
-            f"{text}, so the run will stop. Resume with the number of ranks that saved it. To start anew, set "
-            f"trainer.resume_mode=disable, or {anew}. To take a new teacher from the restored policy, set {snapshot}.",
-        )
-    ]
+    remedy = f"set {snapshot} to take a new teacher from the restored policy, or {anew} to start anew"
+    return [error("start", f"{text}, so the run will stop. Resume with the number of ranks that saved it, {remedy}.")]

@@ -40,16 +40,7 @@ def test_every_form_that_verl_reads_is_read(good_run, tmp_path):
         path.write_text(content)
         sections = look(changed(good_run, **{"data.train_files": str(path)}))
         assert texts(sections, "error") == []
-        assert f"data.train_files: 4 rows of {path}" in texts(sections, "ok")
-
-
-def test_text_in_place_of_a_struct_is_named(good_run, tmp_path):
-    rows = 4 * [{**TEXT_ROW, "extra_info": '{"index": 1}', "reward_model": '{"ground_truth": "72"}'}]
-    errors = texts(look(with_rows(good_run, tmp_path / "rows.jsonl", rows)), "error")
-    assert errors == [
-        "column extra_info holds text, and verl reads a struct there; write it as one.",
-        "verl's reward manager needs a column reward_model, a struct with ground_truth; it holds text.",
-    ]
+        assert "data.train_files: 4 rows" in texts(sections, "ok")
 
 
 REFUSES_SYSTEM = (
@@ -62,7 +53,7 @@ def test_rows_that_the_filter_drops_are_counted(good_run, tmp_path):
     rows = 4 * [TEXT_ROW] + 2 * [{**TEXT_ROW, "prompt": [{"role": "user", "content": "x" * 200}]}]
     config = with_rows(good_run, tmp_path / "rows.jsonl", rows, **{"data.filter_overlong_prompts": True})
     said = texts(look(config), "ok")
-    assert any("4 rows of" in text and "data.filter_overlong_prompts drops 2 more" in text for text in said)
+    assert any("4 rows are left: data.filter_overlong_prompts=True drops 2 of 6" in text for text in said)
 
 
 def test_a_template_that_refuses_the_messages_is_quoted(good_run, tmp_path):
@@ -77,19 +68,30 @@ def test_a_template_that_refuses_the_messages_is_quoted(good_run, tmp_path):
     [text] = texts(sections, "warning")
     assert "the model's chat template refuses these messages: System role not supported." in text
     errors = texts(look(changed(config, **{"data.filter_overlong_prompts": True})), "error")
-    assert len(errors) == 1 and "no row is left" in errors[0] and "drops all 4" in errors[0]
+    assert len(errors) == 1 and "no row is left" in errors[0] and "drops 4 of 4" in errors[0]
 
 
-def test_rows_without_what_the_reward_manager_reads_are_named(good_run, tmp_path):
-    row = {"prompt": TEXT_ROW["prompt"], "reward_model": {"style": "rule"}}
+STRUCT, SOURCE, INFO, CHAT = (
+    "verl's reward manager needs a column reward_model, a struct with ground_truth",
+    "verl's reward manager needs a column data_source",
+    "column extra_info holds text, and verl reads a struct there",
+    "column prompt (data.prompt_key) must hold chat messages in verl's form [{role, content}, ...]",
+)
+
+
+@pytest.mark.parametrize(
+    "row, problems",
+    [
+        ({**TEXT_ROW, "extra_info": '{"index": 1}', "reward_model": '{"ground_truth": "72"}'}, [INFO, STRUCT]),
+        ({"prompt": TEXT_ROW["prompt"], "reward_model": {"style": "rule"}}, [SOURCE, STRUCT]),
+        ({**TEXT_ROW, "prompt": "What is 8 x 9?"}, [CHAT]),
+        ({**TEXT_ROW, "prompt": ["What is 8 x 9?"]}, [CHAT]),
+    ],
+)
+def test_rows_without_what_verl_reads_are_named_with_their_columns(good_run, tmp_path, row, problems):
     errors = texts(look(with_rows(good_run, tmp_path / "rows.jsonl", 4 * [row])), "error")
-    assert [text.split(";")[0] for text in errors] == [
-        "verl's reward manager needs a column data_source",
-        "verl's reward manager needs a column reward_model, a struct with ground_truth",
-    ]
-    text = {**TEXT_ROW, "prompt": "What is 8 x 9?"}
-    errors = texts(look(with_rows(good_run, tmp_path / "text.jsonl", 4 * [text])), "error")
-    assert len(errors) == 1 and "column prompt must hold chat messages" in errors[0]
+    columns = ", ".join(f"{name} ({type(value).__name__})" for name, value in row.items())
+    assert errors == [f"{problem}; the columns are {columns}." for problem in problems]
 
 
 def test_a_dataset_class_of_ones_own_gives_the_examples(good_run, tmp_path):

@@ -7,20 +7,11 @@ from doctor_runs import CAST, TEXT_ROW, changed, look, texts, with_rows
 pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")]
 
 
-@pytest.mark.parametrize("template", ["Think about it.", "{% if problem %}Think about it.{% endif %}"])
-def test_a_template_that_never_shows_the_question_is_refused(good_run, tmp_path, template):
+def test_a_template_that_reads_the_question_and_never_shows_it_is_refused(good_run, tmp_path):
     path = tmp_path / "teacher.jinja"
-    path.write_text(template)
+    path.write_text("{% if problem %}Think about it.{% endif %}")
     [text] = texts(look(changed(good_run, **{f"{CAST}.teacher.context": str(path)})), "error")
     assert "teacher.jinja" in text and "write {{ problem }} where it belongs" in text
-
-
-def test_a_template_that_asks_for_the_answer_is_refused(good_run, tmp_path):
-    template = tmp_path / "teacher.jinja"
-    template.write_text("{{ problem }} The answer is {{ ground_truth }}.")
-    sections = look(changed(good_run, **{f"{CAST}.teacher.context": str(template)}))
-    [text] = texts(sections, "error")
-    assert "the template uses ground_truth" in text and "answer-free" in text
 
 
 def test_a_context_that_hides_part_of_the_prompt_is_said(good_run, tmp_path):

@@ -42,7 +42,10 @@ BAD_REWARDS = {
     "no number": (f"{SCORE}return 'correct'", "fails for data_source tiny: ValueError: could not convert"),
     "not finite": (f"{SCORE}return float('nan')", "is nan, not a finite number"),
     "no score": (f"{SCORE}return {{'acc': 1.0}}", "fails for data_source tiny: KeyError: 'score'"),
-    "verl's own, which does not know it": (None, "verl has no reward function for data_source tiny"),
+    "verl's own, which does not know it": (
+        None,
+        "verl's own reward function fails for data_source tiny: NotImplementedError",
+    ),
 }
 
 
@@ -106,4 +109,4 @@ def test_rewards_on_one_side_of_the_threshold_are_shown_with_a_threshold_between
     assert "reward 0 for 'I do not know.'" in text and "0.4 for 'Answer: 72'" in text
     assert "use ++algorithm.cast.correct_threshold=0.2." in text
     [text] = texts(look(graded(good_run, tmp_path, f"{SCORE}return 0.2")), "warning")
-    assert "++" not in text and "check reward_model.ground_truth" in text
+    assert "++" not in text and "check the reward function" in text

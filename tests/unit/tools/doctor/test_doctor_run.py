@@ -11,62 +11,38 @@ from verl_cast.tools.run_config import compose
 pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")]
 
 
+ESTIMATOR = "algorithm.adv_estimator"
+
+
 def test_the_good_run_has_no_error_and_no_warning(good_run):
     sections = look(good_run)
     assert texts(sections, "error") == texts(sections, "warning") == []
 
 
-def test_another_estimator_is_named(good_run):
-    assert texts(look(changed(good_run, **{"algorithm.adv_estimator": "rloo"})), "error") == [
-        "this command would train rloo, not CAST: add algorithm.adv_estimator=cast."
-    ]
-    [text] = texts(look(changed(good_run, **{"algorithm.adv_estimator": "CAST"})), "error")
-    assert "lower case; use algorithm.adv_estimator=cast." in text
-
-
-@pytest.mark.parametrize("method", ["opsd", "rlsd", "rlrt"])
-def test_a_baseline_is_checked_under_its_own_name(good_command, method):
-    baseline = compose([*good_command[0], f"algorithm.adv_estimator={method}"])
-    sections = look(baseline)
+def test_a_baseline_is_checked_under_its_own_name(good_command):
+    sections = look(compose([*good_command[0], "algorithm.adv_estimator=rlsd"]))
     assert texts(sections, "error") == [] and not any("What CAST will do" in title for title in sections)
     assert any("(a baseline, not CAST) is active" in text and "PRIVILEGED" in text for text in texts(sections, "note"))
     assert sections["Data and verifier"]
-    asked = changed(baseline, **{f"algorithm.{method}.teacher.context": "plain"})
-    assert any(f"algorithm.{method}.teacher.context='plain'" in text for text in texts(look(asked), "error"))
 
 
 BAD = {
-    "unknown key of ours": ({f"{CAST}.flipp": "both"}, f"{CAST}.flipp='both': unknown key; did you mean {CAST}.flip?"),
-    "group of one": ({f"{ROLLOUT}.n": 1}, f"{ROLLOUT}.n=1: CAST compares the responses of a group"),
-    "refused by verl": (
-        {f"{ACTOR}.ppo_mini_batch_size": 8},
-        "verl refuses this command: train_batch_size (4) must be >=",
-    ),
     "refused by verl's dataclass": (
         {f"{ACTOR}.loss_agg_mode": "median"},
         "verl refuses this command: Invalid loss_agg",
     ),
-    "no training data": (
-        {"data.train_files": "/nowhere/t.parquet"},
-        "data.train_files: /nowhere/t.parquet does not exist",
-    ),
-    "no validation data": (
-        {"data.val_files": ["/nowhere/v.parquet"]},
-        "data.val_files: /nowhere/v.parquet does not exist",
-    ),
-    "no such column": (
-        {"data.prompt_key": "question"},
-        "data.prompt_key=question: the data have no such column",
-    ),
+    "no validation data": ({"data.val_files": ["/nowhere/v.parquet"]}, "/nowhere/v.parquet"),
+    "no such column": ({"data.prompt_key": "question"}, "column question (data.prompt_key) must hold chat messages"),
     "no such reward function": ({"reward.custom_reward_function.name": "grade"}, "grade of "),
     "no reward file": ({"reward.custom_reward_function.path": "/nowhere/r.py"}, "/nowhere/r.py does not load"),
-    "no rollout": ({f"{ROLLOUT}.name": "???"}, f"{ROLLOUT}.name is not set"),
     "too few rows": ({"data.train_max_samples": 3}, "3 training rows are fewer than data.train_batch_size=4"),
-    "no model": ({"actor_rollout_ref.model.path": "/nowhere/model"}, "there is no such directory"),
-    "too long": (
-        {"data.max_response_length": 480},
-        "max_position_embeddings allows 512, and a longer sequence ends the run",
+    "no model": ({"actor_rollout_ref.model.path": "/nowhere/model"}, "actor_rollout_ref.model.path=/nowhere/model: "),
+    "too long": ({"data.max_response_length": 480}, "max_position_embeddings allows 512, and a longer sequence ends"),
+    "another estimator": (
+        {ESTIMATOR: "rloo"},
+        "this command would train rloo, not CAST: add algorithm.adv_estimator=cast",
     ),
+    "in capitals": ({ESTIMATOR: "CAST"}, "lower case; use algorithm.adv_estimator=cast."),
 }
 
 
@@ -98,22 +74,10 @@ def test_all_that_is_wrong_is_said_at_once(good_run):
         f"{CAST}.flip='sideways'",
         f"{CAST}.gap_weight='abc'",
         "algorithm.cats.flip='none'",
-        "/nowhere/t.parquet does not exist",
+        "data.train_files: ",
     ):
         assert sum(says in text for text in errors) == 1, (says, errors)
     assert len(errors) == 9
-
-
-def test_a_dump_directory_that_cannot_be_written_is_refused(good_run, tmp_path):
-    (tmp_path / "file").touch()
-    for directory in (tmp_path / "file", tmp_path / "file" / "dump", "/proc/dump"):
-        dump = {"interval": 1, "directory": str(directory)}
-        [text] = texts(look(changed(good_run, **{f"{CAST}.dump": dump})), "error")
-        assert text.startswith(f"{CAST}.dump.directory={directory}: ") and "name another directory" in text
-        assert texts(look(changed(good_run, **{f"{CAST}.dump": {**dump, "interval": 0}})), "error") == []
-    new = {"interval": 1, "directory": str(tmp_path / "new" / "dump")}
-    assert texts(look(changed(good_run, **{f"{CAST}.dump": new})), "error") == []
-    assert not (tmp_path / "new").exists(), "the doctor makes nothing"
 
 
 def test_advice_knows_how_many_steps_the_data_give(good_run):
@@ -126,7 +90,7 @@ def test_advice_knows_how_many_steps_the_data_give(good_run):
 
 @pytest.mark.parametrize(
     "key",
-    ["custom_reward_function.path", "reward_model.reward_manager", "reward_model.model.path", "sandbox_fusion.url"],
+    ["custom_reward_function.path", "reward_model.model.path"],
 )
 def test_old_keys_that_verl_ignores_are_named(good_run, key):
     [text] = texts(look(changed(good_run, **{key: "dapo"})), "warning")
@@ -167,7 +131,7 @@ def test_a_checkpoint_that_is_not_resumed_or_complete_is_said(good_run, tmp_path
     assert f"the checkpoint {checkpoint} is there, and trainer.resume_mode=disable ignores it" in text
     path = {"trainer.resume_mode": "resume_path", "trainer.resume_from_path": str(tmp_path)}
     [text] = texts(look(changed(config, **path)), "error")
-    assert "verl wants a directory global_step_N" in text
+    assert "is no directory global_step_N" in text
 
 
 def test_the_twin_is_checked_as_a_twin(good_command):
@@ -192,26 +156,8 @@ def test_settings_are_named_as_in_the_start_line(good_run):
     assert "flip_groups=zero_variance base_wrong=0.1 gap_deadzone=1 |" in line.text.replace("  ", " ")
 
 
-def test_images_need_the_students_own_prompt(good_run, tmp_path):
+def test_rows_that_the_method_cannot_train_on_are_refused(good_run, tmp_path):
+    """Of images (checks/data.py)."""
     row = {**TEXT_ROW, "images": ["a.png"], "prompt": [{"role": "user", "content": "<image> What?"}]}
-    config = with_rows(good_run, tmp_path / "rows.jsonl", 4 * [row])
-    [text] = texts(look(config), "error")
-    assert text.startswith("data.image_key='images': ") and "use ++algorithm.cast.teacher.context=same" in text
-    assert texts(look(with_rows(good_run, tmp_path / "empty.jsonl", 4 * [{**TEXT_ROW, "images": []}])), "error") == []
-
-
-def test_a_model_with_tied_embeddings_is_named(good_run, monkeypatch):
-    """Beside vLLM 0.30 on an accelerator (verl#8014). The checks of the CPU's own settings are left out."""
-    from types import SimpleNamespace
-
-    from verl_cast.checks import stack
-
-    monkeypatch.setenv("VERL_PLATFORM", "cpu")
-    text_config = SimpleNamespace(tie_word_embeddings=True)
-    hf_config = SimpleNamespace(get_text_config=lambda: text_config)
-    assert stack.stack_warnings(good_run, hf_config) == []
-    monkeypatch.setenv("VERL_PLATFORM", "nvidia")
-    [text] = stack.stack_warnings(good_run, hf_config)
-    assert "ties its embeddings" in text and "verl#8014" in text and "pip install 'vllm<0.30'" in text
-    text_config.tie_word_embeddings = False
-    assert stack.stack_warnings(good_run, hf_config) == []
+    [text] = texts(look(with_rows(good_run, tmp_path / "rows.jsonl", 4 * [row])), "error")
+    assert text.startswith("data.image_key='images': ")
