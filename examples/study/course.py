@@ -19,8 +19,8 @@ import torch
 
 from verl_cast.advantage.base import MIXED
 from verl_cast.advantage.compute import TokenAdvantage, compute_advantage
-from verl_cast.advantage.metrics import centred, correlation
 from verl_cast.config import CastConfig
+from verl_cast.training.trust import Trust, compare, responses_per_problem
 
 # GRPO is CAST without weight, flips, base advantages and clip, bit for bit.
 GRPO = {"gap_weight": 0, "flip": "none", "base_correct": 0, "base_wrong": 0, "advantage_clip": None}
@@ -28,21 +28,20 @@ GRPO = {"gap_weight": 0, "flip": "none", "base_correct": 0, "base_wrong": 0, "ad
 
 @dataclass(frozen=True)
 class Arm:
-    """Settings under `algorithm.cast`, and when the teacher is trusted. Without trust the step is GRPO's.
+    """Settings under `algorithm.cast`.
 
     Attributes:
         settings: what differs from the paper's.
-        trust: None: always trusted. correlation: the in-group correlation of gap and correctness, averaged over steps,
-            is at least TRUST_FROM. sampled: at the last refresh the policy was right more often in the teacher's
-            context than in its own, by TRUST_ERRORS standard errors, in a batch of other problems.
+        trust: the teacher's trust is measured, as by `algorithm.cast.trust=measured`; a step without trust is GRPO's.
     """
 
     settings: dict[str, Any]
-    trust: str | None = None
+    trust: bool = False
 
 
 ZERO_VARIANCE = {"flip_groups": "zero_variance"}
 SMALL = {"base_correct": 0, "base_wrong": 0.3}
+TENTH = {"base_correct": 0, "base_wrong": 0.1}
 ARMS = {
     "grpo": Arm(GRPO),
     "exact": Arm({}),
@@ -52,11 +51,18 @@ ARMS = {
     "zero_variance": Arm(ZERO_VARIANCE),
     "zero_variance_small": Arm(ZERO_VARIANCE | SMALL),
     "small_deadzone": Arm(ZERO_VARIANCE | SMALL | {"gap_deadzone": 1.0}),
-    "tenth_deadzone": Arm(ZERO_VARIANCE | SMALL | {"base_wrong": 0.1, "gap_deadzone": 1.0}),
-    "small_trust": Arm(ZERO_VARIANCE | SMALL, trust="correlation"),
-    "small_sampled": Arm(ZERO_VARIANCE | SMALL, trust="sampled"),
+    "tenth_deadzone": Arm(ZERO_VARIANCE | TENTH | {"gap_deadzone": 1.0}),
+    # With measured trust.
+    "exact_trusted": Arm({}, trust=True),
+    "one_trusted": Arm(ZERO_VARIANCE | {"base_correct": 0, "base_wrong": 1}, trust=True),
+    "small_trusted": Arm(ZERO_VARIANCE | SMALL, trust=True),
+    "tenth_trusted": Arm(ZERO_VARIANCE | TENTH, trust=True),
+    "tenth_deadzone_trusted": Arm(ZERO_VARIANCE | TENTH | {"gap_deadzone": 1.0}, trust=True),
+    # Without a teacher: a constant in all-wrong groups.
+    "wrong_third": Arm(GRPO | {"base_wrong": 1 / 3}),
+    "wrong_tenth": Arm(GRPO | {"base_wrong": 0.1}),
 }
-TRUST_DECAY, TRUST_FROM, TRUST_ERRORS = 0.9, 0.1, 2.0
+NO_TEACHER = ("grpo", "wrong_third", "wrong_tenth")
 MAX_GRAD_NORM = 1.0
 HELD_OUT = 200  # responses of an evaluation
 
@@ -131,28 +137,27 @@ def course(
 
     Returns:
         Per cent: `reward`, means over blocks of steps. Over five such blocks: `mixed` groups, `flips` of all tokens,
-        and `trusted` where the arm knows trust. `course`: mean reward of all steps. `held_out`: [step, accuracy].
+        and `trusted` with measured trust, whose `measured` holds every refresh. `course`: mean reward of all steps.
+        `held_out`: [step, accuracy].
     """
     started, config, grpo = time.monotonic(), CastConfig.from_dict(arm.settings), CastConfig.from_dict(GRPO)
     problems_of_seed, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=plan.learning_rate, weight_decay=0.0, fused=True)
-    needs_teacher, teacher, correlated, better = arm.settings is not GRPO, None, 0.0, False
+    teacher, trust = None, MeasuredTrust(config) if arm.trust else None
+    needs_teacher = config.gap_weight > 0 or config.flip != "none"
     steps: list[dict[str, float]] = []
     held_out: list[list[float]] = []
     for step in range(plan.steps):
         if needs_teacher and step % config.teacher.refresh_interval == 0:
             teacher = policy.snapshot()
-            if arm.trust == "sampled":
-                better = teacher_is_better(policy, cell, plan, seed, step)
-        trusted = {None: True, "correlation": correlated >= TRUST_FROM, "sampled": better}[arm.trust]
+            if trust is not None:
+                trust.measure(policy, cell, seed, step)
         problems = batches[step] if batches else problems_of_seed.sample(list(cell.train), plan.problems)
         with torch.no_grad():
             responses = policy.sample(problems, plan.n, cell.student, generator)
+        trusted = trust is None or trust.holds(responses.rewards)
         results = update(policy, teacher, optimizer, problems, responses, plan, cell, config if trusted else grpo)
-        measured = in_group_correlation(results)
-        if measured is not None:
-            correlated = TRUST_DECAY * correlated + (1 - TRUST_DECAY) * measured
-        steps.append(statistics(results) | ({} if arm.trust is None else {"trusted": float(trusted)}))
+        steps.append(statistics(results) | ({} if trust is None else {"trusted": float(trusted)}))
         if (step + 1) % plan.evaluate_every == 0:
             held_out.append([step + 1, evaluate(policy, cell, seed)])
     return {
@@ -162,6 +167,7 @@ def course(
             name: in_blocks([step[name] for step in steps], plan.block if name == "reward" else 5 * plan.block)
             for name in steps[0]
         },
+        **({} if trust is None else {"measured": trust.measured}),
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -192,20 +198,39 @@ def update(policy, teacher, optimizer, problems, responses, plan, cell, config) 
     return results
 
 
-@torch.no_grad()
-def teacher_is_better(policy: Policy, cell: Cell, plan: Plan, seed: int, step: int) -> bool:
-    """Whether the policy is right more often in the teacher's context than in its own, beyond chance.
+class MeasuredTrust:
+    """The plugin's own decision (verl_cast/training/trust.py), on this loop's policies.
 
-    Problems and samples have random numbers of their own: the course's stay what they are.
+    Its random numbers are not the course's, which stay what they are.
+
+    Attributes:
+        measured: [step, the teacher's share of correct responses, the policy's, standard errors] of each refresh.
     """
-    rng, generator = random.Random(f"{seed} {step}"), torch.Generator().manual_seed(1_000 * seed + step)
-    problems = rng.sample(list(cell.train), plan.problems)
-    teacher, student = (
-        float(policy.sample(problems, plan.n, context, generator).rewards.mean())
-        for context in (cell.teacher, cell.student)
-    )
-    rows, both = plan.problems * plan.n, (teacher + student) / 2
-    return teacher - student > TRUST_ERRORS * (2 * both * (1 - both) / rows) ** 0.5
+
+    def __init__(self, config: CastConfig):
+        self._trust = Trust(config.trust_responses, config.trust_standard_errors, config.teacher.refresh_interval)
+        self._responses = config.trust_responses
+        self.measured: list[list[float]] = []
+
+    @torch.no_grad()
+    def measure(self, policy: Policy, cell: Cell, seed: int, step: int) -> None:
+        """At a refresh: both contexts answer the same problems, one response each where there are enough."""
+        generator, drawn = torch.Generator().manual_seed(1_000 * seed + step), random.Random(f"{seed} {step}")
+        problems = drawn.sample(list(cell.train), min(len(cell.train), self._responses))
+        n = responses_per_problem(self._responses, len(problems))
+        teacher, own = (
+            (policy.sample(problems, n, context, generator).rewards.view(-1, n) > 0.5).tolist()
+            for context in (cell.teacher, cell.student)
+        )
+        found = compare(teacher, own)
+        self._trust.decide(step, found)
+        shown = (found.teacher_share, found.policy_share, found.standard_errors)
+        self.measured.append([step, *(round(value, 3) for value in shown)])
+
+    def holds(self, rewards: torch.Tensor) -> bool:
+        """Whether the step with these rewards follows the teacher."""
+        self._trust.observe(int((rewards > 0.5).sum()), len(rewards))
+        return self._trust.trusted
 
 
 def statistics(results: Sequence[TokenAdvantage]) -> dict[str, float]:
@@ -217,16 +242,6 @@ def statistics(results: Sequence[TokenAdvantage]) -> dict[str, float]:
         "mixed": sum(int((result.base.kind == MIXED).sum()) for result in results) / rows,
         "flips": sum(int(result.flipped.sum()) for result in results) / tokens,
     }
-
-
-def in_group_correlation(results: Sequence[TokenAdvantage]) -> float | None:
-    """Of mean gap and correctness, over all responses, both relative to their group; None where one does not vary."""
-    gaps, correct = [], []
-    for result in results:
-        group = result.base.group.numpy()
-        gaps.append(centred((result.raw_gap.sum(dim=-1) / result.mask.sum(dim=-1)).double().numpy(), group))
-        correct.append(centred(result.base.correct.double().numpy(), group))
-    return correlation(np.concatenate(gaps), np.concatenate(correct))
 
 
 def in_blocks(values: Sequence[float], block: int) -> list[int]:
@@ -249,14 +264,14 @@ def pending(
 ) -> list[tuple[str, str, int]]:
     """(cell, arm, seed) of the runs that a file of results lacks.
 
-    A seed is complete before the next one starts; with `by_cell` a cell is. GRPO has no teacher: it runs in the fit
-    cell of a density and counts for the others.
+    A seed is complete before the next one starts; with `by_cell` a cell is. Arms without a teacher run in the fit cell
+    of a density and count for the others.
     """
     outer, inner = (cells, seeds) if by_cell else (seeds, cells)
     jobs = {}
     for one, other, arm in itertools.product(outer, inner, arms):
         cell, seed = (one, other) if by_cell else (other, one)
-        jobs[(f"{cell.rpartition('_')[0]}_fit" if arm == "grpo" else cell, arm, seed)] = None
+        jobs[(f"{cell.rpartition('_')[0]}_fit" if arm in NO_TEACHER else cell, arm, seed)] = None
     lines = path.read_text().splitlines() if path.exists() else []
     done = {(run["cell"], run["arm"], run["seed"]) for run in map(json.loads, lines)}
     return [job for job in jobs if job not in done]

@@ -110,7 +110,8 @@ def table(runs: Runs, outcome: str, arms: Sequence[str]) -> str:
 
 
 NO_TRUST = ("exact", "exact_deadzone", "no_flip", "zero_variance", "zero_variance_small")
-OTHERS = ("weights_only", "small_trust", "small_sampled")
+TRUSTED = ("exact_trusted", "tenth_trusted", "small_trusted")
+NO_TEACHER = ("wrong_third", "wrong_tenth")
 PRETRAINED = ("exact", "tenth_deadzone", "no_flip", "weights_only")
 FRESH_FROM = 110  # the first seed that nobody had seen when `tenth_deadzone` was chosen
 TABLES = {
@@ -118,7 +119,9 @@ TABLES = {
     "knows course": lambda: table(Runs.read("knows"), "course", NO_TRUST),
     "knows end": lambda: table(Runs.read("knows"), "end", NO_TRUST),
     "knows dead zone": lambda: dead_zone_table(Runs.read("knows")),
-    "knows others": lambda: both_outcomes({label(arm): (Runs.read("knows"), arm) for arm in OTHERS}),
+    "knows trust": lambda: trust_table(Runs.read("knows")),
+    "knows no teacher": lambda: both_outcomes({label(arm): (Runs.read("knows"), arm) for arm in NO_TEACHER}),
+    "knows weights": lambda: both_outcomes({label("weights_only"): (Runs.read("knows"), "weights_only")}),
     "arithmetic": lambda: pretrained_table(PRETRAINED, {"": "arithmetic", ", 30 steps": "arithmetic_long"}),
     "through verl": lambda: verl_table(Runs.read("through_verl"), Runs.read("through_verl_loop")),
 }
@@ -131,7 +134,24 @@ def both_outcomes(columns: dict[str, tuple[Runs, str]]) -> str:
     rows = []
     for cell in cells:
         differences = [runs.differences(cell, arm, of) for runs, arm in columns.values() for of in OUTCOMES.values()]
-        rows.append([cell, *map(entry, differences)])
+        if any(values.size for values in differences):
+            rows.append([cell, *map(entry, differences)])
+    return markdown(heads, rows)
+
+
+def trust_table(runs: Runs) -> str:
+    """The arms with measured trust, and how often trust was given; where a cell lacks an arm, its entry is empty."""
+    arms = [(arm, name) for arm in TRUSTED for name in OUTCOMES]
+    heads = ["cell", "seeds", *(f"{label(arm)}, {name}" for arm, name in arms), "runs with a trusted step"]
+    rows = []
+    for cell in CELLS:
+        found = runs.of(cell, TRUSTED[0])
+        if not found:
+            continue
+        differences = [runs.differences(cell, arm, OUTCOMES[name]) for arm, name in arms]
+        seeds = ", ".join(str(len(values)) for values in differences[:: len(OUTCOMES)])
+        given = sum(any(run["trusted"]) for run in found.values())
+        rows.append([cell, seeds, *map(entry, differences), f"{given} of {len(found)}"])
     return markdown(heads, rows)
 
 
@@ -205,10 +225,10 @@ def start_table() -> str:
 def written(page: str) -> str:
     """The page with today's tables between its marks."""
     for name, make in TABLES.items():
-        begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         if begin in page:
             pattern = re.escape(begin) + ".*?" + re.escape(end)
-            text = begin + make() + end
+            text = f"{begin}{make()}\n{end}"
             page = re.sub(pattern, lambda _, text=text: text, page, flags=re.DOTALL)
     return page
 
@@ -231,9 +251,9 @@ LABELS = {
     "zero_variance": "zero_variance",
     "zero_variance_small": "zero_variance_small",
     "tenth_deadzone": "tenth_deadzone",
-    "small_sampled": "small_sampled",
+    "exact_trusted": "exact_trusted",
 }
-MAP = (("exact", "no_flip", "zero_variance"), ("zero_variance_small", "tenth_deadzone", "small_sampled"))
+MAP = (("exact", "no_flip", "zero_variance"), ("zero_variance_small", "tenth_deadzone", "exact_trusted"))
 
 
 @functools.cache

@@ -61,7 +61,7 @@ def run(model, arm, seed=3, batches=None):
     return policy, found
 
 
-@pytest.mark.parametrize("arm", ["zero_variance_small", "small_sampled"])
+@pytest.mark.parametrize("arm", ["zero_variance_small", "small_trusted"])
 def test_a_course_is_reproducible(tiny, arm):
     (one, first), (two, second) = run(tiny, arm), run(tiny, arm)
     assert first == second
@@ -70,9 +70,9 @@ def test_a_course_is_reproducible(tiny, arm):
 
 
 def test_arms_of_a_seed_see_the_same_problems(tiny):
-    seen = {arm: run(tiny, arm)[0].problems for arm in ("grpo", "exact", "small_trust")}
+    seen = {arm: run(tiny, arm)[0].problems for arm in ("grpo", "exact", "small_trusted")}
     assert len(seen["grpo"]) == PLAN.steps * PLAN.problems
-    assert seen["grpo"] == seen["exact"] == seen["small_trust"]
+    assert seen["grpo"] == seen["exact"] == seen["small_trusted"]
 
 
 def test_a_course_takes_the_problems_that_another_program_drew(tiny):
@@ -98,12 +98,11 @@ def test_the_loop_sees_what_verls_data_loader_yields():
 
 def test_what_trust_samples_leaves_the_course_alone(tiny):
     """A teacher that is never better: the course is GRPO's, bit for bit."""
-    never = dataclasses.replace(loop.ARMS["small_sampled"], settings=loop.ARMS["exact"].settings)
+    settings = loop.ARMS["exact"].settings | {"trust_standard_errors": 1e9}
     policy = Seen(copy.deepcopy(tiny))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "TRUST_ERRORS", 1e9)
-        loop.course(policy, cell(), never, PLAN, 3)
+    found = loop.course(policy, cell(), loop.Arm(settings, trust=True), PLAN, 3)
     grpo, _ = run(tiny, "grpo")
+    assert found["trusted"] == [0] and len(found["measured"]) == 1
     assert all(torch.equal(a, b) for a, b in zip(policy.model.parameters(), grpo.model.parameters(), strict=True))
 
 
@@ -307,7 +306,7 @@ def test_each_run_is_in_the_raw_results_once():
         runs = [json.loads(text) for text in path.read_text().splitlines()]
         keys = [(found["cell"], found["arm"], found["seed"]) for found in runs]
         assert keys and len(set(keys)) == len(keys)
-        assert {arm for _, arm, _ in keys} <= set(loop.ARMS)
+        assert {arm for _, arm, _ in keys} <= {*loop.ARMS, "small_trust", "small_sampled"}, "arms, also dropped ones"
 
 
 # ------------------------------------------------------------------------------------------------------- through verl
