@@ -29,8 +29,8 @@ from verl_cast.tools.report.notes import (
 from verl_cast.tools.report.runs import Run
 
 DIAGNOSE = "Measure the teacher's context with verl-cast diagnose"
-NO_TEACHER = "Without flips and bases CAST is close to GRPO: " + command_words(
-    {"flip": "none", "base_correct": 0, "base_wrong": 0}
+NO_TEACHER = "With measured trust a step is GRPO's while the teacher is not better: " + command_words(
+    {"trust": "measured"}
 )
 
 
