@@ -33,10 +33,12 @@ class Arm:
     Attributes:
         settings: what differs from the paper's.
         trust: the teacher's trust is measured, as by `algorithm.cast.trust=measured`; a step without trust is GRPO's.
+        contrast: the gap is the teacher's log-prob less that of the same weights in the cell's careless context.
     """
 
     settings: dict[str, Any]
     trust: bool = False
+    contrast: bool = False
 
 
 ZERO_VARIANCE = {"flip_groups": "zero_variance"}
@@ -58,6 +60,11 @@ ARMS = {
     "small_trusted": Arm(ZERO_VARIANCE | SMALL, trust=True),
     "tenth_trusted": Arm(ZERO_VARIANCE | TENTH, trust=True),
     "tenth_deadzone_trusted": Arm(ZERO_VARIANCE | TENTH | {"gap_deadzone": 1.0}, trust=True),
+    # A contrastive gap.
+    "contrast": Arm({}, contrast=True),
+    "contrast_trusted": Arm({}, trust=True, contrast=True),
+    "tenth_contrast": Arm(ZERO_VARIANCE | TENTH, contrast=True),
+    "tenth_contrast_trusted": Arm(ZERO_VARIANCE | TENTH, trust=True, contrast=True),
     # Without a teacher: a constant in all-wrong groups.
     "wrong_third": Arm(GRPO | {"base_wrong": 1 / 3}),
     "wrong_tenth": Arm(GRPO | {"base_wrong": 0.1}),
@@ -101,13 +108,17 @@ class Policy(Protocol):
 
 @dataclass(frozen=True)
 class Cell:
-    """A task, and the contexts in which student and teacher read its problems."""
+    """A task, and the contexts in which student and teacher read its problems.
+
+    `careless`: the context that a contrastive gap subtracts.
+    """
 
     name: str
     train: Sequence[Any]
     held_out: Sequence[Any]
     student: str
     teacher: str
+    careless: str | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +167,10 @@ def course(
         with torch.no_grad():
             responses = policy.sample(problems, plan.n, cell.student, generator)
         trusted = trust is None or trust.holds(responses.rewards)
-        results = update(policy, teacher, optimizer, problems, responses, plan, cell, config if trusted else grpo)
+        careless = cell.careless if arm.contrast else None
+        results = update(
+            policy, teacher, optimizer, problems, responses, plan, cell, config if trusted else grpo, careless
+        )
         steps.append(statistics(results) | ({} if trust is None else {"trusted": float(trusted)}))
         if (step + 1) % plan.evaluate_every == 0:
             held_out.append([step + 1, evaluate(policy, cell, seed)])
@@ -172,7 +186,7 @@ def course(
     }
 
 
-def update(policy, teacher, optimizer, problems, responses, plan, cell, config) -> list[TokenAdvantage]:
+def update(policy, teacher, optimizer, problems, responses, plan, cell, config, careless=None) -> list[TokenAdvantage]:
     """One optimizer step over all responses, some problems at a time; the advantages of each such part."""
     n, rows, results = plan.n, len(responses.rewards), []
     rewards = torch.zeros(responses.tokens.shape)
@@ -187,6 +201,8 @@ def update(policy, teacher, optimizer, problems, responses, plan, cell, config) 
         if teacher is not None:
             with torch.no_grad():
                 reference = teacher.log_probs(some, own, n, cell.teacher)
+                if careless is not None:  # the rule's gap is reference - old
+                    reference = old + reference - teacher.log_probs(some, own, n, careless)
         index = np.repeat(np.arange(len(some)), n)
         result = compute_advantage(rewards[part], own.mask, index, old, reference, config)
         ratio = torch.exp(log_probs - old)
