@@ -202,7 +202,7 @@ def update(policy, teacher, optimizer, problems, responses, plan, cell, config, 
             with torch.no_grad():
                 reference = teacher.log_probs(some, own, n, cell.teacher)
                 if careless is not None:  # the rule's gap is reference - old
-                    reference = old + reference - teacher.log_probs(some, own, n, careless)
+                    reference = old + (reference - teacher.log_probs(some, own, n, careless))
         index = np.repeat(np.arange(len(some)), n)
         result = compute_advantage(rewards[part], own.mask, index, old, reference, config)
         ratio = torch.exp(log_probs - old)

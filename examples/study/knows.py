@@ -182,7 +182,9 @@ def cells() -> dict[str, Cell]:
     found = {}
     for density, student in STUDENTS.items():
         for fitness, teacher in (("fit", "p70"), ("equal", student), ("unfit", UNFIT[density])):
-            found[f"{density}_{fitness}"] = Cell(f"{density}_{fitness}", train, held_out, student, teacher, CARELESS[density])
+            found[f"{density}_{fitness}"] = Cell(
+                f"{density}_{fitness}", train, held_out, student, teacher, CARELESS[density]
+            )
     return found
 
 

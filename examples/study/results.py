@@ -112,6 +112,7 @@ def table(runs: Runs, outcome: str, arms: Sequence[str]) -> str:
 NO_TRUST = ("exact", "exact_deadzone", "no_flip", "zero_variance", "zero_variance_small")
 TRUSTED = ("exact_trusted", "tenth_trusted", "small_trusted")
 NO_TEACHER = ("wrong_third", "wrong_tenth")
+CONTRAST = ("contrast", "contrast_trusted")
 PRETRAINED = ("exact", "tenth_deadzone", "no_flip", "weights_only")
 FRESH_FROM = 110  # the first seed that nobody had seen when `tenth_deadzone` was chosen
 TABLES = {
@@ -121,6 +122,7 @@ TABLES = {
     "knows dead zone": lambda: dead_zone_table(Runs.read("knows")),
     "knows trust": lambda: trust_table(Runs.read("knows")),
     "knows no teacher": lambda: both_outcomes({label(arm): (Runs.read("knows"), arm) for arm in NO_TEACHER}),
+    "knows contrast": lambda: both_outcomes({label(arm): (Runs.read("knows"), arm) for arm in CONTRAST}),
     "knows weights": lambda: both_outcomes({label("weights_only"): (Runs.read("knows"), "weights_only")}),
     "arithmetic": lambda: pretrained_table(PRETRAINED, {"": "arithmetic", ", 30 steps": "arithmetic_long"}),
     "through verl": lambda: verl_table(Runs.read("through_verl"), Runs.read("through_verl_loop")),

@@ -106,6 +106,23 @@ def test_what_trust_samples_leaves_the_course_alone(tiny):
     assert all(torch.equal(a, b) for a, b in zip(policy.model.parameters(), grpo.model.parameters(), strict=True))
 
 
+def test_a_contrastive_gap_is_the_difference_of_two_contexts(tiny):
+    """At a snapshot the student's own context as the careless one gives `exact`; the teacher's gives no gap at all."""
+    once = dataclasses.replace(PLAN, steps=1, evaluate_every=1)
+    weights = {}
+    for name, arm, careless in (
+        ("exact", "exact", None),
+        ("student's", "contrast", cell().student),
+        ("teacher's", "contrast", cell().teacher),
+    ):
+        policy = Seen(copy.deepcopy(tiny))
+        found = loop.course(policy, cell(careless=careless), loop.ARMS[arm], once, 3)
+        weights[name] = torch.cat([parameter.detach().flatten() for parameter in policy.model.parameters()])
+        assert (found["flips"] == [0]) == (name == "teacher's")
+    torch.testing.assert_close(weights["student's"], weights["exact"], atol=1e-6, rtol=0)
+    assert not torch.allclose(weights["teacher's"], weights["exact"], atol=1e-6, rtol=0)
+
+
 def drawn(policy, problems, n=4):
     responses = policy.sample(problems, n, "p08", torch.Generator().manual_seed(1))
     responses.rewards = torch.tensor([1.0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0])
@@ -301,12 +318,16 @@ def test_the_committed_page_holds_the_tables_of_the_raw_files():
     assert results.written(page) == page
 
 
+# `off` as the careless context of a contrastive gap, and other measures of trust.
+DROPPED = {"small_trust", "small_sampled", *(f"{arm.replace('contrast', 'contrast_off')}" for arm in loop.ARMS)}
+
+
 def test_each_run_is_in_the_raw_results_once():
     for path in (STUDY / "raw").glob("*.jsonl"):
         runs = [json.loads(text) for text in path.read_text().splitlines()]
         keys = [(found["cell"], found["arm"], found["seed"]) for found in runs]
         assert keys and len(set(keys)) == len(keys)
-        assert {arm for _, arm, _ in keys} <= {*loop.ARMS, "small_trust", "small_sampled"}, "arms, also dropped ones"
+        assert {arm for _, arm, _ in keys} <= {*loop.ARMS, *DROPPED}, "arms, also dropped ones"
 
 
 # ------------------------------------------------------------------------------------------------------- through verl
@@ -350,10 +371,24 @@ def test_the_quick_start_takes_the_studys_problems(monkeypatch, tmp_path):
 # (claim, raw file, cell, arm, outcome, verdict). The file is `knows` (the tiny model) or `arithmetic` (SmolLM2). The
 # verdict is the arm against GRPO: ahead, level (less than 3 points away) or behind. Pages make these claims.
 FIT = "With a fit context the recommended setting is ahead of GRPO where few groups are mixed, and level elsewhere."
+TRUST = "With trust the lead is kept and the end is level; a teacher that is not better leaves GRPO as it is."
+THE_TEACHERS = "A constant in all-wrong groups, without a teacher, does not lead."
 NOT_BETTER = "With a context that is not better only flip=none with both bases 0 ends level with GRPO."
 CAUGHT_UP = "Flips in mixed groups cost accuracy once the policy has caught up with its teacher."
 CHANCE = "A dead zone gives the verifier's sign back where gaps are chance."
 CLAIMS = [
+    *(
+        (TRUST, "knows", f"{density}_fit", arm, "course", "ahead" if density in ("rare", "sparse") else "level")
+        for density in ("rare", "sparse", "medium", "dense")
+        for arm in ("exact_trusted", "tenth_trusted")
+    ),
+    *(
+        (TRUST, "knows", f"{density}_fit", arm, "end", "level")
+        for density in ("rare", "sparse", "medium", "dense")
+        for arm in ("exact_trusted", "tenth_trusted")
+    ),
+    (THE_TEACHERS, "knows", "rare_fit", "wrong_third", "course", "behind"),
+    (THE_TEACHERS, "knows", "rare_fit", "wrong_tenth", "course", "level"),
     (FIT, "knows", "rare_fit", "tenth_deadzone", "course", "ahead"),
     (FIT, "knows", "sparse_fit", "tenth_deadzone", "course", "ahead"),
     (FIT, "knows", "medium_fit", "tenth_deadzone", "course", "level"),
@@ -398,6 +433,17 @@ def test_a_claim_is_what_the_raw_results_show(claim, file, cell, arm, outcome, v
         assert high < 0 and differences.mean() < -3, claim
     else:
         assert abs(differences.mean()) < 3, claim
+
+
+@pytest.mark.parametrize("cell", [cell for cell in results.CELLS if not cell.endswith("_fit")])
+def test_no_run_trusted_a_teacher_that_is_not_better_and_all_are_grpos(cell):
+    runs = results.Runs.read("knows")
+    grpo, ours = runs.of(cell, "grpo"), runs.of(cell, "exact_trusted")
+    assert len(ours) == 20
+    for seed, run in ours.items():
+        assert not any(run["trusted"]) and len(run["measured"]) == knows.PLAN.steps // 10
+        assert all(run[name] == grpo[seed][name] for name in ("course", "reward"))
+        assert run["held_out"] == grpo[seed]["held_out"][-2:]  # GRPO's also has the start
 
 
 def test_the_pages_row_of_the_recommended_setting_is_the_arm():
