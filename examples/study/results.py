@@ -110,7 +110,7 @@ def table(runs: Runs, outcome: str, arms: Sequence[str]) -> str:
 
 
 NO_TRUST = ("exact", "exact_deadzone", "no_flip", "zero_variance", "zero_variance_small")
-TRUSTED = ("exact_trusted", "tenth_trusted", "small_trusted")
+TRUSTED = ("exact_trusted", "tenth_trusted", "tenth_deadzone_trusted", "small_trusted")
 NO_TEACHER = ("wrong_third", "wrong_tenth")
 CONTRAST = ("contrast", "contrast_trusted")
 PRETRAINED = ("exact", "tenth_deadzone", "no_flip", "weights_only")
