@@ -45,7 +45,9 @@ def write(runs: list[Run], output: Path, max_tokens: int) -> None:
         heads=heads,
         comparison=findings.comparison(runs),
         sections=sections,
-        figure_data={figure.key: drawing.draw(figure, runs, x_range) for _, chosen in sections for figure in chosen},
+        figure_data={
+            figure.title: drawing.draw(figure, runs, x_range) for chosen in sections.values() for figure in chosen
+        },
         view=view,
         colour=drawing.run_colour,
         version=verl_cast.__version__,
