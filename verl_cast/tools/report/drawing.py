@@ -17,16 +17,8 @@ RUN_COLOURS = ("#2b8cc4", "#e0702d", "#17a27d", "#c967a0", "#a9820f", "#7d8790")
 HEALTHY_GROUND = "rgba(44, 160, 100, 0.13)"
 GRID, AXIS = "rgba(128, 140, 150, 0.22)", "rgba(128, 140, 150, 0.6)"
 DASHES = ("solid", "dash", "dot")
-MAX_MARKERS = 60
 LAYOUT = {
-    "legend": {
-        "orientation": "h",
-        "traceorder": "normal",
-        "x": 0,
-        "y": 1.02,
-        "yanchor": "bottom",
-        "font": {"size": 11},
-    },
+    "legend": {"orientation": "h", "traceorder": "normal", "y": 1.02, "yanchor": "bottom", "font": {"size": 11}},
     "height": 270,
     "margin": {"l": 52, "r": 10, "t": 30, "b": 38},
     "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12},
@@ -53,16 +45,17 @@ def draw(figure: Figure, runs: list[Run], x_range: tuple[float, float]) -> dict[
         shapes += [_ground(f"{colour}33", x0=s - 0.5, x1=s + 0.5, y0=0, y1=1, yref="paper") for s in marked]
         for (label, metric), dash in zip(figure.lines.items(), DASHES, strict=False):
             names = [run.name] * (len(chosen) > 1) + [label] * (len(figure.lines) > 1)
-            trace = _trace(
-                run,
-                metric,
-                place,
-                name=html.escape(" · ".join(names) or run.name),  # plotly reads HTML in names
-                line={"color": colour, "dash": dash, "width": 2},
-                marker={"size": 5, "symbol": "circle" if dash == "solid" else "circle-open"},
+            traces.append(
+                _trace(
+                    run,
+                    metric,
+                    place,
+                    name=html.escape(" · ".join(names) or run.name),  # plotly reads HTML in names
+                    line={"color": colour, "dash": dash, "width": 2},
+                    marker={"size": 5, "symbol": "circle" if dash == "solid" else "circle-open"},
+                )
             )
-            if trace["x"]:
-                traces.append({**trace, "mode": "lines+markers" if len(trace["x"]) <= MAX_MARKERS else "lines"})
+    traces = [trace for trace in traces if trace["x"]]
     x_axis = {**X_AXIS, "range": x_range, **({"dtick": 1} if x_range[1] - x_range[0] <= 15 else {})}
     y_axis = {**Y_AXIS, "title": {"text": figure.unit, "standoff": 6}, **(LOG_AXIS if figure.log else {})}
     healthy = figure.ranges.get(next(iter(figure.lines)))

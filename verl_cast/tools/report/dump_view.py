@@ -30,9 +30,10 @@ def collect(runs: list[Run], max_tokens: int) -> tuple[dict[str, Any], dict[str,
     view, abouts = [], {}
     for place, run in enumerate(runs):
         if run.dump_files:
-            steps, abouts[run.name] = _run_steps(run, max_tokens // num_dumped)
+            steps, about = _run_steps(run, max_tokens // num_dumped)
             if steps:
                 view.append({"name": run.name, "place": place, "steps": steps})
+                abouts[run.name] = about
     rows = [row for run in view for step in run["steps"] for group in step["groups"] for row in group["rows"]]
     gaps = sorted(abs(g) for row in rows for g in row["gap"] if g)
     ranges = {

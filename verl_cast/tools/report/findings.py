@@ -17,6 +17,7 @@ from verl_cast.tools.report.notes import (
     LEVELS,
     LOOK,
     OK,
+    TWIN,
     WARNING,
     Note,
     ends,
@@ -294,13 +295,13 @@ def comparison(runs: list[Run]) -> list[Note]:
             if len(seconds[0]) >= ENOUGH_STEPS:
                 a, b = map(statistics.median, seconds)
                 text = f"{a:.3g} and {b:.3g} s a step (medians of {len(seconds[0])} common steps): {a / b:.2f} ×."
-                found.append(Note(OK, f"{pair}: cost", text))
+                found.append(Note(TWIN, f"{pair}: cost", text))
             rewards = _common(run, other, "critic/score/mean")
             if len(rewards[0]) >= ENOUGH_STEPS:
                 last = len(rewards[0]) // 5
                 a, b = (statistics.fmean(values[-last:]) for values in rewards)
                 text = f"{a:.3f} and {b:.3f} over the last {last} of the {len(rewards[0])} steps that both have."
-                found.append(Note(OK, f"{pair}: reward", text, "One run each: other seeds may differ as much."))
+                found.append(Note(TWIN, f"{pair}: reward", text, "One run each: other seeds may differ as much."))
     return found
 
 

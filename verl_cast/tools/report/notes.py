@@ -9,6 +9,7 @@ from verl_cast.tools.report.runs import Run
 
 OK, LOOK, WARNING = "ok", "look", "warning"
 LEVELS = (WARNING, LOOK, OK)
+TWIN = "twin"  # of a note that compares two runs, and judges neither
 ENOUGH_STEPS = 5  # a trend needs this many, and a mean over fewer never causes a warning
 
 
