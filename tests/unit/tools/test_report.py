@@ -28,9 +28,8 @@ def dump_rows(step, groups=3, size=4, teacher_prompt="1 + 1 = 2\n\n", deadzone=0
     for group, kind in enumerate(KINDS[:groups]):
         for i in range(size):
             correct = kind == "all_correct" or (kind == "mixed" and i % 2 == 0)
-            text = re.findall(
-                r"\n| ?\w+|\W", f"First, {step} + {group} is a sum.\nThe answer is \\boxed{{{step + i}}}."
-            )
+            words = f"First, {step} + {group} is a sum.\nSo we add. The answer is \\boxed{{{step + i}}}."
+            text = re.findall(r"\n| ?\w+|\W", words)
             mask = np.arange(len(text)) < len(text) - 3 * (i == size - 1)
             old, teacher = -rng.exponential(0.5, (2, len(text)))
             teacher = np.where(rng.random(len(text)) < 0.2, old, teacher)
@@ -185,8 +184,6 @@ def test_runs_their_names_and_their_dumps(tmp_path):
         write_jsonl(tmp_path / parent / "cast" / "metrics.jsonl", metrics)
     write_dump(tmp_path / "b" / "cast" / "checkpoints" / "cast_trajectories", steps=(1,))
     (tmp_path / "b" / "cast" / "0.jsonl").write_text('{"input": "x", "step": 1}\n')  # verl's rollout dump
-    for skipped in ("ray", "global_step_2"):
-        write_jsonl(tmp_path / "b" / "cast" / skipped / "metrics.jsonl", metrics)
     found = runs.find([tmp_path / "a" / "cast", tmp_path / "b" / "cast", tmp_path / "b" / "cast" / "metrics.jsonl"])
     assert [(run.name, list(run.dump_files)) for run in found] == [("a/cast", []), ("b/cast", [1])]
 
@@ -651,17 +648,8 @@ def test_choosing_step_and_group(pair, open_page):
 
 def test_the_text_is_there_without_javascript(pair, open_page):
     text = open_page(pair[0], java_script_enabled=False).locator("body").inner_text()
-    for expected in ("not CAST", "The reward rose", "cast and grpo: cost", "Flipped tokens", "below 0.6"):
+    for expected in ("not CAST", "The reward rose", "cast and grpo: cost", "below 0.6", "algorithm.cast.x"):
         assert expected in text
-
-
-def test_settings_that_differ_are_named_and_those_of_another_version_are_said(pair, tmp_path, open_page):
-    cast = {"flip_groups": "zero_variance", "base_correct": 0.0, "teacher": {"context": "teacher.jinja"}}
-    write_dump(tmp_path / "run" / "cast_trajectories", steps=(1,), cast=cast)
-    assert report(tmp_path / "run") == 0
-    text = open_page(tmp_path / "run" / "report.html").locator(".head").inner_text()
-    assert "flip_groups=zero_variance base_correct=0 teacher.context=teacher.jinja" in text
-    assert "algorithm.cast.x" in open_page(pair[0]).locator(".remarks").inner_text()
 
 
 def test_what_had_no_room_and_what_could_not_be_read_is_said(tmp_path, capsys, open_page):
@@ -708,11 +696,14 @@ def test_small_gaps_keep_their_sign_and_the_dead_zone_is_named(tmp_path, open_pa
 
 
 def test_dumps_without_metrics_and_metrics_without_dumps(tmp_path, open_page):
-    write_dump(tmp_path / "dump" / "cast_trajectories", steps=(1,), groups=1, size=2, teacher_prompt=None)
+    cast = {"flip_groups": "zero_variance", "base_correct": 0.0, "teacher": {"context": "teacher.jinja"}}
+    write_dump(tmp_path / "dump" / "cast_trajectories", steps=(1,), cast=cast, groups=1, size=2, teacher_prompt=None)
     assert report(tmp_path / "dump") == 0
     page = open_page(tmp_path / "dump" / "report.html")
     assert page.locator(".plot").count() == 0 and page.locator(".response").count() == 2
     assert "The teacher saw the student's own prompt." in page.locator("#prompt").inner_text()
+    settings = "flip_groups=zero_variance base_correct=0 teacher.context=teacher.jinja"
+    assert settings in page.locator(".head").inner_text()
 
     write_jsonl(tmp_path / "grpo" / "metrics.jsonl", metrics_of_a_run(90, cast=False))
     assert report(tmp_path / "grpo") == 0

@@ -1,13 +1,12 @@
 """The runs below the given paths: each with its metrics, its trajectory dumps and a unique name.
 
 Every file of verl's file logger is one run. A dump belongs to the CAST run whose metrics lie nearest. If no run logged
-cast/*, the dump is a run. Directories that hold no metrics are skipped: checkpoints, Ray's sessions, other loggers'.
+cast/*, the dump is a run.
 """
 
 import functools
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from verl_cast.config.methods import METHODS
 from verl_cast.tools.cli import UserError
 from verl_cast.tools.report import metrics_file
 
-SKIPPED_DIRECTORIES = ("ray", "wandb", "swanlog", "tensorboard_log", "mlruns", "__pycache__", "node_modules")
-SKIPPED_PREFIXES = (".", "global_step_", "session_")
 VALIDATION_PREFIXES = ("val-", "val/")  # of all metrics that verl logs at step 0, before training
 REMEDY = (
     "The report reads verl's file logger: add 'file' to trainer.logger (trainer.logger=[console,file]) and name the "
@@ -116,9 +113,9 @@ def _of_files(paths: list[Path]) -> list[Run]:
 
 
 def _of_directory(root: Path) -> list[Run]:
-    runs = _of_files(sorted(_below(root, f"*{metrics_file.SUFFIX}")))
+    runs = _of_files(sorted(path for path in root.rglob(f"*{metrics_file.SUFFIX}") if path.is_file()))
     cast = [run for run in runs if run.is_cast]
-    for dump in sorted({file.parent for file in _below(root, "step_*.parquet")}):
+    for dump in sorted({file.parent for file in root.rglob("step_*.parquet")}):
         files = trajectories.files(dump)
         if files and not cast:
             remark = f"{dump} holds trajectories of a CAST run whose metrics are not here. {REMEDY}"
@@ -131,14 +128,6 @@ def _of_directory(root: Path) -> list[Run]:
             # If two dumps hold the same step, the one found first counts.
             run.dump_files = dict(sorted({**files, **run.dump_files}.items()))
     return runs
-
-
-def _below(root: Path, pattern: str) -> Iterator[Path]:
-    """The files of this name below `root`, outside the directories that are skipped."""
-    for path in root.rglob(pattern):
-        directories = path.relative_to(root).parts[:-1]
-        if not any(name in SKIPPED_DIRECTORIES or name.startswith(SKIPPED_PREFIXES) for name in directories):
-            yield path
 
 
 def _nearness(metrics_path: Path, dump: Path) -> tuple[int, bool]:
