@@ -34,7 +34,7 @@ def dump_rows(step, groups=3, size=4, teacher_prompt="1 + 1 = 2\n\n", deadzone=0
             old, teacher = -rng.exponential(0.5, (2, len(text)))
             teacher = np.where(rng.random(len(text)) < 0.2, old, teacher)
             gap = np.where(mask & (abs(teacher - old) > deadzone), teacher - old, 0.0)
-            base = 0.9 if correct else -0.9
+            base = 0.3 if correct else -0.3
             advantages = np.where(mask, base + gap, 0.0)
             rows.append(
                 {
@@ -465,14 +465,18 @@ def browser():
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """(page, rows by step, metrics) of a CAST run and its GRPO twin. The last dump's first response is hostile."""
+    """(page, rows by step, metrics) of a CAST run and its GRPO twin.
+
+    The last dump's first response is hostile, and its third token has a tiny gap.
+    """
     root = tmp_path_factory.mktemp("pair")
     metrics = {name: metrics_of_a_run(12, cast=name == "cast") for name in ("cast", "grpo")}
     for name, values in metrics.items():
         write_jsonl(root / name / "metrics.jsonl", values)
     directory = root / "cast" / "cast_trajectories"
-    written = write_dump(directory, steps=(5, 10))
+    written = write_dump(directory, steps=(5, 10), deadzone=0.2)
     row = written[10][0]
+    row["gap"][2], row["old_log_probs"][2], row["teacher_log_probs"][2] = -3e-6, -0.1, -0.100003
     row["response_text"][0], row["response_text"][1] = HOSTILE, "\n\n"
     row["messages"] = json.dumps([{"role": "user", "content": f"{HOSTILE} {{{{ 7 * 7 }}}}"}])
     row["teacher_prompt"] = HOSTILE
@@ -488,6 +492,7 @@ def open_page(browser):
 
     def open_(path, **kwargs):
         contexts.append(browser.new_context(offline=True, **{"viewport": {"width": 1280, "height": 900}, **kwargs}))
+        contexts[-1].set_default_timeout(100_000)  # a busy machine is slow, which is no fault of the page
         page = contexts[-1].new_page()
         page.on("request", lambda one: one.url in (path.as_uri(), "data:,") or wrong.append(one.url))
         page.on("console", lambda message: wrong.append(message.text))
@@ -607,11 +612,15 @@ def of_token(row, i):
 def test_tooltip_has_the_tokens_numbers_by_mouse_and_by_keyboard(pair, open_page):
     path, written, _ = pair
     page = open_page(path)
-    row = rows_of_group(written[10], 0)[1]
-    tokens = page.locator(".response").nth(1).locator(".tok")
-    tokens.nth(4).hover()
-    assert tooltip(page) == of_token(row, 4)
-    assert json.dumps(row["response_text"][4]) in page.locator("#tooltip").inner_text()
+    row = rows_of_group(written[10], 0)[0]
+    tokens = page.locator(".response").first.locator(".tok")
+    exact = [old == teacher for old, teacher in zip(row["old_log_probs"], row["teacher_log_probs"], strict=True)]
+    within = next(i for i, gap in enumerate(row["gap"]) if gap == 0 and not exact[i])
+    for i, in_deadzone in ((2, False), (exact.index(True), False), (within, True)):
+        tokens.nth(i).hover()
+        text = page.locator("#tooltip").inner_text()
+        assert tooltip(page) == of_token(row, i) and json.dumps(row["response_text"][i]) in text
+        assert ("dead zone" in text) == in_deadzone
     below, above = (page.locator(s).bounding_box() for s in ("[aria-describedby=tooltip]", "#tooltip"))
     assert abs(above["x"] - below["x"]) < 300 and abs(above["y"] - below["y"]) < 300
     page.mouse.move(1, 1)
@@ -620,7 +629,7 @@ def test_tooltip_has_the_tokens_numbers_by_mouse_and_by_keyboard(pair, open_page
     tokens.nth(0).focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
-    assert tooltip(page) == of_token(row, 2)
+    assert tooltip(page) == of_token(row, 2) and tooltip(page)["gap g"] == pytest.approx(-3e-6), "no gap looks like 0"
     page.keyboard.press("f")
     assert tooltip(page) == of_token(row, row["flipped"].index(True, 3))
     assert "flipped" in page.locator("#tooltip").inner_text()
@@ -672,27 +681,6 @@ def test_what_had_no_room_and_what_could_not_be_read_is_said(tmp_path, capsys, o
     page = open_page(tmp_path / "cast" / "report.html")
     assert page.locator(".remarks li").count() == 4
     assert page.locator("#choose-step option").all_inner_texts() == ["1", "5"]
-
-
-def test_small_gaps_keep_their_sign_and_the_dead_zone_is_named(tmp_path, open_page):
-    directory = tmp_path / "cast" / "cast_trajectories"
-    rows = dump_rows(1, groups=1, size=2, deadzone=0.2)
-    rows[0]["gap"][0], rows[0]["old_log_probs"][0], rows[0]["teacher_log_probs"][0] = -3e-6, -0.1, -0.100003
-    trajectories.write(directory, 1, rows, model="m", cast={})
-    assert report(tmp_path / "cast") == 0
-    page = open_page(tmp_path / "cast" / "report.html")
-    page.locator(".toggle label", has_text="gap g").click()
-    tokens = page.locator(".response").first.locator(".tok")
-    tokens.nth(0).hover()
-    assert tooltip(page)["gap g"] == pytest.approx(-3e-6) and "zone" not in page.locator("#tooltip").inner_text()
-    assert "--negative" in tokens.nth(0).evaluate("t => t.style.background")
-    pairs = zip(rows[0]["old_log_probs"], rows[0]["teacher_log_probs"], strict=True)
-    exact = [old == teacher for old, teacher in pairs]
-    within = next(i for i, gap in enumerate(rows[0]["gap"]) if gap == 0 and not exact[i])
-    for i, named in ((within, True), (exact.index(True), False)):
-        tokens.nth(i).hover()
-        assert ("dead zone" in page.locator("#tooltip").inner_text()) == named
-        assert tooltip(page)["gap g"] == 0 and tokens.nth(i).evaluate("t => t.style.background") == ""
 
 
 def test_dumps_without_metrics_and_metrics_without_dumps(tmp_path, open_page):
