@@ -9,7 +9,9 @@ Left out: lists, labels and units (`reading`).
 
 import re
 import unicodedata
+from collections.abc import Container
 from fractions import Fraction
+from itertools import accumulate
 
 _SIGNS = {
     "−": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "÷": "/", "∕": "/", "⁄": "/",
@@ -161,14 +163,24 @@ def _operators(text: str) -> str:
     return text
 
 
-def closing(text: str, start: int, pair: str = "{}") -> int:
-    """Where the brace at `start` is closed; -1 if nowhere."""
-    depth = 0
-    for found in re.compile(r"\\.|[(){}]").finditer(text, start):
-        depth += (found[0] == pair[0]) - (found[0] == pair[1])
-        if depth == 0:
-            return found.start()
-    return -1
+_BRACKETS = {"(": 1, "[": 1, "{": 1, r"\{": 1, r"\begin": 1, ")": -1, "]": -1, "}": -1, r"\}": -1, r"\end": -1}
+_BRACKET = re.compile(r"\\begin|\\end|\\.|[(\[{)\]}]", re.DOTALL)
+
+
+def depths(text: str, brackets: Container[str] = _BRACKETS) -> list[int]:
+    """How many of the brackets are open at each position of the text, and at its end."""
+    changes = [0] * (len(text) + 1)
+    for found in _BRACKET.finditer(text):
+        if found[0] in brackets:
+            change = _BRACKETS[found[0]]
+            changes[found.start() + 1 if change > 0 else found.end()] = change
+    return list(accumulate(changes))
+
+
+def closing(text: str, start: int, brackets: Container[str] = _BRACKETS) -> int:
+    """Where the bracket at `start` is closed; -1 if nowhere."""
+    depth = depths(text[start:], brackets)
+    return start + depth.index(0, 1) - 1 if 0 in depth[1:] else -1
 
 
 def _fractions(text: str) -> str:
@@ -192,8 +204,8 @@ def _products(text: str) -> str:
     text = re.sub(r"(?<=\d)\s*(?=\()|(?<=[!)])\s*(?=[\d(])", r"\\cdot ", text)
     ends = set()
     for found in re.finditer(r"\\(?:frac|binom)\s*(?=\{)", text):
-        top = closing(text, found.end())
-        end = closing(text, top + 1) if text[top + 1 : top + 2] == "{" else -1
+        top = closing(text, found.end(), "{}")
+        end = closing(text, top + 1, "{}") if text[top + 1 : top + 2] == "{" else -1
         if end > 0 and re.match(r"\s*(?:\d|\(|\\(?:frac|binom|lfloor|lceil))", text[end + 1 :]):
             ends.add(end + 1)
     for end in sorted(ends, reverse=True):

@@ -11,7 +11,7 @@ import unicodedata
 from dataclasses import dataclass, replace
 
 from verl_cast.verifier import words
-from verl_cast.verifier.dialect import FONT, NUMBER, closing, compact, formula, one_dialect
+from verl_cast.verifier.dialect import FONT, NUMBER, closing, compact, depths, formula, one_dialect
 
 # Brackets in brackets beyond this are no answer.
 MAX_DEPTH = 30
@@ -42,7 +42,7 @@ class Answer:
 
 def read(text: str) -> Answer:
     """The answer as one value, list, set, tuple, relation or choice; if it is none of them, as a text."""
-    if _depth(text) > MAX_DEPTH:
+    if max(depths(text)) > MAX_DEPTH:
         return Answer("text", text)
     plain = _unwrapped(re.sub(r"^\s*~\s*(?=\d)", "≈", text))
     plain = _REMARK.sub(lambda found: found[0] if words.DOUBT.search(found[1]) else "", plain)
@@ -88,7 +88,7 @@ def _unwrapped(text: str) -> str:
         text = text.strip(_ENDS)
         text = re.sub(r"(?:(?<!\\)\\|(?<!\.)[.。]|[;,])$", "", text).strip(_ENDS)
         wrapper = _WRAPPER.match(text)
-        if wrapper and closing(text, wrapper.end()) == len(text) - 1:
+        if wrapper and closing(text, wrapper.end(), "{}") == len(text) - 1:
             text = text[wrapper.end() + 1 : -1]
     return text
 
@@ -159,38 +159,13 @@ _UNIT = re.compile(
 )
 
 
-def _depth(text: str) -> int:
-    depth = deepest = 0
-    for found in re.finditer(r"[(\[{)\]}]", text):
-        depth += 1 if found[0] in "([{" else -1
-        deepest = max(deepest, depth)
-    return deepest
-
-
-def _is_one_group(text: str) -> bool:
-    depth = 0
-    for found in re.finditer(r"\\[{}]|[(\[{)\]}]", text):
-        depth += 1 if found[0][-1] in "([{" else -1
-        if depth == 0:
-            return found.end() == len(text)
-    return False
-
-
 def _split(text: str, separator: re.Pattern) -> tuple[list[str], list[str]]:
     """(parts, separators) outside of all brackets."""
-    token = re.compile(r"\\[{}]|\\begin|\\end|[(\[{)\]}]")
-    parts, separators, depth, start, position = [], [], 0, 0, 0
-    while position < len(text):
-        if depth == 0 and (found := separator.match(text, position)):
-            parts.append(text[start:position].strip())
-            separators.append(found[0])
-            start = position = found.end()
-        elif found := token.match(text, position):
-            depth += 1 if found[0] in ("\\{", "\\begin", "(", "[", "{") else -1
-            position = found.end()
-        else:
-            position += 2 if text[position] == "\\" else 1
-    return [*parts, text[start:].strip()], separators
+    depth = depths(text)
+    found = [one for one in separator.finditer(text) if depth[one.start()] == 0]
+    starts, ends = [0, *(one.end() for one in found)], [*(one.start() for one in found), len(text)]
+    parts = [text[start:end].strip() for start, end in zip(starts, ends, strict=True)]
+    return parts, [one[0] for one in found]
 
 
 def _choice(text: str) -> Answer | None:
@@ -292,7 +267,7 @@ def _has_unknown(side: str) -> bool:
 
 def _bracketed(text: str, name: str) -> Answer | None:
     """A set, tuple or interval; one value in round brackets is that value."""
-    if not _is_one_group(text):
+    if closing(text, 0) != len(text) - 1:
         return None
     if text.startswith(r"\{") and text.endswith(r"\}"):
         inner, kind = text[2:-2].strip(), "set"
