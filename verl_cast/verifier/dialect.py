@@ -33,30 +33,24 @@ FONT = (
     r"|underline)"
 )
 _FUNCTION = "arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|ln|log|exp"
+_SYNONYMS = {
+    r"\frac": "dfrac tfrac cfrac", r"\binom": "dbinom tbinom", r"\le ": "leqslant leqq leq",
+    r"\ge ": "geqslant geqq geq", r"\ne ": "neq", "<": "lt", ">": "gt", r"\{": "lbrace", r"\}": "rbrace",
+    "[": "lbrack", "]": "rbrack", "(": "langle", ")": "rangle", "|": "lvert rvert vert mid",
+    r"\ldots ": "dots cdots dotsc dotsb", r"\setminus ": "backslash", r"\emptyset ": "varnothing", "i": "imath",
+    r"\infty ": "infin infinity", " ": "quad qquad",
+}  # fmt: skip
+_SYNONYMS = {name: meaning for meaning, names in _SYNONYMS.items() for name in names.split()}
 _REWRITES = [
     (rf"\\(?:displaystyle|textstyle|limits|left|right|[bB]igg?[lr]?|hfill|hspace\{{[^{{}}]*\}}){_END}\.?", ""),
-    (rf"\\[dtc]frac{_END}", r"\\frac"),
-    (rf"\\(?:leqslant|leqq|leq){_END}|<=|=<", r"\\le "),
-    (rf"\\(?:geqslant|geqq|geq){_END}|>=", r"\\ge "),
-    (r"\\(?:neq|not\s*=)|!=|<>", r"\\ne "),
-    (rf"\\lt{_END}", "<"),
-    (rf"\\gt{_END}", ">"),
-    (rf"\\lbrace{_END}", r"\\{"),
-    (rf"\\rbrace{_END}", r"\\}"),
-    (rf"\\lbrack{_END}", "["),
-    (rf"\\rbrack{_END}", "]"),
-    (rf"\\langle{_END}", "("),
-    (rf"\\rangle{_END}", ")"),
-    (rf"\\(?:[lr]?vert|mid){_END}", "|"),
-    (rf"\\(?:dots|cdots|dotsc|dotsb){_END}|\.{{3,}}", r"\\ldots "),
-    (rf"\\backslash{_END}", r"\\setminus "),
-    (rf"\\varnothing{_END}", r"\\emptyset "),
-    (rf"\\imath{_END}", "i"),
-    (rf"\\(?:infin|infinity){_END}", r"\\infty "),
+    (r"<=|=<", r"\\le "),
+    (r">=", r"\\ge "),
+    (r"\\not\s*=|!=|<>", r"\\ne "),
+    (r"\.{3,}", r"\\ldots "),
     (r"\\mathbb\s*([A-Z])", r"\\mathbb{\1}"),
     (rf"\^\s*(?:\{{\s*)?\\(?:circ|degree){_END}(?:\s*\}})?|\\degree{_END}", r"^\\circ "),
     (rf"\\operatorname\s*\{{({_FUNCTION}|gcd|lcm)\}}", r"\\\1 "),
-    (rf"\\q?quad{_END}", " "),
+    (rf"{FONT}\s*\{{\s*(\\?[$€£¥%]|percent)\s*\}}", r" \1"),
     (rf"(?<![\\a-zA-Z])(sqrt|pi|infty|theta|alpha|beta|{_FUNCTION})(?![a-z])", r"\\\1 "),
     (r"(?<![\\a-zA-Z])infinity(?![a-z])", r"\\infty "),
     (r"(?<![\\a-zA-Z])cbrt(?![a-z])", r"\\cuberoot "),
@@ -94,6 +88,7 @@ def one_dialect(text: str) -> str:
     if "\\begin" not in text:
         text = re.sub(r"\\\\(?=[a-zA-Z({\[])", r"\\", text)  # doubled backslashes, as after a JSON round trip
     text = _THOUSANDS_WITH_BLANKS.sub(lambda found: found[1] + re.sub(r"\D", "", found[2]), text)
+    text = re.sub(r"\\([a-zA-Z]+)", lambda found: _SYNONYMS.get(found[1], found[0]), text)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     return re.sub(r"(?<!\\)\\[,;:! ]|~|\s", " ", text.replace("{,}", "").replace("\\!", ""))

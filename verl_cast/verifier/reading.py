@@ -66,7 +66,6 @@ _LEAD = re.compile(
     rf"|(?:{words.CHINESE_LEAD})+[:,\s]*",
     re.IGNORECASE,
 )
-_LEAD_IN_FONT = re.compile(rf"{FONT}\s*\{{({_LEAD.pattern})\}}", re.IGNORECASE)
 _REMARK = re.compile(r"\(\s*(?:that is|i\.e\.|in words|namely)[,:\s]([^()\d]*)\)\s*$", re.IGNORECASE)
 _CONCLUSION = re.compile(
     r"(.*[,;.])\s*(?:and so|so|that is|hence|thus|therefore|i\.e\.),?\s+(?:that is,? )?([^,;]*)", re.IGNORECASE
@@ -95,7 +94,7 @@ def _unwrapped(text: str) -> str:
 
 def _without_lead(text: str) -> str:
     """The text without words that may lead to an answer, unless these are a part of it (`A = 5`, `a^2`)."""
-    text = _LEAD_IN_FONT.sub(r"\1 ", text, count=1) if _LEAD_IN_FONT.match(text) else text
+    text = re.sub(rf"^{FONT}\s*\{{({_LEAD.pattern})\}}", r"\1 ", text, flags=re.IGNORECASE)
     lead = _LEAD.match(text)
     rest = text[lead.end() :] if lead else ""
     if not rest or re.match(r"[=_^+*/<>]", rest) or (rest[0] in "(-\\" and lead[0][-1].isalpha()):
@@ -107,7 +106,6 @@ def _without_dollars(text: str) -> str:
     """Currency becomes a unit behind its number; dollars and other delimiters become blanks."""
     is_currency = text.replace(r"\$", "").count("$") % 2
     dollar = r"(?:US)?\\?\$" if is_currency else r"(?:US)?\\\$"
-    text = re.sub(rf"{FONT}\s*\{{\s*(\\?[$€£¥])\s*\}}", r"\1", text)
     for sign, unit in ((dollar, "dollars"), ("USD", "dollars"), ("€", "euros"), ("£", "£"), ("¥", "¥")):
         number = rf"{NUMBER}(?:,\d{{3}})*(?:\.\d+)?"
         text = re.sub(rf"(?<![\d.,])(-?)\s*{sign}\s*(-?)\s*({number})(?!\w|\s*[\^/\\])", rf"\1\2\3 {unit}", text)
@@ -150,7 +148,6 @@ _BASED = re.compile(
 _NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 _BASES = {name: str(number) for number, name in enumerate(_NUMBERS)} | {"sixteen": "16"}
 _PERCENT = re.compile(r"(.*?)\s*(?:\\?%|(?<![a-zA-Z])(?:percent|per cent|pct))", re.IGNORECASE | re.DOTALL)
-_PERCENT_IN_FONT = re.compile(rf"{FONT}\s*\{{\s*(\\?%|percent)\s*\}}")
 _UNIT = re.compile(
     r"(.*?[\d)}]|.*?\\pi|.*?\\infty)(\s*)"
     rf"((?:{FONT}\s*\{{[^{{}}]*\}}|\^\\circ\s*(?:{FONT}\s*\{{)?[CF]?\}}?|[€£¥$]"
@@ -300,7 +297,7 @@ def _based(text: str) -> Answer | None:
 
 def _measured(text: str, name: str) -> Answer | None:
     """A value or relation, with the percent sign or unit behind it."""
-    if found := _PERCENT.fullmatch(_PERCENT_IN_FONT.sub(r" \1", text)):
+    if found := _PERCENT.fullmatch(text):
         value = formula(found[1])
         return value and Answer("value", value, unit="%", name=name)
     if found := _UNIT.fullmatch(text):
