@@ -30,7 +30,7 @@ _VALUE = re.compile(r"\s*(?:(?:```\w*|\$\$|\\\[)[ \t]*\n\s*)?([^\n]*)")
 _BRACE = re.compile(r"(\\(?:boxed|fbox)[ \t]*)?\{|\}")
 _BOX_WITHOUT_BRACES = re.compile(r"(\\boxed) +(\w+)")
 _BETWEEN_BOXES = re.compile(
-    r"(?:[\s$,;、，和或与及.]|\\[()\[\],;:! ]|\\?q?quad|\b(?:and|or)\b|\\text\{\s*(?:and|or)\s*\})*"
+    r"(?:[\s$,;、，和或与及.]|\\[()\[\],;:!\\ ]|\\?q?quad|\b(?:and|or)\b|\\text\{\s*(?:and|or)\s*\})*"
 )
 _END_TOKEN = re.compile(r"(?:\s*<\|?(?:im_end|endoftext|eot_id|end_of_text|/s|eos)\|?>)+\s*$")
 _SENTENCE_END = re.compile(r"[.!?]\s+(?=[A-Z])|[。！？](?=.)")

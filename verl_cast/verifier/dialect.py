@@ -149,12 +149,11 @@ def _operators(text: str) -> str:
     text = re.sub(rf"\\root\s*({NUMBER})", r"\\sqrt{\1}", text).replace("\\root", "\\sqrt")
     text = re.sub(r"\\cuberoot\s*(\d+|[a-z])", r"\\sqrt[3]{\1}", text).replace("\\cuberoot", "\\sqrt[3]")
     text = re.sub(r"\\sqrt\s*([\dA-Za-z])(?!\d)", r"\\sqrt{\1}", text)
-    position, opening = 0, re.compile(r"(\\sqrt(?:\[\d+\])?|\^)\s*\(")
-    while found := opening.search(text, position):
-        end = closing(text, found.end() - 1, "()")
-        end = end if end > 0 else len(text)
-        text = text[: found.start()] + found[1] + "{" + text[found.end() : end] + "}" + text[end + 1 :]
-        position = found.start() + len(found[1])
+    for found in reversed([*re.finditer(r"(?:\\sqrt(?:\[\d+\])?|\^)\s*\(", text)]):
+        start, end = found.end(), closing(text, found.end() - 1, "()")
+        if end < 0:
+            return "?"
+        text = text[: start - 1] + "{" + text[start:end] + "}" + text[end + 1 :]
     return text
 
 
@@ -183,7 +182,7 @@ def _fractions(text: str) -> str:
     text = re.sub(r"\\(frac|binom)\s*([\dA-Za-z])\s*([\dA-Za-z])(?!\d)", r"\\\1{\2}{\3}", text)
     text = re.sub(r"\\(frac|binom)\s*([\dA-Za-z])\s*\{", r"\\\1{\2}{", text)
     text = re.sub(r"(\\(?:frac|binom)\s*\{[^{}]*\})\s*([\dA-Za-z])(?!\d)", r"\1{\2}", text)
-    text = re.sub(r"(?<![\d.}A-Za-z)_^])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", _mixed, text)
+    text = re.sub(r"(?<![\d.}A-Za-z)_^])(\d+)\s+(\d+)\s*/\s*(\d+)(?!\s*[\d.])", _mixed, text)
     text = re.sub(r"(?<![\d.}A-Za-z)_^{])(\d+)\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", _mixed, text)
     return re.sub(r"(\d+)\s*\^\\circ", r"(\\frac{\1\\pi}{180})", text)  # inside a formula degrees are angles
 
@@ -197,14 +196,11 @@ def _products(text: str) -> str:
     r"""Products with a sign: math-verify takes `2(1/2)` and `\binom{4}{2}\frac{1}{2}` for mixed numbers."""
     text = re.sub(rf"(?<=[\d)])\s*(?=\\(?:frac|sqrt|binom|lfloor|lceil|pi){_END})", r"\\cdot ", text)
     text = re.sub(r"(?<=\d)\s*(?=\()|(?<=[!)])\s*(?=[\d(])", r"\\cdot ", text)
-    ends = set()
-    for found in re.finditer(r"\\(?:frac|binom)\s*(?=\{)", text):
+    for found in reversed([*re.finditer(r"\\(?:frac|binom)\s*(?=\{)", text)]):
         top = closing(text, found.end(), "{}")
         end = closing(text, top + 1, "{}") if text[top + 1 : top + 2] == "{" else -1
         if end > 0 and re.match(r"\s*(?:\d|\(|\\(?:frac|binom|lfloor|lceil))", text[end + 1 :]):
-            ends.add(end + 1)
-    for end in sorted(ends, reverse=True):
-        text = text[:end] + r"\cdot " + text[end:]
+            text = text[: end + 1] + r"\cdot " + text[end + 1 :]
     return text
 
 

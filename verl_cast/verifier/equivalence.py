@@ -150,9 +150,4 @@ def _same_measure(answer: Answer, reference: Answer, decide: Decide) -> bool:
 
 
 def _share(answer: Answer) -> Answer:
-    if answer.unit != "%":
-        return answer
-    number = rational(answer.text)
-    if number is None:
-        return Answer("value", rf"\frac{{{answer.text}}}{{100}}")
-    return Answer("value", rf"\frac{{{number.numerator}}}{{{number.denominator * 100}}}")
+    return Answer("value", rf"\frac{{{answer.text}}}{{100}}") if answer.unit == "%" else answer

@@ -9,7 +9,7 @@ math-verify parses (its parser reads a text to its end or fails) and compares. T
 import re
 
 import sympy
-from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, latex2sympy, normalize_latex
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 from math_verify import verify
 from math_verify.grader import unwrap_fcs
 
@@ -17,7 +17,6 @@ from verl_cast.verifier import equivalence
 from verl_cast.verifier.equivalence import TUPLES, is_region
 from verl_cast.verifier.reading import Answer, read
 
-_NORMALIZATION = NormalizationConfig(units=False, malformed_operators=True, nits=False, boxed="none")
 _DIGITS = 100
 _DECIMAL = re.compile(r"(?<![\w.])(\d*)\.(\d+)")
 
@@ -71,7 +70,6 @@ def _parser(*texts: str):
 
     def parse(text: str):
         text = _DECIMAL.sub(lambda found: rf"(\frac{{{int(found[1] + found[2])}}}{{{10 ** len(found[2])}}})", text)
-        text = normalize_latex(text, _NORMALIZATION)
         parsed = latex2sympy(text, is_real=is_real, normalization_config=None, conversion_config=config)
         return parsed if is_real else parsed.subs(sympy.Symbol("i", real=False), sympy.I)
 
@@ -123,4 +121,4 @@ def _region(answer: Answer, parse) -> list:
         return [sympy.Interval(start, end, answer.kind[0] == "(", answer.kind[1] == ")"), set()]
     if not isinstance(expression, sympy.Set):
         raise ValueError("no set")
-    return [expression.doit() if hasattr(expression, "doit") else expression, set()]
+    return [expression.doit(), set()]

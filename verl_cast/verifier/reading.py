@@ -44,7 +44,7 @@ def read(text: str) -> Answer:
     """The answer as one value, list, set, tuple, relation or choice; if it is none of them, as a text."""
     if max(depths(text)) > MAX_DEPTH:
         return Answer("text", text)
-    plain = _unwrapped(re.sub(r"^\s*~\s*(?=\d)", "≈", text))
+    plain = _unwrapped(re.sub(r"(?:^|(?<=[\s*]))~+\s*(?=[\d.])", "≈", text))
     plain = _REMARK.sub(lambda found: found[0] if words.DOUBT.search(found[1]) else "", plain)
     plain = re.sub(r"(?<=\w)\*\*(?=[\s.,])|(?<!\S)\*\*(?=\S)|`", " ", plain)  # Markdown
     latex = _without_dollars(one_dialect(plain))
@@ -242,7 +242,7 @@ def _equation(sides: list[str], text: str) -> Answer | None:
     if answer is None or None in same:
         return None
     if name and not _is_label(name):
-        if re.search(r"\d", re.sub(r"_\s*(?:\{[^{}]*\}|\w)|\([^()]*\)", "", name)):  # `2x = 10` has no value yet
+        if re.search(r"\d|^-", re.sub(r"_\s*(?:\{[^{}]*\}|\w)|\([^()]*\)", "", name)):  # `2x = 10` has no value yet
             answer = replace(answer, kind="equation", text=formula(text) or "")
         return replace(answer, name=compact(name), equation=formula(text) or "", same=same)
     return replace(answer, name=compact(name), same=same)
