@@ -26,7 +26,10 @@ _SIGNS = {
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋ₙ", "0123456789+-n")
 _BLANK = r"(?:\s|~|(?<!\\)\\[,;:! ])"
-_THOUSANDS_WITH_BLANKS = re.compile(rf"(?<!\d)(\d{{1,3}})((?:{_BLANK}+\d{{3}})+)(?![\d/])(?!{_BLANK}+\d)")
+_THOUSANDS = re.compile(
+    r"(?<![\d.,(\[{])\d{1,3}(?:,\d{3})+(?![\d,]|\s*[\])])"
+    rf"|(?<!\d)\d{{1,3}}(?:{_BLANK}+\d{{3}})+(?![\d/])(?!{_BLANK}+\d)"
+)
 _END = r"(?![a-zA-Z])"
 FONT = (
     r"\\(?:text(?:bf|it|rm|normal|sf|tt|up)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|operatorname\*?|boldsymbol|bm|emph"
@@ -87,7 +90,7 @@ def one_dialect(text: str) -> str:
     text = re.sub(r"\\\\\[[^\]]{0,9}\]", r"\\\\", text)
     if "\\begin" not in text:
         text = re.sub(r"\\\\(?=[a-zA-Z({\[])", r"\\", text)  # doubled backslashes, as after a JSON round trip
-    text = _THOUSANDS_WITH_BLANKS.sub(lambda found: found[1] + re.sub(r"\D", "", found[2]), text)
+    text = _THOUSANDS.sub(lambda found: re.sub(r"\D", "", found[0]), text)
     text = re.sub(r"\\([a-zA-Z]+)", lambda found: _SYNONYMS.get(found[1], found[0]), text)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
@@ -97,6 +100,10 @@ def one_dialect(text: str) -> str:
 def _greek(found: re.Match) -> str:
     _, size, *_, name = unicodedata.name(found[0]).split()
     return "\\" + (name.lower() if size == "SMALL" else name.title()) + " "
+
+
+def without_fonts(text: str) -> str:
+    return re.sub(rf"{FONT}\s*\{{([^{{}}]*)\}}", r"\1 ", text).strip()
 
 
 def formula(text: str) -> str | None:
@@ -125,20 +132,16 @@ def compact(text: str) -> str:
 
 def _decimals(text: str) -> str:
     """Repeating decimals as fractions, `6.02e23` and `3x10^8` as products."""
-    text = re.sub(r"(\d*\.\d*)\\overline\s*\{(\d+)\}", lambda found: _repeating(found[1], found[2]), text)
-    text = re.sub(r"(\d*\.\d*)\((\d+)\)(?!\s*[\w(])", lambda found: _repeating(found[1], found[2]), text)
-    text = re.sub(
-        r"(\d*\.\d*?)\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?",
-        lambda found: _repeating(found[1], found[2] + (found[3] or "") + (found[4] or "")),
-        text,
-    )
+    text = re.sub(r"\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?", r"\\overline{\1\2\3}", text)
+    text = re.sub(r"(\.\d*)\((\d+)\)(?!\s*[\w(])", r"\1\\overline{\2}", text)
+    text = re.sub(r"(\d*)\.(\d*)\\overline\s*\{(\d+)\}", _repeating, text)
     text = re.sub(r"(?<=\d)\s*(?:[xX]|\\times|\\cdot|\*)\s*10\s*(?=\^)", r"\\times 10", text)
     return re.sub(r"(?<=\d)[eE]([+-]?\d+)(?![\w.])", r"\\times 10^{\1}", text)
 
 
-def _repeating(start: str, period: str) -> str:
+def _repeating(found: re.Match) -> str:
     """`0.1` and `6` make 0.1666... = (16 - 1) / 90."""
-    whole, _, digits = start.partition(".")
+    whole, digits, period = found.groups()
     once = whole + digits or "0"
     return rf"\frac{{{int(once + period) - int(once)}}}{{{(10 ** len(period) - 1) * 10 ** len(digits)}}}"
 

@@ -11,7 +11,7 @@ import unicodedata
 from dataclasses import dataclass, replace
 
 from verl_cast.verifier import words
-from verl_cast.verifier.dialect import FONT, NUMBER, closing, compact, depths, formula, one_dialect
+from verl_cast.verifier.dialect import FONT, NUMBER, closing, compact, depths, formula, one_dialect, without_fonts
 
 # Brackets in brackets beyond this are no answer.
 MAX_DEPTH = 30
@@ -107,16 +107,14 @@ def _without_dollars(text: str) -> str:
     is_currency = text.replace(r"\$", "").count("$") % 2
     dollar = r"(?:US)?\\?\$" if is_currency else r"(?:US)?\\\$"
     for sign, unit in ((dollar, "dollars"), ("USD", "dollars"), ("€", "euros"), ("£", "£"), ("¥", "¥")):
-        number = rf"{NUMBER}(?:,\d{{3}})*(?:\.\d+)?"
-        text = re.sub(rf"(?<![\d.,])(-?)\s*{sign}\s*(-?)\s*({number})(?!\w|\s*[\^/\\])", rf"\1\2\3 {unit}", text)
+        text = re.sub(rf"(?<![\d.,])(-?)\s*{sign}\s*(-?)\s*({NUMBER})(?!\w|\s*[\^/\\])", rf"\1\2\3 {unit}", text)
     return re.sub(r"\\?\$|\\[()\[\]]", " ", text).strip()
 
 
 def _words(text: str) -> str:
     """A text in lower case, without fonts, quotes and final period. Blanks stay: `1 1/2` is not `11/2`."""
     text = unicodedata.normalize("NFKC", text)
-    for _ in range(2):
-        text = re.sub(rf"{FONT}\s*\{{([^{{}}]*)\}}", r" \1 ", text)
+    text = without_fonts(without_fonts(text))
     text = re.sub(r"\\[()\[\],;:! ]|[$~\"]", " ", _IT_IS.sub("", text.strip(" *$"), count=1))
     return re.sub(r"\s+", " ", text).strip(" .!").lower()
 
@@ -131,7 +129,6 @@ _EQUALS = re.compile(r"\s*(?:=|\\equiv)\s*")
 _APPROX = re.compile(r"\s*\\(?:approx|simeq|doteq)(?![a-zA-Z])\s*")
 _RELATION = re.compile(r"<|>|\\(?:le|ge|ne)(?![a-zA-Z])")
 _PLUS_MINUS = re.compile(r"\\([pm])[pm](?![a-zA-Z])")
-_THOUSANDS = re.compile(r"(?<![\d.,(\[{])\d{1,3}(?:,\d{3})+(?![\d,]|\s*[\])])")
 _CHOICE = re.compile(r"\(\s*([A-Ja-j])\s*\)(.*)|([A-J])\s*(?:[):、]|\.(?!\d))(.*)|([A-J])", re.DOTALL)
 # x, f(x), a_n, \theta, P(A); (x, y); |AB|; \angle ABC; \overline{AB}
 _NAME = re.compile(
@@ -167,7 +164,7 @@ def _split(text: str, separator: re.Pattern) -> tuple[list[str], list[str]]:
 
 def _choice(text: str) -> Answer | None:
     r"""A letter with what it marks: `C`, `(C)`, `C) 12`, `\textbf{(C) } 12`, `C: the third option`."""
-    found = _CHOICE.fullmatch(re.sub(rf"{FONT}\s*\{{([^{{}}]*)\}}", r"\1 ", text).strip())
+    found = _CHOICE.fullmatch(without_fonts(text))
     if not found:
         return None
     letter = found[1] or found[3] or found[5]
@@ -180,7 +177,7 @@ def _choice(text: str) -> Answer | None:
 
 
 def _list(text: str) -> Answer | None:
-    parts, separators = _split(_THOUSANDS.sub(lambda found: found[0].replace(",", ""), text), _SEPARATOR)
+    parts, separators = _split(text, _SEPARATOR)
     if len(parts) == 1:
         return _item(parts[0])
     items = _items(parts)
@@ -250,7 +247,7 @@ def _equation(sides: list[str], text: str) -> Answer | None:
 
 def _is_label(side: str) -> bool:
     """Whether the side names a quantity: `x`, `f(x)`, `|AB|`, `Total area`."""
-    plain = re.sub(rf"{FONT}\s*\{{([^{{}}]*)\}}", r" \1 ", side).strip()
+    plain = without_fonts(side)
     if words.DOUBT.search(plain) or words.CHANGING.search(plain):
         return False
     return (_NAME.fullmatch(side) or re.fullmatch(r"[A-Za-z][A-Za-z ]*", plain)) is not None
@@ -285,7 +282,7 @@ def _bracketed(text: str, name: str) -> Answer | None:
 
 def _based(text: str) -> Answer | None:
     r"""A numeral with its base: `4210_5`, `1\text{A}_{16}`, `1011 (base 2)`."""
-    found = _BASED.fullmatch(re.sub(rf"{FONT}\s*\{{([^{{}}]*)\}}", r"\1", text).strip())
+    found = _BASED.fullmatch(without_fonts(text))
     if not found:
         return None
     base = found[2] or found[3] or found[4]
@@ -301,8 +298,7 @@ def _measured(text: str, name: str) -> Answer | None:
         value = formula(found[1])
         return value and Answer("value", value, unit="%", name=name)
     if found := _UNIT.fullmatch(text):
-        in_font = re.sub(rf"{FONT}\s*\{{([^{{}}]*)\}}", r"\1", found[3])
-        unit = words.unit(re.sub(r"\\circ\s+", r"\\circ", in_font))
+        unit = words.unit(re.sub(r"\\circ\s+|\s+(?=\^)", lambda blank: blank[0].strip(), without_fonts(found[3])))
         is_bare = re.fullmatch(r"[A-Za-z]+", found[3]) is not None
         is_factor = is_bare and (len(found[3]) == 1 or (unit == "?" and not found[2]))  # `5m`, `2abcd`
         is_angle = unit == "degree" and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", found[1])
