@@ -25,7 +25,6 @@ _ANSWER_LINE = re.compile(
     rf"|^[ \t]*[#*]{_MARKS}*(?:final[ \t]+)?answer[*_ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
-_LABEL = re.compile("answer|答", re.IGNORECASE)
 _VALUE = re.compile(r"\s*(?:(?:```\w*|\$\$|\\\[)[ \t]*\n\s*)?([^\n]*)")
 _BRACE = re.compile(r"(\\(?:boxed|fbox)[ \t]*)?\{|\}")
 _BOX_WITHOUT_BRACES = re.compile(r"(\\boxed) +(\w+)")
@@ -113,8 +112,6 @@ def _without_thinking(text: str) -> str:
 
 def _answer_lines(text: str) -> list[tuple[int, int, str]]:
     spans = []
-    if not _LABEL.search(text):
-        return spans
     for match in _ANSWER_LINE.finditer(text):
         value = _VALUE.match(text, match.end())
         if value[1]:
