@@ -72,7 +72,8 @@ def test_a_number_is_paid_in_every_form_and_no_other_number_in_any(x, y, form, f
     assert score(rf"\boxed{{{FORMS[form](y)}}}", reference) == 0
 
 
-@given(st.integers(2, 10**6), st.integers(-3, 3), st.data())
+# No last digit 0 and no 2: `1121-0e-1` is 11210e-1, and `2!` is 2.
+@given(st.integers(3, 10**6).filter(lambda number: number % 10), st.integers(-3, 3), st.data())
 @settings(max_examples=200, deadline=20_000)
 def test_one_character_more_or_less_makes_a_number_wrong(number, places, data):
     right = f"{number:,}" if places == 0 else f"{number}e{places}"
