@@ -81,7 +81,6 @@ def serve() -> None:
     """The warm process. For every call it reads a line of JSON and writes a line with the ranks' exit statuses."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # output of imports must not mix with the answers
-    gc.disable()  # imports take a quarter less
     import torch
     import verl  # noqa: F401  (loads the plugin and the CPU platform)
     import verl.workers.engine  # noqa: F401  (all engines; 1,300 modules that every rank would import)
@@ -91,7 +90,6 @@ def serve() -> None:
     AutoModelForImageTextToText._model_mapping.keys()  # imports 75 modules; verl asks each rank's model for it
     torch.set_num_threads(1)
     gc.collect()
-    gc.enable()
     gc.freeze()  # ranks need not look through what was imported: a layout of the laws takes a fifth less
     for line in sys.stdin:
         request = json.loads(line)
