@@ -244,12 +244,8 @@ def test_a_dry_run_starts_nothing(tmp_path, value):
     assert done.returncode == 0 and done.stdout.count("\n") == 1 and not (tmp_path / "runs").exists()
 
 
-def test_settings_of_the_command_line_come_last():
-    assert scripts.overrides(MEGATRON, arguments=["a.b=c d"])[-1] == "a.b=c d"
-
-
 def test_a_dry_run_can_be_pasted():
-    """The shell and shlex read the printed words as the arguments that the script was given."""
+    """The shell and shlex read the printed words as the arguments that the script was given; they come last."""
     words = ["a=it's", "b=[c,d]", "c=", "", "d=$HOME `x` \\ & * ~", 'e="f"\ttwo\nlines', "+f.g=1e-6", "ü=é"]
     assert scripts.overrides(FSDP, arguments=words)[-len(words) :] == words
     line = scripts.dry_run(FSDP, arguments=words).stdout
