@@ -57,7 +57,7 @@ def gaps(result: dict[str, Any]) -> list[dict[str, Any]]:
             "teacher": short(one["teacher"]),
             "responses": side,
             "tokens": gap["tokens"],
-            **{name: number(gap[name]) for name in ("mean", "p05", "p50", "p95")},
+            "mean": number(gap["mean"]),
             "g > 0": _percent(gap["positive"]),
             "AUC": _with_interval(**one["auc"], form=".2f") if side == "all" else "",
             "correlation": _with_interval(**one["correlation"]) if side == "all" else "",
@@ -110,7 +110,7 @@ def text(result: dict[str, Any]) -> str:
             f"Accuracy: {result['problems']} problems x {result['samples']} samples, 95 % intervals over problems",
             _table(accuracy(result)),
             "Gaps: log-prob of the teacher less that of the policy, on the student's responses",
-            _table(on_all, "responses", "tokens", "p05", "p50", "p95", "within groups"),
+            _table(on_all, "responses", "tokens", "within groups"),
             *(textwrap.fill(one, WIDTH, subsequent_indent="  ", break_long_words=False) for one in sentences),
         ]
     )
