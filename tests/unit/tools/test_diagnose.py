@@ -126,22 +126,8 @@ def test_the_token_view_shows_correct_and_wrong_responses_with_their_gaps(monkey
 
 
 @pytest.fixture(scope="session")
-def overrides(tiny_directory):
-    """The tiny model's verl command."""
-    return [
-        "algorithm.adv_estimator=cast",
-        f"data.train_files={tiny_directory}/train.parquet",
-        f"data.val_files={tiny_directory}/train.parquet",
-        "data.max_prompt_length=64",
-        "data.max_response_length=12",
-        f"actor_rollout_ref.model.path={tiny_directory}/model",
-        "actor_rollout_ref.rollout.name=vllm",
-        "actor_rollout_ref.rollout.temperature=0.7",
-        "actor_rollout_ref.rollout.dtype=float32",
-        "actor_rollout_ref.rollout.tensor_model_parallel_size=1",
-        "actor_rollout_ref.rollout.enforce_eager=True",
-        f"reward.custom_reward_function.path={tiny_directory}/reward.py",
-    ]
+def overrides(good_command):
+    return [*good_command[0], "actor_rollout_ref.rollout.temperature=0.7"]
 
 
 def setup_of(*overrides):
@@ -246,7 +232,7 @@ def test_vllm_gets_the_settings_of_the_run(overrides, monkeypatch):
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
     found = engine_arguments(setup, longest_prompt=64)
     assert (found["dtype"], found["enforce_eager"], found["block_size"]) == ("float32", True, 32)
-    assert found["max_model_len"] == 100 and engine_arguments(setup, longest_prompt=200)["max_model_len"] == 212
+    assert found["max_model_len"] == 100 and engine_arguments(setup, longest_prompt=200)["max_model_len"] == 216
     assert 2**30 <= found["kv_cache_memory_bytes"] < psutil.virtual_memory().total  # vLLM's CPU build
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     assert "kv_cache_memory_bytes" not in engine_arguments(setup, longest_prompt=64)
@@ -262,10 +248,10 @@ def test_vllm_gets_the_settings_of_the_run(overrides, monkeypatch):
     ],
 )
 def test_a_bad_command_gets_one_sentence_before_anything_is_sampled(
-    tmp_path, overrides, monkeypatch, capsys, options, extra, words
+    tmp_path, overrides, tiny_directory, monkeypatch, capsys, options, extra, words
 ):
     monkeypatch.chdir(tmp_path)
-    table = pandas.read_parquet(overrides[1].partition("=")[2])
+    table = pandas.read_parquet(tiny_directory / "train.parquet")
     table["reward_model"] = [{"style": "rule", "ground_truth": ""}] * len(table)
     table.to_parquet(tmp_path / "blank.parquet")
     assert cli.main(["diagnose", *options, *overrides, *extra]) == 1
