@@ -38,7 +38,9 @@ def check(config: DictConfig, tokenizer: Any, rows: Sequence[Mapping[str, Any]],
     """
     skipped = not_graded(config)
     lines = _in_child(_lines(config, tokenizer, [] if skipped else rows, threshold))
-    return [*lines, note("verifier", f"not called: {skipped}")] if skipped else lines
+    if skipped is not None:
+        lines.append(note("verifier", f"not called: {skipped} does not grade responses one by one in this process"))
+    return lines
 
 
 def _in_child(said: Iterator[Line | str]) -> list[Line]:

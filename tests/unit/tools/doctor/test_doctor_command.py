@@ -32,6 +32,7 @@ def test_a_good_setup_is_ready(good_command):
     assert "the plugin registers `cast` in a fresh worker (verl 0.9." in result.stdout
     assert "departures of the CPU" in " ".join(result.stdout.split()), "the CPU platform's seams too"
     assert "| What is 0 + 0?" in result.stdout, "an example prompt"
+    assert "from step 0; there is no checkpoint" in result.stdout
 
 
 def test_a_plugin_that_is_switched_off_is_named():

@@ -94,3 +94,10 @@ def test_rewards_on_one_side_of_the_threshold_are_shown_with_a_threshold_between
     assert "use ++algorithm.cast.correct_threshold=0.2." in text
     [text] = texts(look(graded(good_run, tmp_path, f"{SCORE}return 0.2")), "warning")
     assert "++" not in text and "check the reward function" in text
+
+
+def test_a_reward_that_another_process_computes_is_not_called(good_run, tmp_path):
+    config = graded(good_run, tmp_path, f"{SCORE}raise SystemExit(9)")
+    sections = look(changed(config, **{"reward.reward_manager.name": "gdpo"}))
+    assert texts(sections, "error") == []
+    assert any(text.startswith("not called: reward.reward_manager.name=gdpo") for text in texts(sections, "note"))

@@ -78,43 +78,6 @@ def test_old_keys_that_verl_ignores_are_named(good_run):
         assert text.startswith(f"{key}=dapo is an old key of verl, which its V1 trainer ignores")
 
 
-def test_a_checkpoint_without_a_teacher_is_found_before_the_run(good_run, tmp_path):
-    config = changed(good_run, **{"trainer.resume_mode": "auto", "trainer.default_local_dir": str(tmp_path)})
-    assert texts(look(config), "error") == []
-    actor = tmp_path / "global_step_20" / "actor"
-    actor.mkdir(parents=True)
-    (tmp_path / "latest_checkpointed_iteration.txt").write_text("20")
-    (actor / "cast_self_teacher_world_size_2_rank_0.pt").touch()
-    [text] = texts(look(config), "error")
-    assert "global_step_20, which holds no self-teacher of 1 rank(s)" in text and "missing_state=snapshot" in text
-    anew = changed(config, **{f"{CAST}.teacher.missing_state": "snapshot"})
-    assert "a new one starts" in texts(look(anew), "warning")[0] and texts(look(anew), "error") == []
-    current = changed(config, **{f"{CAST}.teacher.weights": "current"})
-    assert texts(look(current), "error") == [], "it has no state"
-    twin = changed(config, **{"algorithm.adv_estimator": "grpo", f"{ACTOR}.policy_loss.loss_mode": "vanilla"})
-    assert texts(look(twin), "error") == [], "it has no teacher"
-    (actor / "cast_self_teacher_world_size_1_rank_0.pt").touch()
-    assert texts(look(config), "error") == []
-
-
-def test_a_checkpoint_that_is_not_resumed_or_complete_is_said(good_run, tmp_path):
-    config = changed(good_run, **{"trainer.resume_mode": "auto", "trainer.default_local_dir": str(tmp_path)})
-    checkpoint = tmp_path / "global_step_30"
-    (checkpoint / "actor").mkdir(parents=True)
-    (checkpoint / "actor" / "cast_self_teacher_world_size_1_rank_0.pt").touch()
-    (tmp_path / "latest_checkpointed_iteration.txt").write_text("30")
-    [text] = texts(look(config), "error")
-    assert f"all 30 steps are done in {checkpoint}" in text and "raise trainer.total_training_steps" in text
-    longer = changed(config, **{"trainer.total_training_steps": 31})
-    assert texts(look(longer), "error") == texts(look(longer), "warning") == []
-    assert any(f"resumes from {checkpoint}, after step 30" in text for text in texts(look(longer), "ok"))
-    [text] = texts(look(changed(config, **{"trainer.resume_mode": "disable"})), "warning")
-    assert f"the checkpoint {checkpoint} is there, and trainer.resume_mode=disable ignores it" in text
-    path = {"trainer.resume_mode": "resume_path", "trainer.resume_from_path": str(tmp_path)}
-    [text] = texts(look(changed(config, **path)), "error")
-    assert "is no directory global_step_N" in text
-
-
 def test_the_twin_is_checked_as_a_twin(good_command):
     """GRPO with CAST's own words left in the command: they are named, and nothing else of CAST is said."""
     words = [word for word in good_command[0] if not word.startswith("algorithm.adv_estimator")]
