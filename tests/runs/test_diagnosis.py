@@ -45,5 +45,6 @@ def test_the_whole_diagnosis(runs):
     assert list(gaps) == ["plain", str(template), "privileged"]
     assert len({one["tokens"] for one in gaps.values()}) == 1 and len({one["mean"] for one in gaps.values()}) == 3
     assert round(18 * result["accuracy"][0]["length_mean"]) == gaps["plain"]["tokens"]
+    assert done.stdout.startswith("Accuracy: 6 problems x 3 samples"), "libraries' noise stays off the screen"
     assert "shown.jinja: undecided" in done.stdout, "6 problems decide nothing"
     assert (out / "diagnosis.html").read_text().count('class="plotly-graph-div"') == 3

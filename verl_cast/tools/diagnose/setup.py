@@ -4,6 +4,8 @@ Not supported: agent loops with tools or several turns, images, adapters, and re
 refused by name.
 """
 
+import contextlib
+import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -95,7 +97,8 @@ class Setup:
         said = f"data.{key}={self.config.data[key]}"
         datasets.disable_progress_bars()
         try:
-            dataset = run_parts.load_dataset(self.config, key, self.model_config)
+            with contextlib.redirect_stdout(io.StringIO()):  # hides verl's messages about the data
+                dataset = run_parts.load_dataset(self.config, key, self.model_config)
         except Exception as error:  # verl, datasets or the user's class may raise anything
             raise UserError(f"{said}: {first_line(error)} Name the data to draw problems from.") from error
         if len(dataset) == 0:
