@@ -31,6 +31,11 @@ def first_line(problem: BaseException) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
+def cause_of(problem: BaseException) -> BaseException:
+    """The original exception if verl or hydra wrapped it, else the exception itself."""
+    return problem.__cause__ or problem
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="verl-cast", description="Tools before, during and after a CAST run.")

@@ -15,6 +15,7 @@ from verl_cast.teacher.context import TeacherContext, chat_template_kwargs, load
 from verl_cast.teacher.limits import max_positions
 from verl_cast.tools.cli import first_line
 from verl_cast.tools.doctor.lines import Line, error, note, ok, warning
+from verl_cast.tools.run_parts import prompt_ids
 
 _SAME = command_words({"teacher.context": "same"})
 
@@ -34,7 +35,7 @@ def check(
         return [note("prompts", "not shown: they hold parts besides text")]
     lines = _refused_by_template(config, model_config, chats)
     try:
-        student_ids = _student_ids(config, model_config, chats)
+        student_ids = prompt_ids(config, model_config, chats)
     except Exception as problem:  # chat templates are the user's code
         return [*lines, error("prompts", f"a prompt cannot be rendered: {first_line(problem)}")]
     lines.append(_shown("student reads", student_ids, model_config.tokenizer))
@@ -45,18 +46,6 @@ def check(
             warning("prompts", f"a prompt of {longest} tokens is longer than data.max_prompt_length={limit}: {cut}.")
         )
     return lines if teacher is None else lines + _teacher_lines(config, teacher, model_config, chats, student_ids)
-
-
-def _student_ids(config: DictConfig, model_config: Any, chats: Sequence[Sequence[dict]]) -> list[list[int]]:
-    from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
-
-    builder = create_continuous_token_builder(
-        model_config.tokenizer,
-        hf_model_type=model_config.hf_config.model_type,
-        chat_template_kwargs=chat_template_kwargs(config),
-        processor=model_config.processor,
-    )
-    return [list(builder.build_initial_tokens(list(chat))) for chat in chats]
 
 
 def _refused_by_template(config: DictConfig, model_config: Any, chats: Sequence[Sequence[dict]]) -> list[Line]:

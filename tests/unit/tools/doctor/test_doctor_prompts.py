@@ -1,10 +1,6 @@
 """Laws of the prompts that the doctor shows, as student and teacher read them."""
 
-import pytest
 from doctor_runs import CAST, TEXT_ROW, changed, look, texts, with_rows
-
-# These tests do not check the warnings that verl and Megatron emit on import.
-pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")]
 
 
 def test_a_template_that_reads_the_question_and_never_shows_it_is_refused(good_run, tmp_path):
