@@ -25,7 +25,7 @@ from verl_cast.config.cast import (
 
 @dataclass(frozen=True)
 class PrivilegedTeacherConfig(TeacherConfig):
-    """The teacher of a baseline: as CAST's, but its context shows what no student sees (teacher/privileged)."""
+    """The teacher of a baseline: as CAST's, but its context shows what no student sees (teacher/privileged.py)."""
 
     PRIVILEGED: ClassVar[bool] = True
     CONTEXTS: ClassVar[tuple[str, ...]] = ("reference", "reference_chat")
