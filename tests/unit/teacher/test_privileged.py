@@ -65,7 +65,10 @@ def test_references_of_rows():
 FILES = {  # a file's columns, and what is said of it; None: nothing
     "good": ({"reward_model": [{"ground_truth": "2"}] * 2}, None),
     "none": ({}, r"none.parquet has no column 'reward_model' \(it has prompt\)"),
-    "key": ({"reward_model": [{"style": "rule"}] * 2}, "none in 2 of 2 rows; the first .* reward_model={'style': 'rule"),
+    "key": (
+        {"reward_model": [{"style": "rule"}] * 2},
+        "none in 2 of 2 rows; the first .* reward_model={'style': 'rule",
+    ),
     "rows": ({"reward_model": [{"ground_truth": "2"}, {"ground_truth": " "}]}, "none in 1 of 2 rows"),
     "solution": ({"extra_info": [{"solution": "1 + 1 = 2"}] * 2}, r"it has prompt, extra_info\)"),
 }
