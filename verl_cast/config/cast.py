@@ -100,7 +100,8 @@ def number(minimum: float = -math.inf, maximum: float = math.inf) -> Check:
 def one_of(*choices: str) -> Check:
     def check(key: str, value: Any) -> str:
         if value not in choices:
-            hint = " (quote it: YAML reads a bare word like off or no as a truth value)" * isinstance(value, bool)
+            quote = " (quote it: YAML reads a bare word like off or no as a truth value)"
+            hint = quote if isinstance(value, bool) else ""
             raise CastConfigError(key, value, f"must be one of {', '.join(choices)}{hint}.")
         return value
 
@@ -182,7 +183,11 @@ TeacherWeights = Annotated[str, one_of("snapshot", "ema", "initial", "current")]
 
 
 class Settings:
-    """A group of keys. Whoever builds one gets it checked."""
+    """A group of keys, which is checked when it is built.
+
+    Raises:
+        CastConfigError: for all types and values that are wrong, with key, value and remedy.
+    """
 
     KEY: ClassVar[str]  # where the group stands in verl's config
 
