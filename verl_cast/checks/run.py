@@ -125,7 +125,7 @@ def _check_own_settings(config: DictConfig, method: MethodConfig) -> None:
             with complaints:
                 check(config, method)
     else:
-        from verl_cast.teacher.privileged.references import check_references
+        from verl_cast.teacher.privileged import check_references
 
         with complaints:
             check_references(config, method)

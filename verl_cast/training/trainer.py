@@ -197,7 +197,7 @@ class SelfTeacherTrainerMixin(TrustMixin):
             fields |= {wire.BASE: step.base.value, wire.CORRECT: step.base.correct, wire.KIND: step.base.kind}
         fields = TensorDict(fields, batch_size=len(batch))
         if step.teacher_runs and self.method.teacher.PRIVILEGED:
-            from verl_cast.teacher.privileged.shown import shown_to_teacher
+            from verl_cast.teacher.privileged import shown_to_teacher
 
             fields.update(shown_to_teacher(batch, self.method, self.tokenizer))
         return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)

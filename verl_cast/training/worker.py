@@ -64,7 +64,7 @@ class SelfTeacherWorkerMixin:
         self._method = config
         engine, model_config = self.actor.engine, self.actor.model_config
         if config.teacher.PRIVILEGED:
-            from verl_cast.teacher.privileged.context import PrivilegedContext
+            from verl_cast.teacher.privileged import PrivilegedContext
 
             context = PrivilegedContext(config.teacher.context, model_config.tokenizer, chat_template_kwargs)
         else:

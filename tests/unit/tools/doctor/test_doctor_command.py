@@ -107,11 +107,11 @@ def test_the_command_line_says_its_version_and_names_users_errors(capsys):
 def test_a_broken_seam_is_named(monkeypatch):
     broken = {
         **verl_cast.seams.SEAMS["verl.utils.config"],
-        "check_everything": ("config",),
-        "omega_conf_to_dataclass": (),
+        "check_everything": "config",
+        "omega_conf_to_dataclass": "config, other",
     }
     monkeypatch.setitem(verl_cast.seams.SEAMS, "verl.utils.config", broken)
-    monkeypatch.setitem(verl_cast.seams.SEAMS, "verl.no_such_module", {"f": ()})
+    monkeypatch.setitem(verl_cast.seams.SEAMS, "verl.no_such_module", {"f": ""})
     monkeypatch.delenv("VERL_PLATFORM", raising=False)
     lines = installation.check_seams(with_megatron=False)
     assert [line.label for line in lines] == ["check_everything", "omega_conf_to_dataclass", "no_such_module"]
