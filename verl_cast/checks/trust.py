@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_cast.config.cast import MEASURED, CastConfig, CastConfigError
+from verl_cast.config.cast import MEASURED, CastConfig, CastConfigError, MethodConfig
 from verl_cast.config.words import command_words
 
 _CHOSEN = "the policy's share of correct responses is read from training batches, which must not be chosen"
@@ -49,3 +49,9 @@ def why_not_measured(config: DictConfig, method: CastConfig) -> Iterator[CastCon
     for key, value, reason, remedy in found:
         always = command_words({"trust": "always"})
         yield CastConfigError(key, value, f"with trust={MEASURED} {reason}; {remedy}, or {always}.")
+
+
+def same_context(method: MethodConfig) -> str:
+    """The words that give the run's teacher the student's own prompt, in which it cannot be measured."""
+    settings = {"teacher.context": "same"} | ({"trust": "always"} if method.trust == MEASURED else {})
+    return command_words(settings, type(method))

@@ -20,7 +20,8 @@ def test_the_good_run_has_no_error_and_no_warning(good_run):
 
 
 def test_a_baseline_is_checked_under_its_own_name(good_command):
-    sections = look(compose([*good_command[0], "algorithm.adv_estimator=rlsd"]))
+    words = [word for word in good_command[0] if "algorithm.cast" not in word]
+    sections = look(compose([*words, "algorithm.adv_estimator=rlsd"]))
     assert texts(sections, "error") == [] and not any("What CAST will do" in title for title in sections)
     assert any("(a baseline, not CAST) is active" in text and "PRIVILEGED" in text for text in texts(sections, "note"))
     assert sections["Data and verifier"]
@@ -108,7 +109,7 @@ def test_a_checkpoint_without_a_teacher_is_found_before_the_run(good_run, tmp_pa
     assert "global_step_20, which holds no self-teacher of 1 rank(s)" in text and "missing_state=snapshot" in text
     anew = changed(config, **{f"{CAST}.teacher.missing_state": "snapshot"})
     assert "a new one starts" in texts(look(anew), "warning")[0] and texts(look(anew), "error") == []
-    current = changed(config, **{f"{CAST}.teacher.weights": "current"})
+    current = changed(config, **{f"{CAST}.teacher.weights": "current", f"{CAST}.trust": "always"})
     assert texts(look(current), "error") == [], "it has no state"
     twin = changed(config, **{"algorithm.adv_estimator": "grpo", f"{ACTOR}.policy_loss.loss_mode": "vanilla"})
     assert texts(look(twin), "error") == [], "it has no teacher"
@@ -137,12 +138,12 @@ def test_a_checkpoint_that_is_not_resumed_or_complete_is_said(good_run, tmp_path
 def test_the_twin_is_checked_as_a_twin(good_command):
     """GRPO with CAST's own words left in the command: they are named, and nothing else of CAST is said."""
     words = [word for word in good_command[0] if not word.startswith("algorithm.adv_estimator")]
-    twin = compose([*words, "algorithm.adv_estimator=grpo", "++algorithm.cast.flip=none"])
+    twin = compose([*words, "algorithm.adv_estimator=grpo"])
     sections = look(twin)
     assert texts(sections, "error") == texts(sections, "warning") == []
     assert run.subject(twin) == "GRPO, a CAST run's twin" and "Memory" not in sections
     [text] = [text for text in texts(sections, "note") if "algorithm.cast" in text]
-    assert "(algorithm.cast.flip='none') is not read" in text
+    assert "(algorithm.cast.trust='measured') is not read" in text
     assert [line.label for line in sections["Prompts"]] == ["student reads"]
     [text] = texts(look(changed(twin, **{f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu": 5})), "error")
     assert f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu=5: a rank has 16 rows of a step" in text
