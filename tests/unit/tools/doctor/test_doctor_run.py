@@ -154,7 +154,7 @@ def test_settings_are_named_as_in_the_start_line(good_run):
     config = changed(good_run, **{CAST: {"flip_groups": "zero_variance", "base_wrong": 0.1, "gap_deadzone": 1}})
     [line] = [line for line in look(config)["What CAST will do"] if line.label == "settings"]
     assert line.text == summary(config)
-    assert "flip_groups=zero_variance base_wrong=0.1 gap_deadzone=1 |" in line.text.replace("  ", " ")
+    assert "flip_groups=zero_variance base_wrong=0.1 gap_deadzone=1 trust=measured |" in line.text.replace("  ", " ")
 
 
 def test_rows_that_the_method_cannot_train_on_are_refused(good_run, tmp_path):
