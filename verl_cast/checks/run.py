@@ -17,7 +17,7 @@ import verl_cast
 from verl_cast.checks.spelling import LOSS_KEY, misspelt_groups, settings_of_other_methods, settings_out_of_place
 from verl_cast.checks.stack import unfit_packages
 from verl_cast.checks.trust import why_not_measured
-from verl_cast.config.cast import NOISE, TEMPLATE_SUFFIXES, CastConfig, CastConfigError, Complaints, MethodConfig
+from verl_cast.config.cast import NOISE, TEMPLATE_SUFFIXES, CastConfig, CastConfigError, MethodConfig
 from verl_cast.config.methods import is_cast_run, method_class, method_config
 from verl_cast.config.words import command_words, narration
 from verl_cast.platform import is_cpu
@@ -92,22 +92,22 @@ def check_run(config: DictConfig, twin_as_well: bool = False) -> None:
         checks += [
             misspelt_groups(config),
             settings_out_of_place(config, method),
+            _template(config),
             _own_settings(config),
             _rest_of_verl(config, method),
             _cpu(config),
         ]
     if method is not None or twin_as_well:
         checks += [_micro_batches(config), unfit_packages(config)]
-    complaints = Complaints()
-    if method is CastConfig:
-        with complaints:
-            _check_template(config)
+    complaints: list[str] = []
     for check in checks:
-        with complaints:  # a check yields its errors, or raises one and ends
+        try:
             for error in check:
-                with complaints:
-                    raise error
-    complaints.raise_if_any()
+                complaints += error.complaints
+        except CastConfigError as error:  # other settings of the check are not looked at
+            complaints += error.complaints
+    if complaints:
+        raise CastConfigError.of_several(list(dict.fromkeys(complaints)))
 
 
 def _own_settings(config: DictConfig) -> Iterator[CastConfigError]:
@@ -177,11 +177,14 @@ def _updates_between_syncs(config: DictConfig) -> int:
     return OmegaConf.select(config, SYNC_KEY) if mode == "separate_async" else 1
 
 
-def _check_template(config: DictConfig) -> None:
+def _template(config: DictConfig) -> Iterator[CastConfigError]:
     """The template is looked at even where other settings of CAST are invalid."""
     context = OmegaConf.select(config, "algorithm.cast.teacher.context")
-    if isinstance(context, str) and context.endswith(TEMPLATE_SUFFIXES):
-        check_shows_the_question(context, load_template(context))
+    if is_cast_run(config) and isinstance(context, str) and context.endswith(TEMPLATE_SUFFIXES):
+        try:
+            check_shows_the_question(context, load_template(context))
+        except CastConfigError as error:
+            yield error
 
 
 def _rest_of_verl(config: DictConfig, method: type[MethodConfig]) -> Iterator[CastConfigError]:

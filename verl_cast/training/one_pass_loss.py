@@ -2,8 +2,8 @@
 
 In the first and only update of a rollout batch, log π_old is the log-prob that the update's own forward has just
 computed, detached. The teacher's log-probs and the trajectory's B lie beside it, so that each micro-batch's token
-advantages follow (sections 3 to 6). verl's loss does the rest. What verl and the metrics need
-of the old policy (log-probs, entropy) is kept for afterwards.
+advantages follow (sections 3 to 6). verl's loss does the rest. What verl and the metrics need of the old policy
+(log-probs, entropy) is kept for afterwards.
 """
 
 from collections.abc import Callable

@@ -31,6 +31,7 @@ from verl_cast.advantage.metrics import Noise, advantage_metrics, measured_noise
 from verl_cast.checks.data import check_rows
 from verl_cast.checks.run import check_run, summary
 from verl_cast.config import CastConfig, CastConfigError
+from verl_cast.config.cast import NOISE
 from verl_cast.config.methods import method_config
 from verl_cast.config.words import command_words
 from verl_cast.seams import SEAMS, check_seams
@@ -333,7 +334,7 @@ def noise_in_words(metrics: dict[str, float]) -> str:
     """The noise floor, and what it could have decided; `metrics` of `noise_metrics`."""
     share = metrics.get("noise/flip_share")
     flips = "no token flips" if share is None else f"{share:.0%} of the flips lie within it"
-    advice = " (algorithm.cast.gap_deadzone=noise keeps such tokens from flipping)" if share else ""
+    advice = f" ({command_words({'gap_deadzone': NOISE})} keeps such tokens from flipping)" if share else ""
     return f"the engine's noise floor is {metrics['noise/p99']:.2g} nats; {flips}{advice}"
 
 

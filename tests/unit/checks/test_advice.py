@@ -12,6 +12,7 @@ import sys
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from scripts import overrides
 
 from verl_cast.checks import advice
 from verl_cast.checks.run import check_run
@@ -204,6 +205,12 @@ def test_a_teacher_that_is_always_trusted_is_warned_of_where_it_can_be_measured(
 )
 def test_sensible_neighbours_are_warned_of_nothing(default_run, settings):
     assert warnings_beside_trust(changed(default_run, settings)) == []
+
+
+@pytest.mark.parametrize("script", ["quickstart.sh", "run_gsm8k.sh"])
+def test_runs_that_start_with_a_measured_teacher_are_not_warned_of_it(script):
+    config = compose(overrides(script), "cast_trainer")
+    assert not any("trust" in sentence for sentence in advice.warnings_of(config))
 
 
 BF16 = {PRECISION: {"param_dtype": "bf16"}}

@@ -172,13 +172,9 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
     pq.write_table(table.replace_schema_metadata({}), path)
     with pytest.raises(trajectories.DumpError, match="is no trajectory dump"):
         trajectories.read(path)
-
-
-def test_a_half_written_file_is_not_of_the_dump(tmp_path):
-    path, *_ = written(tmp_path)
     path.with_name("step_00000005.tmp").write_text("PAR1")
     path.with_name("step_x.parquet").write_text("PAR1")
-    assert list(trajectories.files(path.parent)) == [4]
+    assert list(trajectories.files(path.parent)) == [4], "a half-written file is not of the dump"
 
 
 def test_token_texts_join_to_the_text():
