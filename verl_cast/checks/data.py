@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from omegaconf import DictConfig
 
+from verl_cast.checks.trust import same_context
 from verl_cast.config.cast import CastConfigError
 from verl_cast.config.methods import method_class, method_config
-from verl_cast.config.words import command_words
 
 
 def check_rows(config: DictConfig, dataset: Sized) -> None:
@@ -27,12 +27,12 @@ def check_rows(config: DictConfig, dataset: Sized) -> None:
 
     if method_class(config) is None or not isinstance(dataset, RLHFDataset):
         return
-    teacher = method_config(config).teacher
-    if teacher.context == "same":
+    method = method_config(config)
+    if method.teacher.context == "same":
         return
     for key, column in (("image_key", dataset.image_key), ("video_key", dataset.video_key)):
         if column in dataset.dataframe.column_names and _has_values(dataset.dataframe, column):
-            same = "" if teacher.PRIVILEGED else f" (use {command_words({'teacher.context': 'same'})})"
+            same = "" if method.teacher.PRIVILEGED else f" (use {same_context(method)})"
             raise CastConfigError(
                 f"data.{key}",
                 column,

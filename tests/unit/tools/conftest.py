@@ -24,6 +24,7 @@ def good_command(tiny_directory, tmp_path_factory):
         tmp_path_factory.mktemp("run"),
         tiny_directory,
         "algorithm.adv_estimator=cast",
+        "+algorithm.cast.trust=measured",  # a run that is warned of nothing
         "trainer.total_training_steps=30",
         "trainer.total_epochs=2",
         tools=False,

@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from verl_cast.checks import advice
-from verl_cast.checks.run import check_micro_batches, check_run, summary
+from verl_cast.checks.run import check_run, summary
 from verl_cast.checks.spelling import TWIN, flat, settings_of_a_twin
-from verl_cast.checks.stack import check_stack, stack_warnings
+from verl_cast.checks.stack import stack_warnings
 from verl_cast.config.cast import CastConfig, CastConfigError, MethodConfig
 from verl_cast.config.methods import ESTIMATOR_KEY, is_cast_run, method_class, method_config
 from verl_cast.tools.cli import UserError, cause_of
@@ -82,11 +82,10 @@ def _refusals(config: DictConfig) -> list[Line]:
         OmegaConf.update(config, engine, "vllm")  # so that all other checks can run
         lines.append(error("rollout", f"{engine} is not set; use {engine}=vllm, for example."))
     # A twin is refused by verl in its first step, or not at all; a run of ours at its start.
-    for check in (check_run,) if method_class(config) is not None else (check_run, check_micro_batches, check_stack):
-        try:
-            check(config)
-        except CastConfigError as problem:
-            lines += [error("settings", complaint) for complaint in problem.complaints]
+    try:
+        check_run(config, twin_as_well=True)
+    except CastConfigError as problem:
+        lines += [error("settings", complaint) for complaint in problem.complaints]
     # verl's own function: the plugin's wrapper around it would repeat the checks above.
     stock = inspect.unwrap(validate_config)
     try:

@@ -45,7 +45,7 @@ def test_a_template_that_refuses_the_messages_is_quoted(good_run, tmp_path):
     system = {"role": "system", "content": "Be brief."}
     refused = {**TEXT_ROW, "prompt": [system, *TEXT_ROW["prompt"]]}
     settings = {"actor_rollout_ref.model.custom_chat_template": REFUSES_SYSTEM, f"{CAST}.teacher.context": "same"}
-    settings[f"{CAST}.teacher.weights"] = "ema"
+    settings |= {f"{CAST}.teacher.weights": "ema", f"{CAST}.trust": "always"}
     config = with_rows(good_run, tmp_path / "rows.jsonl", 4 * [refused], **settings)
     sections = look(config)
     assert texts(sections, "error") == []

@@ -17,7 +17,8 @@ def test_a_context_that_hides_part_of_the_prompt_is_said(good_run, tmp_path):
     length, system = texts(look(config), "warning")
     assert "shows the teacher only the last user message" in system
     assert "longer than data.max_prompt_length=96" in length
-    same = changed(config, **{f"{CAST}.teacher.context": "same", "data.max_prompt_length": 300})
+    settings = {f"{CAST}.teacher.context": "same", f"{CAST}.trust": "always", "data.max_prompt_length": 300}
+    same = changed(config, **settings)
     assert texts(look(same), "warning") == []
 
 

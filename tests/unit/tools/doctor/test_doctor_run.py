@@ -11,7 +11,8 @@ ESTIMATOR = "algorithm.adv_estimator"
 
 
 def test_a_baseline_is_checked_under_its_own_name(good_command):
-    sections = look(compose([*good_command[0], "algorithm.adv_estimator=rlsd"]))
+    words = [word for word in good_command[0] if "algorithm.cast" not in word]
+    sections = look(compose([*words, "algorithm.adv_estimator=rlsd"]))
     assert texts(sections, "error") == [] and not any("What CAST will do" in title for title in sections)
     assert any("(a baseline, not CAST) is active" in text and "PRIVILEGED" in text for text in texts(sections, "note"))
     assert sections["Data and verifier"]
@@ -81,12 +82,12 @@ def test_old_keys_that_verl_ignores_are_named(good_run):
 def test_the_twin_is_checked_as_a_twin(good_command):
     """GRPO with CAST's own words left in the command: they are named, and nothing else of CAST is said."""
     words = [word for word in good_command[0] if not word.startswith("algorithm.adv_estimator")]
-    twin = compose([*words, "algorithm.adv_estimator=grpo", "++algorithm.cast.flip=none"])
+    twin = compose([*words, "algorithm.adv_estimator=grpo"])
     sections = look(twin)
     assert texts(sections, "error") == texts(sections, "warning") == []
     assert run.subject(twin) == "GRPO, a CAST run's twin" and "Memory" not in sections
     [text] = [text for text in texts(sections, "note") if "algorithm.cast" in text]
-    assert "(algorithm.cast.flip='none') is not read" in text
+    assert "(algorithm.cast.trust='measured') is not read" in text
     assert [line.label for line in sections["Prompts"]] == ["student reads"]
     [text] = texts(look(changed(twin, **{f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu": 5})), "error")
     assert f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu=5: a rank has 16 rows of a step" in text
@@ -96,7 +97,7 @@ def test_the_twin_is_checked_as_a_twin(good_command):
 def test_settings_are_named_as_in_the_start_line(good_run):
     config = changed(good_run, **{CAST: {"flip_groups": "zero_variance", "base_wrong": 0.1}})
     [text] = [line.text for line in look(config)["What CAST will do"] if line.label == "settings"]
-    assert text == summary(config) and "flip_groups=zero_variance base_wrong=0.1 |" in text
+    assert text == summary(config) and "flip_groups=zero_variance base_wrong=0.1 trust=measured |" in text
 
 
 def test_rows_that_the_method_cannot_train_on_are_refused(good_run, tmp_path):

@@ -10,7 +10,11 @@ SAVED_BY_TWO = {"trainer.n_gpus_per_node": 2}
 STARTS = {
     "no teacher": ({}, "error", "holds no self-teacher of 1 rank(s), so the run will stop. Resume with the number of"),
     "a new teacher": ({f"{CAST}.teacher.missing_state": "snapshot"}, "warning", "a new one starts from the restored"),
-    "without state": ({f"{CAST}.teacher.weights": "current"}, "ok", "global_step_20, after step 20"),
+    "without state": (
+        {f"{CAST}.teacher.weights": "current", f"{CAST}.trust": "always"},
+        "ok",
+        "global_step_20, after step 20",
+    ),
     "a twin": ({"algorithm.adv_estimator": "grpo"}, "ok", "global_step_20, after step 20"),
     "its teacher": (SAVED_BY_TWO, "ok", "global_step_20, after step 20"),
     "complete": ({**SAVED_BY_TWO, "trainer.total_training_steps": 20}, "error", "all 20 steps are done in"),
