@@ -217,7 +217,7 @@ def test_vllm_gets_the_settings_of_the_run(overrides, monkeypatch):
 
 
 MODEL, ROLLOUT = "actor_rollout_ref.model", "actor_rollout_ref.rollout"
-REFUSED = {  # the last words of the command -> of the sentence
+REFUSED = {  # a word of the command, or an option before it -> of the sentence
     f"{ROLLOUT}.temperature=0": "temperature=0: without sampling",
     f"{ROLLOUT}.agent.default_agent_loop=tool_agent": "default_agent_loop=tool_agent: a prompt gets one response",
     f"{MODEL}.lora_adapter_path=/a": "lora_adapter_path=/a: adapters are not read",
@@ -241,7 +241,8 @@ def test_what_cannot_be_diagnosed_gets_one_sentence_before_anything_is_sampled(
     table = pandas.read_parquet(tiny_directory / "train.parquet")
     table["reward_model"] = [{"style": "rule", "ground_truth": ""}] * len(table)
     table.to_parquet("blank.parquet")
-    assert cli.main(["diagnose", *overrides, word]) == 1
+    words = [word, *overrides] if word.startswith("--") else [*overrides, word]
+    assert cli.main(["diagnose", *words]) == 1
     error = capsys.readouterr().err
     assert error.strip().splitlines()[-1].startswith("verl-cast diagnose: ") and REFUSED[word] in error
     assert "[diagnose]" not in error
