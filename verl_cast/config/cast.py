@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, get_origin, get_type_hints
 TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2")
 NOISE = "noise"  # gap_deadzone: the engine's measured noise floor
 MEASURED = "measured"  # trust: as the run's own reward finds it
+MIN_PROBLEMS = 32  # of a measurement: fewer make a poor estimate of the standard error over problems
 
 
 class CastConfigError(ValueError):

@@ -15,13 +15,14 @@ Check `tail_fraction` if responses are short: the last 5 % of 40 tokens are two,
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import logging
 from collections.abc import Sequence
 from typing import Any
 
-from verl_cast.verifier import answers, equivalence
+from verl_cast.verifier import answers, equivalence, processes
 
 logger = logging.getLogger(__name__)
 _stopped_comparisons = itertools.count(1)
@@ -81,9 +82,10 @@ def compute_score(
 
 def _equals_any(answer: str, ground_truth: Any, timeout: float) -> bool | None:
     """Whether the answer equals an accepted one; None if it equals none and a comparison had to be stopped."""
+    judge = functools.partial(processes.judge, timeout=timeout)
     verdicts: list[bool | None] = []
     for reference in _accepted(ground_truth):
-        verdicts.append(equivalence.is_equal(answer, answers.final_answer(_encodable(reference)), timeout))
+        verdicts.append(equivalence.is_equal(answer, answers.final_answer(_encodable(reference)), judge))
         if verdicts[-1]:
             return True
     return None if None in verdicts else False

@@ -2,15 +2,14 @@
 
 Both sides are read in the same way (`reading`). Only answers of one kind can be equal: lists and sets element by
 element in any order, tuples and intervals in order and with the same brackets, texts by their words. Pairs of equal
-texts and of rational numbers are decided at once. All other pairs need math-verify, which can hang or crash; then the
-whole comparison runs in a process (`processes`, `mathematics`). Left out: finding the answer in a response (`answers`).
+texts and of rational numbers are decided at once. All other pairs need math-verify, which the caller provides
+(`mathematics`, `processes`). Left out: finding the answer in a response (`answers`).
 """
 
 import re
 from collections.abc import Callable
 from fractions import Fraction
 
-from verl_cast.verifier import processes
 from verl_cast.verifier.dialect import rational
 from verl_cast.verifier.reading import Answer, read
 
@@ -27,13 +26,13 @@ class Undecided(Exception):
     """Two values are neither the same text nor both rational."""
 
 
-def is_equal(answer: str, reference: str, timeout: float) -> bool | None:
+def is_equal(answer: str, reference: str, judge: Callable[[str, str], bool | None]) -> bool | None:
     """Whether the answer equals the reference; None where the comparison had to be stopped (time, memory, crash).
 
     Args:
         answer: extracted from a response.
         reference: extracted from the ground truth.
-        timeout: seconds for the comparison itself; waiting for a free process comes on top.
+        judge: decides pairs that need math-verify.
     """
     if not answer or not reference:
         return False
@@ -46,7 +45,7 @@ def is_equal(answer: str, reference: str, timeout: float) -> bool | None:
     try:
         return same(read(answer), read(reference), None)
     except Undecided:
-        return processes.judge(answer, reference, timeout)
+        return judge(answer, reference)
 
 
 def same(answer: Answer, reference: Answer, decide: Decide) -> bool:

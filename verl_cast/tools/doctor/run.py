@@ -64,8 +64,8 @@ def sections(config: DictConfig) -> Iterator[Section]:
     title = "GRPO" if method is None else method.TITLE
     yield f"What {title} will do", [*_settings(config, method), *counted, *start.resume(config, method, steps)]
     if found.chats:
-        teacher = method.teacher if isinstance(method, CastConfig) else None
-        yield "Prompts", contexts.check(config, teacher, model_config, found.chats)
+        cast = method if isinstance(method, CastConfig) else None
+        yield "Prompts", contexts.check(config, cast, model_config, found.chats)
     if model_config is not None and method is not None:
         yield "Memory", memory.check(config, method.teacher, model_config.hf_config)
     warnings = _warnings(config, steps, None if model_config is None else model_config.hf_config)

@@ -27,11 +27,11 @@ def test_files_whose_columns_differ_are_refused_as_by_verl(good_run, tmp_path):
 def test_every_form_that_verl_reads_is_read(good_run, tmp_path):
     """One array on one line, and a byte order mark."""
     path = tmp_path / "rows.json"
-    for content in (json.dumps(4 * [TEXT_ROW]), "\ufeff" + 4 * (json.dumps(TEXT_ROW) + "\n")):
+    for content in (json.dumps(32 * [TEXT_ROW]), "\ufeff" + 32 * (json.dumps(TEXT_ROW) + "\n")):
         path.write_text(content)
         sections = look(changed(good_run, **{"data.train_files": str(path)}))
         assert texts(sections, "error") == []
-        assert "data.train_files: 4 rows" in texts(sections, "ok")
+        assert "data.train_files: 32 rows" in texts(sections, "ok")
 
 
 REFUSES_SYSTEM = (
@@ -78,7 +78,7 @@ STRUCT, SOURCE, INFO, CHAT = (
     ],
 )
 def test_rows_without_what_verl_reads_are_named_with_their_columns(good_run, tmp_path, row, problems):
-    errors = texts(look(with_rows(good_run, tmp_path / "rows.jsonl", 4 * [row])), "error")
+    errors = texts(look(with_rows(good_run, tmp_path / "rows.jsonl", 32 * [row])), "error")
     columns = ", ".join(f"{name} ({type(value).__name__})" for name, value in row.items())
     assert errors == [f"{problem}; the columns are {columns}." for problem in problems]
 

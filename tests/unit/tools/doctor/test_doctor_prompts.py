@@ -13,7 +13,7 @@ def test_a_template_that_reads_the_question_and_never_shows_it_is_refused(good_r
 def test_a_context_that_hides_part_of_the_prompt_is_said(good_run, tmp_path):
     system = {"role": "system", "content": "Answer in French."}
     row = {**TEXT_ROW, "prompt": [system, {"role": "user", "content": "x" * 90}]}
-    config = with_rows(good_run, tmp_path / "rows.jsonl", 4 * [row])
+    config = with_rows(good_run, tmp_path / "rows.jsonl", 32 * [row])
     length, system = texts(look(config), "warning")
     assert "shows the teacher only the last user message" in system
     assert "longer than data.max_prompt_length=96" in length

@@ -17,7 +17,7 @@ def graded(config, tmp_path, body, sources=("tiny",)):
     if body is not None:
         path = tmp_path / f"reward_{len(list(tmp_path.iterdir()))}.py"  # verl keeps a module by its path
         path.write_text(body)
-    rows = [{**TEXT_ROW, "data_source": source} for source in [*sources, *3 * sources[:1]]]
+    rows = [{**TEXT_ROW, "data_source": source} for source in [*sources, *31 * sources[:1]]]
     settings = {
         "reward.custom_reward_function.path": path and str(path),
         "data.val_files": str(tmp_path / "rows.jsonl"),

@@ -23,7 +23,10 @@ BAD = {
         {f"{ACTOR}.loss_agg_mode": "median"},
         "verl refuses this command: Invalid loss_agg",
     ),
-    "too few rows": ({"data.train_max_samples": 3}, "3 training rows are fewer than data.train_batch_size=4"),
+    "too few rows": (
+        {"data.train_max_samples": 3, f"{CAST}.trust": "always"},
+        "3 training rows are fewer than data.train_batch_size=4",
+    ),
     "no model": ({"actor_rollout_ref.model.path": "/nowhere/model"}, "actor_rollout_ref.model.path=/nowhere/model: "),
     "too long": ({"data.max_response_length": 480}, "max_position_embeddings allows 512, and a longer sequence ends"),
     "another estimator": ({ESTIMATOR: "rloo"}, "would train rloo, not CAST: add algorithm.adv_estimator=cast"),
@@ -103,5 +106,5 @@ def test_settings_are_named_as_in_the_start_line(good_run):
 def test_rows_that_the_method_cannot_train_on_are_refused(good_run, tmp_path):
     """Of images (checks/data.py)."""
     row = {**TEXT_ROW, "images": ["a.png"], "prompt": [{"role": "user", "content": "<image> What?"}]}
-    [text] = texts(look(with_rows(good_run, tmp_path / "rows.jsonl", 4 * [row])), "error")
+    [text] = texts(look(with_rows(good_run, tmp_path / "rows.jsonl", 32 * [row])), "error")
     assert text.startswith("data.image_key='images': ")
