@@ -37,8 +37,8 @@ cast=verl/experimental/cast
 mkdir -p "$tree/$cast"
 (
   cd ../verl_cast
-  find config advantage teacher training checks files.py wire.py -name '*.py' -not -path '*/privileged/*' |
-    grep -vE '/(baselines|attach|dump|advice|stack)\.py$' | xargs cp --parents --target-directory "$tree/$cast"
+  find config advantage teacher training checks files.py wire.py -name '*.py' |
+    grep -vE '/(baselines|attach|dump|advice|stack|privileged)\.py$' | xargs cp --parents --target-directory "$tree/$cast"
 )
 find "$tree/$cast" -name '*.py' -print0 | while IFS= read -r -d '' file; do
   {

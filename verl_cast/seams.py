@@ -14,107 +14,66 @@ from packaging.version import Version
 OLDEST_VERL = "0.9.0"  # the first with an entry-point group for plugins
 TESTED_VERL = "0.9.1"
 
-# module -> qualified name -> parameter names
-SEAMS: dict[str, dict[str, tuple[str, ...]]] = {
-    "verl.utils.config": {
-        "validate_config": ("config", "use_reference_policy", "use_critic"),
-    },
+# module -> qualified name -> parameters
+SEAMS: dict[str, dict[str, str]] = {
+    "verl.utils.config": {"validate_config": "config, use_reference_policy, use_critic"},
     "verl.trainer.ppo.core_algos": {
-        "register_adv_est": ("name_or_enum",),
-        "register_policy_loss": ("name",),
+        "register_adv_est": "name_or_enum",
+        "register_policy_loss": "name",
         "compute_grpo_outcome_advantage": (
-            "token_level_rewards",
-            "response_mask",
-            "index",
-            "epsilon",
-            "norm_adv_by_std_in_grpo",
-            "config",
+            "token_level_rewards, response_mask, index, epsilon, norm_adv_by_std_in_grpo, config"
         ),
         "compute_policy_loss_vanilla": (
-            "old_log_prob",
-            "log_prob",
-            "advantages",
-            "response_mask",
-            "loss_agg_mode",
-            "config",
-            "rollout_is_weights",
+            "old_log_prob, log_prob, advantages, response_mask, loss_agg_mode, config, rollout_is_weights"
         ),
         "agg_loss": (
-            "loss_mat",
-            "loss_mask",
-            "loss_agg_mode",
-            "dp_size",
-            "batch_num_tokens",
-            "global_batch_size",
-            "loss_scale_factor",
+            "loss_mat, loss_mask, loss_agg_mode, dp_size, batch_num_tokens, global_batch_size, loss_scale_factor"
         ),
     },
     "verl.trainer.ppo.v1.trainer_base": {
-        "PPOTrainer.__init__": ("self", "config"),
-        "PPOTrainer._init_dataloader": ("self",),
-        "PPOTrainer._setup": ("self",),
-        "PPOTrainer._init_resource_pool_mgr": ("self",),
-        "PPOTrainer._compute_old_log_prob": ("self", "batch", "metrics"),
-        "PPOTrainer._compute_advantage": ("self", "batch", "metrics"),
-        "PPOTrainer._update_actor": ("self", "batch", "metrics"),
-        "PPOTrainer.on_step_begin": ("self",),
-        "PPOTrainer.on_sample_end": ("self",),
-        "PPOTrainer._submit_batch_to_rollout": ("self", "batch"),
-        "PPOTrainer._save_checkpoint": ("self",),
+        "PPOTrainer.__init__": "self, config",
+        "PPOTrainer._init_dataloader": "self",
+        "PPOTrainer._setup": "self",
+        "PPOTrainer._init_resource_pool_mgr": "self",
+        "PPOTrainer._compute_old_log_prob": "self, batch, metrics",
+        "PPOTrainer._compute_advantage": "self, batch, metrics",
+        "PPOTrainer._update_actor": "self, batch, metrics",
+        "PPOTrainer.on_step_begin": "self",
+        "PPOTrainer.on_sample_end": "self",
+        "PPOTrainer._submit_batch_to_rollout": "self, batch",
+        "PPOTrainer._save_checkpoint": "self",
     },
     "verl.trainer.ppo.v1.replay_buffer": {
-        "ReplayBuffer.sample": ("self", "global_steps", "partition_id", "batch_size"),
-        "ReplayBufferAsync.sample": ("self", "global_steps", "partition_id", "batch_size"),
+        "ReplayBuffer.sample": "self, global_steps, partition_id, batch_size",
+        "ReplayBufferAsync.sample": "self, global_steps, partition_id, batch_size",
     },
     "verl.experimental.agent_loop.agent_loop": {
-        "register": ("agent_name",),
-        "AgentLoopBase.ct_build_initial_tokens": (
-            "self",
-            "messages",
-            "tools",
-            "images",
-            "videos",
-            "audios",
-            "mm_inputs_out",
-        ),
+        "register": "agent_name",
+        "AgentLoopBase.ct_build_initial_tokens": "self, messages, tools, images, videos, audios, mm_inputs_out",
     },
-    "verl.utils.dataset.rl_dataset": {
-        "collate_fn": ("data_list",),
-    },
+    "verl.utils.dataset.rl_dataset": {"collate_fn": "data_list"},
     "verl.workers.engine_workers": {
-        "TrainingWorker.infer_batch": ("self", "data"),
-        "ActorRolloutRefWorker.init_model": ("self",),
-        "ActorRolloutRefWorker.compute_log_prob": ("self", "data"),
-        "ActorRolloutRefWorker.update_actor": ("self", "data"),
-        "ActorRolloutRefWorker.save_checkpoint": (
-            "self",
-            "local_path",
-            "hdfs_path",
-            "global_step",
-            "max_ckpt_to_keep",
-        ),
-        "ActorRolloutRefWorker.load_checkpoint": ("self", "local_path", "hdfs_path", "del_local_after_load"),
+        "TrainingWorker.infer_batch": "self, data",
+        "ActorRolloutRefWorker.init_model": "self",
+        "ActorRolloutRefWorker.compute_log_prob": "self, data",
+        "ActorRolloutRefWorker.update_actor": "self, data",
+        "ActorRolloutRefWorker.save_checkpoint": "self, local_path, hdfs_path, global_step, max_ckpt_to_keep",
+        "ActorRolloutRefWorker.load_checkpoint": "self, local_path, hdfs_path, del_local_after_load",
     },
     "verl.experimental.separation.engine_workers": {
-        "DetachActorWorker.save_model_to_cpu": ("self", "n"),
-        "DetachActorWorker.restore_model_from_cpu": ("self", "n"),
+        "DetachActorWorker.save_model_to_cpu": "self, n",
+        "DetachActorWorker.restore_model_from_cpu": "self, n",
     },
     "verl.workers.utils.padding": {
-        "response_from_nested": ("tensor", "response_mask"),
-        "no_padding_2_padding": ("tensor", "data"),
+        "response_from_nested": "tensor, response_mask",
+        "no_padding_2_padding": "tensor, data",
     },
-    "verl.workers.utils.losses": {
-        "ppo_loss": ("config", "model_output", "data", "dp_group"),
-    },
-    "verl.utils.tensordict_utils": {
-        "index_select_tensor_dict": ("batch", "indices"),
-    },
-    "verl.utils.torch_functional": {
-        "entropy_from_logits": ("logits",),
-    },
+    "verl.workers.utils.losses": {"ppo_loss": "config, model_output, data, dp_group"},
+    "verl.utils.tensordict_utils": {"index_select_tensor_dict": "batch, indices"},
+    "verl.utils.torch_functional": {"entropy_from_logits": "logits"},
     "verl.single_controller.base.decorator": {
-        "register": ("dispatch_mode", "execute_mode", "blocking", "materialize_futures"),
-        "make_nd_compute_dataproto_dispatch_fn": ("mesh_name",),
+        "register": "dispatch_mode, execute_mode, blocking, materialize_futures",
+        "make_nd_compute_dataproto_dispatch_fn": "mesh_name",
     },
 }
 
@@ -171,8 +130,8 @@ class SeamChanged(RuntimeError):
     """
 
 
-def parameters_of(module: ModuleType, qualified_name: str, expected: tuple[str, ...]) -> tuple[str, ...]:
-    """Parameter names of a function or method of `module`, without optional ones that follow the expected ones.
+def parameters_of(module: ModuleType, qualified_name: str, expected: str) -> str:
+    """Parameters of a function or method of `module` as in SEAMS, without optional ones that follow the expected ones.
 
     Raises:
         SeamChanged: it does not exist.
@@ -183,10 +142,10 @@ def parameters_of(module: ModuleType, qualified_name: str, expected: tuple[str, 
             raise SeamChanged(f"verl_cast relies on {module.__name__}.{qualified_name}, which does not exist here.")
         target = vars(target)[part]
     parameters = list(inspect.signature(target).parameters.values())
-    added = parameters[len(expected) :]
-    if all(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in added):
-        parameters = parameters[: len(expected)]
-    return tuple(parameter.name for parameter in parameters)
+    number = len(expected.split(", "))
+    if all(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters[number:]):
+        parameters = parameters[:number]
+    return ", ".join(parameter.name for parameter in parameters)
 
 
 def changed_seams(module_name: str) -> list[tuple[str, str]]:
@@ -200,8 +159,8 @@ def changed_seams(module_name: str) -> list[tuple[str, str]]:
             continue
         if found != expected:
             sentence = (
-                f"verl_cast relies on {module_name}.{qualified_name}({', '.join(expected)}), which takes "
-                f"({', '.join(found)}) here. Use verl {TESTED_VERL}, or a verl_cast made for this verl."
+                f"verl_cast relies on {module_name}.{qualified_name}({expected}), which takes "
+                f"({found}) here. Use verl {TESTED_VERL}, or a verl_cast made for this verl."
             )
             changed.append((qualified_name, sentence))
     return changed

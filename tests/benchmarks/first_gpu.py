@@ -397,11 +397,11 @@ def print_table(about: dict[str, str], size: str, table: list[tuple[str, str]], 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--part"]:
         part, what, directory_ = sys.argv[2:]
+        work = {"laws": laws, **PARTS}[part]
         import torch
         import verl  # noqa: F401  (loads the plugin, and the CPU platform where it is asked for)
 
         torch.use_deterministic_algorithms(True, warn_only=True)
-        result = laws(Path(directory_), what) if part == "laws" else PARTS[part](Path(directory_), what)
-        print(json.dumps(result), flush=True)
+        print(json.dumps(work(Path(directory_), what)), flush=True)
         os._exit(0)
     main()

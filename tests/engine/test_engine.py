@@ -46,7 +46,7 @@ LAYOUTS = {
     # The parameters are bf16. The distributed optimizer updates float32 copies, half of them on each rank.
     "megatron-2-data-parallel-bf16": ("qwen3", "megatron", 2, [f"{MCORE}.dtype=bfloat16"]),
     "megatron-2-tensor-parallel": ("qwen3", "megatron", 2, TENSOR_PARALLEL),
-    "megatron-2-virtual-pipeline": ("qwen3", "megatron", 2, PIPELINE),
+    "megatron-2-virtual-pipeline": ("qwen3-4-layers", "megatron", 2, PIPELINE),
 }
 
 

@@ -137,11 +137,6 @@ def test_verls_command_composes(words):
     compose(words)
 
 
-@of_kind("module")
-def test_a_module_is_installed(words):
-    assert find_spec(words[words.index("-m") + 1])
-
-
 @pytest.fixture(scope="module")
 def help_of():
     """help_of(words): what the command prints with --help."""
@@ -227,31 +222,33 @@ def test_a_selection_of_tests_is_not_empty(words, collected):
     assert any(selected.lower() in name for file in files for name in collected[file])
 
 
-@of_kind("pip")
-def test_pip_installs_what_is_here(words):
-    (target,) = [word for word in words[2:] if not word.startswith("-")]
-    made = any(script in command for command in BY_KIND["shell"] for script in [MAKES_ITS_OWN.get(target, " ")])
-    assert target == "." or made, f"{target}: neither this repository nor made by a command of the page"
-
-
 @of_kind("hf")
 def test_hugging_faces_command_has_the_options(words):
     options_are_known(words, run(["hf", words[1], "--help"]))
 
 
-@of_kind("ruff")
-def test_ruff_runs(words):
-    run(words)
+def can_be_installed(words: list[str]) -> bool:
+    """This repository, or a directory that a command of the page makes."""
+    (target,) = [word for word in words[2:] if not word.startswith("-")]
+    made_by = MAKES_ITS_OWN.get(target, " ")
+    return target == "." or any(made_by in command for command in BY_KIND["shell"])
 
 
-@of_kind("cp")
-def test_what_is_copied_exists(words):
-    assert (ROOT / words[1]).is_file()
+# Kind -> whether what a command names is there.
+IS_THERE = {
+    "cp": lambda words: (ROOT / words[1]).is_file(),
+    "module": lambda words: find_spec(words[words.index("-m") + 1]) is not None,
+    "pip": can_be_installed,
+    "ruff": lambda words: find_spec("ruff") is not None,
+    "source": lambda words: words[1] == ".venv/bin/activate",  # setup_cpu.sh makes it
+}
 
 
-@of_kind("source")
-def test_the_environment_is_the_one_that_setup_makes(words):
-    assert words[1] == ".venv/bin/activate"
+@pytest.mark.parametrize(
+    ("kind", "words"), [pytest.param(kind, words, id=id_) for kind in IS_THERE for id_, words in BY_KIND[kind].items()]
+)
+def test_what_a_command_names_is_there(kind, words):
+    assert IS_THERE[kind](words)
 
 
 def test_settings_on_the_pages_are_whole_words_that_compose():

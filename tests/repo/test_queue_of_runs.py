@@ -34,13 +34,13 @@ def jobs(monkeypatch, tmp_path):
     return start, began, queue
 
 
-def test_two_at_a_time_the_largest_first_as_memory_allows(jobs):
+def test_two_at_a_time_the_longest_first_as_memory_allows(jobs):
     start, began, queue = jobs
-    for name, memory in (("a", 6), ("b", 6), ("large", 14), ("light", 3), ("c", 6)):
-        add(name, start(name, seconds=0.2 if name == "large" else 0.05), memory_gb=memory)
-    runs = queue("a", "b", "light", "large", "c")
-    assert [runs(name) for name in ("a", "b", "c", "large", "light")] == ["a", "b", "c", "large", "light"]
-    assert next(iter(began)) == "large" and all(len(names) <= 2 for names in began.values())
+    for name, seconds, memory in (("a", 100, 6), ("long", 400, 14), ("short", 30, 3), ("large", 200, 14)):
+        add(name, start(name, seconds=seconds / 2000), seconds, memory_gb=memory)
+    runs = queue("a", "short", "long", "large")
+    assert [runs(name) for name in ("a", "long", "large", "short")] == ["a", "long", "large", "short"]
+    assert list(began) == ["long", "a", "short", "large"] and all(len(names) <= 2 for names in began.values())
 
 
 def test_a_job_waits_for_another_that_no_test_named(jobs):

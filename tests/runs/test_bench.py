@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 ARMS = ["grpo", "one_pass", "two_pass"]
 
 
-@job("bench")
+@job("bench", seconds=150)
 def bench(directory, runs):
     out = directory / "bench.jsonl"
     command = [sys.executable, "tests/benchmarks/bench_steps.py", "--rounds", "1", "--out", str(out), "base"]

@@ -9,7 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 
-import cast_runs  # noqa: F401 (it adds the run "cast" to the queue)
+import cast_runs  # noqa: F401 (it adds the run "trusted" to the queue)
 import numpy as np
 import pandas as pd
 import pytest
@@ -228,18 +228,17 @@ def test_a_finished_evaluation_is_printed_and_not_repeated(tmp_path):
 SAMPLES = 4
 
 
-@job("evaluation", after=["tiny", "cast"])
+@job("evaluation", after=["tiny", "trusted"])
 def evaluation(directory, runs):
     """evaluate.sh with a checkpoint that a CAST run of all parameters saved."""
-    checkpoint = runs("cast").directory / "checkpoints" / "global_step_3"
+    checkpoint = runs("trusted").directory / "checkpoints" / "global_step_3"
     toggles = (f"CHECKPOINT={checkpoint}", "LORA=0", f"SAMPLES={SAMPLES}", "EXPERIMENT=trained")
-    return scripts.evaluate_on_cpu(directory, runs("tiny"), *toggles), runs("cast")
+    return scripts.evaluate_on_cpu(directory, runs("tiny"), *toggles)
 
 
-@pytest.mark.runs("evaluation", "cast")
-def test_evaluate_reports_verls_own_mean_and_the_exact_pass(runs):
-    run, _ = runs("evaluation")
-    assert run.returncode == 0, run.output[-5000:]
+@pytest.mark.runs("evaluation", "trusted")
+def test_evaluate_reports_verls_own_mean_and_the_exact_pass(ended):
+    run = ended("evaluation")
     directory = run.directory / "evaluation" / "trained"
     rows = pd.read_json(directory / "validation" / "3.jsonl", lines=True)
     assert len(rows) == 64 * SAMPLES and set(rows["data_source"]) == {"tiny"}
@@ -258,13 +257,13 @@ def _local(tensor):
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-@pytest.mark.runs("evaluation", "cast")
+@pytest.mark.runs("evaluation", "trusted")
 def test_evaluate_samples_the_checkpoints_weights(runs):
     """A sampled token is one of the 20 likeliest. The first characters are so under the trained weights only."""
-    run, cast = runs("evaluation")
+    run, trained_by = runs("evaluation"), runs("trusted")
     rows = pd.read_json(run.directory / "evaluation" / "trained" / "validation" / "3.jsonl", lines=True)
     trained, untrained = tiny.model(), tiny.model()
-    trained.load_state_dict({name: _local(tensor) for name, tensor in cast.parameters(3).items()})
+    trained.load_state_dict({name: _local(tensor) for name, tensor in trained_by.parameters(3).items()})
     tokenizer, among = tiny.tokenizer(), []
     for text, output in zip(rows["input"], rows["output"], strict=True):
         if not output or output[0] == "\ufffd" or ord(output[0]) > 127:

@@ -20,6 +20,7 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_name
 from worker_rank import (
     Rank,
+    actor_config,
     expect_error,
     fail_in_a_layer,
     full_model,
@@ -85,6 +86,15 @@ class Setting:
 
     def new_rank(self, with_teacher: bool = True, detached: bool = False) -> Rank:
         return Rank(self.directory, self.engine, self.overrides, with_teacher, detached)
+
+    @functools.cached_property
+    def second(self) -> Rank:
+        """Another worker, in the state of `this`: the same updates have been made. It has separate_async's class."""
+        second = self.new_rank(detached=True)
+        second.init_teacher(context="same")
+        for _ in range(self.this.num_updates):
+            second.update()
+        return second
 
 
 LAWS: dict[str, Callable[[Setting], None]] = {}
@@ -267,7 +277,7 @@ def rows_that_are_not_scored_cost_no_forward_and_change_nothing(setting: Setting
 @law
 def one_pass_trains_as_two_passes_do_bit_for_bit(setting: Setting) -> None:
     """One pass trains as two passes do, bit for bit, with KL in the loss and a measured dead zone."""
-    ranks = one, two = [setting.new_rank() for _ in range(2)]
+    ranks = one, two = setting.second, setting.this
     value = torch.tensor([0.7, -1.0, 1.0, -0.7])
     base = BaseAdvantage(value, value > 0, torch.full((4,), ALL_WRONG))
     update = {
@@ -295,8 +305,8 @@ def one_pass_trains_as_two_passes_do_bit_for_bit(setting: Setting) -> None:
 
     # -- a KL term, with reference log-probs near the policy's
     noise = torch.randn(old.values().shape, generator=torch.Generator().manual_seed(1))
+    stock_loss = two.worker.actor.loss_fn
     for this in ranks:
-        stock_loss = this.worker.actor.loss_fn
         config = dataclasses.replace(stock_loss.keywords["config"], use_kl_loss=True, kl_loss_coef=0.5)
         this.worker.actor.set_loss_fn(functools.partial(stock_loss.func, config=config))
         this.data["ref_log_prob"] = two.nested(old.values() + 0.1 * noise)
@@ -313,6 +323,8 @@ def one_pass_trains_as_two_passes_do_bit_for_bit(setting: Setting) -> None:
     lengths = two.data["responses"].offsets().diff()
     advantages = torch.cat([row[:length] for row, length in zip(advantages, lengths, strict=True)])
     two.update(old_log_probs=old, advantages=two.nested(advantages))
+    two.worker.actor.set_loss_fn(stock_loss)
+    del two.data["ref_log_prob"]
 
     # -- one pass: the teacher's, then the update
     one.update_in_one_pass(**update, teacher_log_probs=teacher)
@@ -375,11 +387,10 @@ def a_restored_policy_reaches_the_next_forward(setting: Setting) -> None:
     separate_async with several updates between two weight syncs restores the old policy, and then the new one. verl's
     own worker fails this under FSDP1 on two ranks: the root's gathered parameters hide the restored shards.
     """
-    this = setting.new_rank(detached=True)
     on_cpu = get_device_name() == "cpu"
-    if this.engine.is_param_offload_enabled or (on_cpu and setting.engine != "fsdp"):
+    if setting.this.engine.is_param_offload_enabled or (on_cpu and setting.engine != "fsdp"):
         return  # verl's copy of parameters that lie on the host is an alias; such runs are refused
-    worker = this.worker
+    this, worker = setting.second, setting.second.worker
     this.init_teacher(context="same")
     worker.save_model_to_cpu(0)
     old = this.log_probs()
@@ -630,6 +641,10 @@ def an_exception_inside_a_layer_leaves_the_policys_shards_as_they_were(setting: 
 def no_code_of_a_privileged_teacher_was_loaded(setting: Setting) -> None:
     """No code of a privileged teacher was loaded."""
     assert not [name for name in sys.modules if name.startswith("verl_cast.teacher.privileged")]
+
+
+def prepare(directory: str, engine: str, names: str, *overrides: str) -> None:
+    actor_config(Path(directory), engine, list(overrides))
 
 
 def main(directory: str, engine: str, names: str, *overrides: str) -> None:

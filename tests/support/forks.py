@@ -79,7 +79,8 @@ def print_report(report: dict) -> None:
 def report_of(script: str) -> dict:
     """The report that a probe file prints as a script."""
     env = {**os.environ, "VERL_PLATFORM": "cpu", "VLLM_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": "1"}
-    env["PYTHONPATH"] = f"{SUPPORT}{os.pathsep}{SUPPORT.parents[1]}"  # this checkout, whichever is installed
+    # This checkout, whichever is installed.
+    env["PYTHONPATH"] = os.pathsep.join([str(SUPPORT), str(SUPPORT.parents[1]), os.environ["PYTHONPATH"]])
     child = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, timeout=220)
     assert child.returncode == 0, child.stderr[-4000:]
     return json.loads(child.stdout.partition("REPORT")[2])

@@ -2,7 +2,7 @@
 
 A test module names its runs when it is imported. A test names the runs that it reads:
 
-    @job("quickstart", memory_gb=14)
+    @job("quickstart", seconds=400, memory_gb=14)
     def quickstart(directory, runs): ...          # returns a result for the tests
 
     @pytest.mark.runs("quickstart")
@@ -10,8 +10,9 @@ A test module names its runs when it is imported. A test names the runs that it 
         result = runs("quickstart")
 
 The fixture `runs` (conftest.py) starts the runs that the selected tests name. Runs that others wait for start first,
-then the largest. A job may wait for others (`after`) and reads their results with `runs(name)`. If a job raises, every
-test that reads it raises too. The job `tiny` returns the directory of the tiny model.
+then the longest, so that both lanes end together. A job may wait for others (`after`) and reads their results with
+`runs(name)`. If a job raises, every test that reads it raises too. The job `tiny` returns the directory of the tiny
+model.
 """
 
 import functools
@@ -32,6 +33,7 @@ MEMORY_GB = 21  # of 24; Ray ends workers above 95 % of the machine's memory
 @dataclass(frozen=True)
 class Job:
     start: Callable[[Path, Callable[[str], Any]], Any]
+    seconds: float
     memory_gb: float
     after: tuple[str, ...]
 
@@ -39,9 +41,9 @@ class Job:
 JOBS: dict[str, Job] = {}
 
 
-def add(name: str, start: Callable, memory_gb: float = 6, after: Iterable[str] = ()) -> None:
-    """Adds a run. `start(directory, runs)` runs it in an empty directory."""
-    JOBS[name] = Job(start, memory_gb, tuple(after))
+def add(name: str, start: Callable, seconds: float = 100, memory_gb: float = 6, after: Iterable[str] = ()) -> None:
+    """Adds a run. `start(directory, runs)` runs it in an empty directory. `seconds`, about, beside another run."""
+    JOBS[name] = Job(start, seconds, memory_gb, tuple(after))
 
 
 def write_tiny(directory: Path, runs: Callable[[str], Any], kind: str = "qwen3") -> Path:
@@ -51,8 +53,8 @@ def write_tiny(directory: Path, runs: Callable[[str], Any], kind: str = "qwen3")
     return directory
 
 
-add("tiny", write_tiny, memory_gb=1)
-add("tiny_moe", functools.partial(write_tiny, kind="moe"), memory_gb=1)
+add("tiny", write_tiny, seconds=10, memory_gb=1)
+add("tiny_moe", functools.partial(write_tiny, kind="moe"), seconds=10, memory_gb=1)
 
 
 def job(name: str, **settings) -> Callable:
@@ -81,8 +83,7 @@ class Queue:
         for name in names:
             self._want(name)
         waited_for = {name for one in self._pending.values() for name in one.after}
-        # Jobs that others wait for come first, then the largest. Equal ones keep the given order.
-        order = sorted(self._pending, key=lambda name: (name not in waited_for, -self._pending[name].memory_gb))
+        order = sorted(self._pending, key=lambda name: (name not in waited_for, -self._pending[name].seconds))
         self._pending = {name: self._pending[name] for name in order}
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(AT_A_TIME)]
         for thread in self._threads:

@@ -5,11 +5,13 @@
 
 Importing verl takes longer than most ranks run. The warm process imports it once and waits. A rank is a fork of it
 with its own log. Its environment has RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. The rank calls `main(*arguments)`
-of the named module and ends. `python tests/support/ranks.py` is the warm process.
+of the named module and ends. What all ranks need, `prepare(*arguments)` makes before they are forked.
+`python tests/support/ranks.py` is the warm process.
 """
 
 import contextlib
 import gc
+import importlib
 import json
 import os
 import socket
@@ -91,6 +93,7 @@ def serve() -> None:
     gc.freeze()  # ranks need not look through what was imported: a layout of the laws takes a fifth less
     for line in sys.stdin:
         request = json.loads(line)
+        importlib.import_module(request["module"]).prepare(*request["arguments"])
         ranks = [_fork(request, rank) for rank in range(len(request["logs"]))]
         answers.write(json.dumps(_wait(ranks)) + "\n")
         answers.flush()
@@ -111,8 +114,7 @@ def _fork(request: dict, rank: int) -> int:
             MASTER_ADDR="127.0.0.1",
             MASTER_PORT=str(request["port"]),
         )
-        module = __import__(request["module"])
-        module.main(*request["arguments"])
+        sys.modules[request["module"]].main(*request["arguments"])
         status = 0
     except BaseException:
         traceback.print_exc()

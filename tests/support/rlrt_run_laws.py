@@ -21,7 +21,7 @@ def check(run, temperature: float) -> None:
     assert not [key for key in metrics if key.startswith("cast/")], "no number of a baseline says CAST"
     assert "CAST is active" not in run.output and "(a baseline, not CAST) is active" in run.output
 
-    assert "verl_cast.teacher.privileged.shown" in run.batch(1)["privileged"]
+    assert "verl_cast.teacher.privileged" in run.batch(1)["privileged"]
     rows = run.batch(1)["rows"]
     prompts = [tiny.tokenizer().decode(row["prompts"]) for row in rows]
     peers_used = 0

@@ -85,15 +85,17 @@ def run_on_cpu(
     tiny_directory: Path,
     *toggles: str,
     arguments: tuple[str, ...] = (),
-    timeout: int = 900,
+    plugin: bool = True,
 ) -> verl_run.Run:
     """One real step of a script in `directory`, with random rewards, so that groups are mixed.
 
     Args:
         toggles: as METHOD=grpo.
         arguments: settings of verl at the end of the command.
+        plugin: as in verl_run.
     """
-    scaled, environment = _scaled(directory, tiny_directory, "megatron" if "megatron" in script else "fsdp2")
+    engine = "megatron" if "megatron" in script else "fsdp2"
+    scaled, environment = _scaled(directory, tiny_directory, engine, plugin=plugin)
     scaled += ["trainer.save_freq=1", *arguments]
     data = directory / "data"
     data.mkdir()
@@ -108,14 +110,14 @@ def run_on_cpu(
         "VALIDATE_EVERY": "-1",
         **dict(toggle.split("=", 1) for toggle in toggles),
     }
-    return verl_run.execute(directory, ["bash", str(EXAMPLES / script), *scaled], environment, timeout)
+    return verl_run.execute(directory, ["bash", str(EXAMPLES / script), *scaled], environment)
 
 
 def _scaled(
-    directory: Path, tiny_directory: Path, engine: str, left_out: tuple[str, ...] = ()
+    directory: Path, tiny_directory: Path, engine: str, left_out: tuple[str, ...] = (), plugin: bool = True
 ) -> tuple[list[str], dict[str, str]]:
     """Settings that scale a script down to the tiny model and a CPU, and the environment for it."""
-    command, environment = verl_run.command_and_environment(directory, tiny_directory, engine=engine)
+    command, environment = verl_run.command_and_environment(directory, tiny_directory, engine=engine, plugin=plugin)
     scaled = [o for o in command[3:] if o.split("=", 1)[0].lstrip("+") not in _OF_THE_SCRIPT + left_out]
     environment |= {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -126,19 +128,15 @@ def _scaled(
     return [*scaled, "actor_rollout_ref.actor.use_dynamic_bsz=False"], environment
 
 
-def evaluate_on_cpu(
-    directory: Path, tiny_directory: Path, *toggles: str, arguments: tuple[str, ...] = (), timeout: int = 900
-) -> verl_run.Run:
+def evaluate_on_cpu(directory: Path, tiny_directory: Path, *toggles: str) -> verl_run.Run:
     """examples/evaluate.sh with the tiny model's problems as the benchmark `tiny`, and its random reward.
 
     Args:
         toggles: as CHECKPOINT=..., EXPERIMENT=...
-        arguments: settings of verl at the end of the command.
     """
-    engine = "megatron" if "SCRIPT=run_qwen3_megatron.sh" in toggles else "fsdp2"
     of_evaluation = ("reward.custom_reward_function.path", "trainer.resume_mode")
-    scaled, environment = _scaled(directory, tiny_directory, engine, of_evaluation)
-    scaled += [f"+reward.custom_reward_function.reward_kwargs.function={tiny_directory / 'reward.py'}", *arguments]
+    scaled, environment = _scaled(directory, tiny_directory, "fsdp2", of_evaluation)
+    scaled.append(f"+reward.custom_reward_function.reward_kwargs.function={tiny_directory / 'reward.py'}")
     (directory / "tiny.parquet").symlink_to(tiny_directory / "train.parquet")
     environment |= {
         "MODEL_PATH": str(tiny_directory / "model"),
@@ -147,7 +145,7 @@ def evaluate_on_cpu(
         "BENCHMARKS": "tiny",
         **dict(toggle.split("=", 1) for toggle in toggles),
     }
-    return verl_run.execute(directory, ["bash", str(EXAMPLES / "evaluate.sh"), *scaled], environment, timeout)
+    return verl_run.execute(directory, ["bash", str(EXAMPLES / "evaluate.sh"), *scaled], environment)
 
 
 def slurm(

@@ -46,6 +46,7 @@ def tokenizer(adds: str = "$A"):
 # Models of the engine laws: what differs from "qwen3", and what the tokenizer makes of a text (see `tokenizer`).
 MODELS = {
     "qwen3": ({}, "$A"),
+    "qwen3-4-layers": ({"num_hidden_layers": 4}, "$A"),  # for two pipeline stages of two chunks each
     "tied-with-bos": ({"tie_word_embeddings": True}, "<|endoftext|> $A"),
     "moe": ({"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}, "$A"),
     # Linear and full attention, and positions in three dimensions, as in Qwen3.5.
@@ -53,7 +54,7 @@ MODELS = {
 }
 
 
-def model(kind: str = "qwen3", seed: int = 0, num_layers: int = 2):
+def model(kind: str = "qwen3", seed: int = 0):
     """A hidden size of 64. vLLM's CPU attention needs a head size of at least 32."""
     import torch
     from transformers import AutoModelForCausalLM, Qwen3_5TextConfig, Qwen3Config, Qwen3MoeConfig
@@ -63,7 +64,7 @@ def model(kind: str = "qwen3", seed: int = 0, num_layers: int = 2):
         "vocab_size": len(tok),
         "hidden_size": 64,
         "intermediate_size": 128,
-        "num_hidden_layers": num_layers,
+        "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "head_dim": 32,
@@ -78,7 +79,7 @@ def model(kind: str = "qwen3", seed: int = 0, num_layers: int = 2):
     if kind == "mrope":
         rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
         settings["rope_parameters"] = {**rope, "partial_rotary_factor": 1.0}
-        settings["layer_types"] = ["full_attention", "linear_attention"] * (num_layers // 2)
+        settings["layer_types"] = ["full_attention", "linear_attention"]
         for heads in ("key", "value"):
             settings |= {f"linear_num_{heads}_heads": 2, f"linear_{heads}_head_dim": 32}
     torch.manual_seed(seed)
@@ -95,11 +96,11 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kw
 """
 
 
-def write(directory: Path, kind: str = "qwen3", num_layers: int = 2) -> None:
+def write(directory: Path, kind: str = "qwen3") -> None:
     import pandas as pd
 
     directory.mkdir(parents=True, exist_ok=True)
-    model(kind, num_layers=num_layers).save_pretrained(directory / "model")
+    model(kind).save_pretrained(directory / "model")
     tokenizer(MODELS[kind][1]).save_pretrained(directory / "model")
     rows = [
         {
@@ -118,11 +119,8 @@ def write(directory: Path, kind: str = "qwen3", num_layers: int = 2) -> None:
 
 
 def write_for_engine_laws(directory: Path, kind: str = "qwen3") -> None:
-    """What `write` writes, with a model of two pipeline stages of two chunks each, and a template of a context.
-
-    "mrope", which runs in no pipeline, has one layer of each kind.
-    """
-    write(directory, kind, num_layers=2 if kind == "mrope" else 4)
+    """What `write` writes, and a template of a context."""
+    write(directory, kind)
     (directory / "context.jinja").write_text(
         '{% set shown = [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "1."}] %}'
         "{{ apply_chat_template(shown + messages) }}"

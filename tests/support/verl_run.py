@@ -14,6 +14,7 @@ import psutil
 import torch
 
 SUPPORT = Path(__file__).parent
+TIMEOUT = 900  # seconds of a run
 
 _ACTOR = "actor_rollout_ref.actor"
 _FSDP = (
@@ -59,20 +60,22 @@ class Run:
         return torch.load(path, weights_only=False)
 
 
-def run_verl(
-    directory: Path, tiny_directory: Path, *overrides: str, timeout: int = 400, kill_when: str | None = None, **settings
-) -> Run:
+def run_verl(directory: Path, tiny_directory: Path, *overrides: str, kill_when: str | None = None, **settings) -> Run:
     """`python -m verl.trainer.main_ppo` with the tiny model; see command_and_environment for the other settings.
 
     Args:
         kill_when: SIGKILL every process of the run as soon as this file (below `directory`) exists.
     """
     command, environment = command_and_environment(directory, tiny_directory, *overrides, **settings)
-    return execute(directory, command, environment, timeout, kill_when)
+    return execute(directory, command, environment, kill_when)
 
 
 def execute(
-    directory: Path, command: list[str], environment: dict[str, str], timeout: int, kill_when: str | None = None
+    directory: Path,
+    command: list[str],
+    environment: dict[str, str],
+    kill_when: str | None = None,
+    timeout: float = TIMEOUT,
 ) -> Run:
     """Runs a command of verl in `directory` and waits for its end. `kill_when` is as in run_verl."""
     started = time.monotonic()
@@ -89,7 +92,7 @@ def execute(
     return Run(process.returncode, output, directory, time.monotonic() - started)
 
 
-def _wait_for(path: Path, process: subprocess.Popen, timeout: int) -> None:
+def _wait_for(path: Path, process: subprocess.Popen, timeout: float) -> None:
     deadline = time.monotonic() + timeout
     while not path.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)

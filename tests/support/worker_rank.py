@@ -28,7 +28,7 @@ def actor_config(directory: Path, engine: str, overrides: list[str]):
     return copy.deepcopy(_composed(directory, engine, tuple(overrides)))
 
 
-@functools.cache  # a rank makes five workers; hydra takes a second for each
+@functools.cache  # shared by the workers of all ranks of a layout: `prepare` composes it before they are forked
 def _composed(directory: Path, engine: str, overrides: tuple[str, ...]):
     with initialize_config_module("verl.trainer.config", version_base=None):
         config = compose(
@@ -133,7 +133,7 @@ class Rank:
         worker_cls = DetachActorWorker if detached else ActorRolloutRefWorker
         if with_teacher:  # on stock verl, or on a verl with the hooks (PYTHONPATH names its tree)
             worker_cls = with_self_teacher(worker_cls) if has_hooks() else stock_worker(worker_cls)
-        self.directory = directory
+        self.directory, self.num_updates = directory, 0
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.worker = worker_cls(config=actor_config(directory, engine, overrides), role="actor")
         torch.manual_seed(0)  # a new LoRA adapter has random weights
@@ -196,6 +196,7 @@ class Rank:
         data.update(fields or {"old_log_probs": self.nested(self.handed_out(self.log_probs()))})
         self._assign_settings(data)
         self.worker.update_actor(data)
+        self.num_updates += 1
 
     def update_in_one_pass(self, settings: dict | None = None, gap_is_zero: bool = False, **fields) -> None:
         """The update that forms the gap itself. `settings` replaces some of the usual settings."""

@@ -14,15 +14,12 @@ responses: here they keep A, as in the author's public development code of CAST,
 
 import torch
 
-from verl_cast.advantage.base import EXCLUDED, BaseAdvantage, TrajectoryAdvantage, grpo_advantage
+from verl_cast.advantage.base import EXCLUDED, BaseAdvantage, TrajectoryAdvantage
 from verl_cast.advantage.rule import MAX_EXPONENT, Rule, ShapedAdvantage
 
 
 class _BaselineRule(Rule):
-    """GRPO's base advantage, and a formula of A and g."""
-
-    def base(self, scores, index, counts, norm_adv_by_std_in_grpo=True) -> TrajectoryAdvantage:
-        return grpo_advantage(scores, index, counts, self.config.correct_threshold, norm_adv_by_std_in_grpo)
+    """A formula of A and g."""
 
     def needs_gap(self, base: TrajectoryAdvantage) -> torch.Tensor:
         return (base.kind != EXCLUDED) & (base.value != 0) & (self.gap_weight > 0)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from verl_cast.advantage.base import ALL_CORRECT, ALL_WRONG, MIXED, BaseAdvantage, TrajectoryAdvantage, grpo_advantage
+from verl_cast.advantage.base import ALL_CORRECT, ALL_WRONG, MIXED, BaseAdvantage, TrajectoryAdvantage
 from verl_cast.advantage.rule import MAX_EXPONENT, Rule, ShapedAdvantage
 
 
@@ -16,8 +16,7 @@ class CastRule(Rule):
 
     def base(self, scores, index, counts, norm_adv_by_std_in_grpo=True) -> TrajectoryAdvantage:
         """Section 2. B is GRPO's in mixed groups, +b_correct in all-correct and −b_wrong in all-wrong ones."""
-        c = self.config
-        grpo = grpo_advantage(scores, index, counts, c.correct_threshold, norm_adv_by_std_in_grpo)
+        c, grpo = self.config, super().base(scores, index, counts, norm_adv_by_std_in_grpo)
         B = grpo.value.masked_fill(grpo.kind == ALL_CORRECT, c.base_correct)
         B = B.masked_fill(grpo.kind == ALL_WRONG, 0.0 - c.base_wrong)  # −b_wrong; GRPO's 0.0, not −0.0, where it is 0
         return replace(grpo, value=B)
@@ -55,13 +54,10 @@ class CastRule(Rule):
         return (B > 0) & may_flip & (c.flip in ("both", "correct")), (B < 0) & may_flip & (c.flip in ("both", "wrong"))
 
 
-class GrpoRule(CastRule):
+class GrpoRule(Rule):
     """verl's GRPO, under the settings of CAST: the rule of a step whose teacher is not trusted. No gap matters."""
 
     gap_deadzone = 0.0
-
-    def base(self, scores, index, counts, norm_adv_by_std_in_grpo=True) -> TrajectoryAdvantage:
-        return grpo_advantage(scores, index, counts, self.config.correct_threshold, norm_adv_by_std_in_grpo)
 
     def needs_gap(self, base: TrajectoryAdvantage) -> torch.Tensor:
         return torch.zeros_like(base.correct)

@@ -1,4 +1,4 @@
-"""What a method is: three formulas. cast.py holds CAST's, baselines.py those of the methods it is compared with.
+"""What a method is: up to three formulas. cast.py holds CAST's, baselines.py those of the methods it is compared with.
 
 Shapes: `B` rows (responses), `T` response tokens, padded to one length.
 """
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from verl_cast.advantage.base import BaseAdvantage, TrajectoryAdvantage
+from verl_cast.advantage.base import BaseAdvantage, TrajectoryAdvantage, grpo_advantage
 from verl_cast.config import MethodConfig
 from verl_cast.config.cast import NOISE
 
@@ -70,11 +70,11 @@ class Rule(ABC):
     def _gap_weight(self, completed_steps: int) -> float:
         return self.config.gap_weight
 
-    @abstractmethod
     def base(
-        self, scores: torch.Tensor, index: np.ndarray, counts: torch.Tensor, norm_adv_by_std_in_grpo: bool
+        self, scores: torch.Tensor, index: np.ndarray, counts: torch.Tensor, norm_adv_by_std_in_grpo: bool = True
     ) -> TrajectoryAdvantage:
-        """The base advantage B of every response. Arguments and errors as in `grpo_advantage`."""
+        """The base advantage B of every response: GRPO's. Arguments and errors as in `grpo_advantage`."""
+        return grpo_advantage(scores, index, counts, self.config.correct_threshold, norm_adv_by_std_in_grpo)
 
     @abstractmethod
     def needs_gap(self, base: TrajectoryAdvantage) -> torch.Tensor:

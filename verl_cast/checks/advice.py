@@ -1,16 +1,19 @@
 """Settings of a CAST run that are valid but pointless or risky: each gets a sentence with key, value and remedy.
 
-checks/run.py refuses what cannot work. A setting that merely differs from the evaluated run's gets no warning. Every
-function in ADVICE returns one sentence or None. A remedy is made of whole words (`++key=value`) that can be pasted
-behind the command; each group of words ends the warning. The doctor shows the sentences, and so does a run's start.
-This module imports neither torch nor verl.
+checks/run.py refuses what cannot work. A setting that merely differs from the evaluated run's gets no warning. The
+default run, which is the paper's, gets one: its teacher is always trusted. Every function in ADVICE returns one
+sentence or None. A remedy is made of whole words (`++key=value`) that can be pasted behind the command; each group of
+words ends the warning. The doctor shows the sentences, and so does a run's start. This module imports neither torch
+nor verl.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_cast.config.cast import NOISE, CastConfig
+from verl_cast.checks.trust import same_context, why_not_measured
+from verl_cast.config.cast import MEASURED, NOISE, CastConfig
 from verl_cast.config.methods import cast_config
 from verl_cast.config.words import command_words
 from verl_cast.platform import is_cpu
@@ -82,14 +85,30 @@ def bases_outweigh_mixed_groups(config: DictConfig, method: CastConfig) -> str |
 # --------------------------------------------------------------------------------------------------------- the teacher
 
 
+def teacher_is_always_trusted(config: DictConfig, method: CastConfig) -> str | None:
+    """Not where this run's teacher cannot be measured whatever its weights: there is no remedy then."""
+    teacher_acts = method.flip != "none" or method.base_correct or method.base_wrong
+    if method.trust == MEASURED or not teacher_acts:
+        return None
+    measured = replace(method, trust=MEASURED, teacher=replace(method.teacher, weights="snapshot"))
+    if any(why_not_measured(config, measured)):
+        return None
+    snapshot = {} if method.teacher.weights == "snapshot" else {"teacher.weights": "snapshot"}
+    return (
+        f"{_PREFIX}.trust={method.trust}: the paper's rule destroys a policy whose teacher context is not better than "
+        f"its own prompt. Set {command_words({**snapshot, 'trust': MEASURED})}."
+    )
+
+
 def snapshot_is_never_renewed(config: DictConfig, method: CastConfig) -> str | None:
     teacher, steps = method.teacher, OmegaConf.select(config, "trainer.total_training_steps")
     if teacher.weights != "snapshot" or steps is None or teacher.refresh_interval < steps:
         return None
     often = command_words({"teacher.refresh_interval": max(2, steps // 10)})
+    initial = f", or say what it is: {command_words({'teacher.weights': 'initial'})}"
     return (
         f"{_PREFIX}.teacher.refresh_interval={teacher.refresh_interval} in a run of {steps} training steps: the "
-        f"snapshot is never renewed. Set {often}, or say what it is: {command_words({'teacher.weights': 'initial'})}."
+        f"snapshot is never renewed. Set {often}{'' if method.trust == MEASURED else initial}."
     )
 
 
@@ -125,8 +144,8 @@ def context_lacks_the_tools(config: DictConfig, method: CastConfig) -> str | Non
         return None
     return (
         f"{_PREFIX}.teacher.context={method.teacher.context} with {key}={loop}: the teacher does not read the tools' "
-        "descriptions that stand in the student's prompt, so tool calls look unlikely to it. Set "
-        f"{command_words({'teacher.context': 'same'})}."
+        "descriptions that stand in the student's prompt, so tool calls look unlikely to it. "
+        f"Set {same_context(method)}."
     )
 
 
@@ -183,6 +202,7 @@ def noise_is_measured_once(config: DictConfig, method: CastConfig) -> str | None
 ADVICE: tuple[Callable[[DictConfig, CastConfig], str | None], ...] = (
     no_gap_can_act,
     bases_outweigh_mixed_groups,
+    teacher_is_always_trusted,
     snapshot_is_never_renewed,
     average_hardly_moves,
     teacher_pulls_back_to_the_start,

@@ -7,32 +7,40 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from omegaconf import DictConfig
 
-from verl_cast.config.cast import CastConfigError
+from verl_cast.checks.trust import same_context
+from verl_cast.config.cast import MEASURED, MIN_PROBLEMS, CastConfig, CastConfigError
 from verl_cast.config.methods import method_class, method_config
 from verl_cast.config.words import command_words
 
 
 def check_rows(config: DictConfig, dataset: Sized) -> None:
-    """Refuse rows with images or videos unless the teacher reads the student's own prompt.
+    """Refuse rows with images or videos unless the teacher reads the student's own prompt, and too few to measure it.
 
     Args:
         config: of a run that `check_run` accepts.
         dataset: the training data as verl's `create_rl_dataset` gives them. Datasets without the `dataframe` of verl's
-            own class cannot be looked at; their rows are refused in the teacher's pass.
+            own class may hold images; their rows are refused in the teacher's pass.
 
     Raises:
-        CastConfigError: names the key of the column, the column and the remedy.
+        CastConfigError: names the key, its value and the remedy.
     """
     from verl.utils.dataset.rl_dataset import RLHFDataset
 
-    if method_class(config) is None or not isinstance(dataset, RLHFDataset):
+    if method_class(config) is None:
         return
-    teacher = method_config(config).teacher
-    if teacher.context == "same":
+    method = method_config(config)
+    if isinstance(method, CastConfig) and method.trust == MEASURED and len(dataset) < MIN_PROBLEMS:
+        raise CastConfigError(
+            "algorithm.cast.trust",
+            MEASURED,
+            f"the training data have {len(dataset)} problems, and measuring the teacher needs {MIN_PROBLEMS}; use more "
+            f"data, or {command_words({'trust': 'always'})}.",
+        )
+    if method.teacher.context == "same" or not isinstance(dataset, RLHFDataset):
         return
     for key, column in (("image_key", dataset.image_key), ("video_key", dataset.video_key)):
         if column in dataset.dataframe.column_names and _has_values(dataset.dataframe, column):
-            same = "" if teacher.PRIVILEGED else f" (use {command_words({'teacher.context': 'same'})})"
+            same = "" if method.teacher.PRIVILEGED else f" (use {same_context(method)})"
             raise CastConfigError(
                 f"data.{key}",
                 column,

@@ -7,29 +7,17 @@ method fixes outside `algorithm.cast` and the user has not set.
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 import verl_cast
-from verl_cast.checks.spelling import (
-    LOSS_KEY,
-    check_no_group_is_misspelt,
-    check_nothing_else_is_asked_for,
-    check_settings_arrive,
-)
-from verl_cast.checks.stack import check_stack
-from verl_cast.config.cast import (
-    MEASURED,
-    NOISE,
-    TEMPLATE_SUFFIXES,
-    CastConfig,
-    CastConfigError,
-    Complaints,
-    MethodConfig,
-)
+from verl_cast.checks.spelling import LOSS_KEY, misspelt_groups, settings_of_other_methods, settings_out_of_place
+from verl_cast.checks.stack import unfit_packages
+from verl_cast.checks.trust import why_not_measured
+from verl_cast.config.cast import NOISE, TEMPLATE_SUFFIXES, CastConfig, CastConfigError, MethodConfig
 from verl_cast.config.methods import is_cast_run, method_class, method_config
 from verl_cast.config.words import command_words, narration
 from verl_cast.platform import is_cpu
@@ -90,108 +78,88 @@ def apply_method_defaults(config: DictConfig, overrides: list[str] | None = None
     return changes
 
 
-def check_run(config: DictConfig) -> None:
+def check_run(config: DictConfig, twin_as_well: bool = False) -> None:
     """Refuse a run that cannot train the method that it names.
+
+    Args:
+        twin_as_well: refuse a run of another estimator, too, if verl would end it after its start.
 
     Raises:
         CastConfigError: names every key that cannot work, its value and the remedy, one a line.
     """
-    complaints = Complaints()
-    with complaints:
-        check_nothing_else_is_asked_for(config)
-    method = method_class(config)
+    method, checks = method_class(config), [settings_of_other_methods(config)]
     if method is not None:
-        with complaints:
-            check_no_group_is_misspelt(config)
-        with complaints:
-            check_settings_arrive(config, method)
-        with complaints:
-            _check_own_settings(config, method_config(config))
-        if method is CastConfig:
-            with complaints:
-                _check_template(config)
-        _check_rest_of_verl(config, method, complaints)
-        for check in (check_micro_batches, check_stack):
-            with complaints:
-                check(config)
-    complaints.raise_if_any()
+        checks += [
+            misspelt_groups(config),
+            settings_out_of_place(config, method),
+            _template(config),
+            _own_settings(config),
+            _rest_of_verl(config, method),
+            _cpu(config),
+        ]
+    if method is not None or twin_as_well:
+        checks += [_micro_batches(config), unfit_packages(config)]
+    complaints: list[str] = []
+    for check in checks:
+        try:
+            for error in check:
+                complaints += error.complaints
+        except CastConfigError as error:  # other settings of the check are not looked at
+            complaints += error.complaints
+    if complaints:
+        raise CastConfigError.of_several(list(dict.fromkeys(complaints)))
 
 
-def _check_own_settings(config: DictConfig, method: MethodConfig) -> None:
+def _own_settings(config: DictConfig) -> Iterator[CastConfigError]:
     """What depends on the method's settings, which are valid by themselves."""
-    complaints = Complaints()
+    method = method_config(config)
+    teacher = method.teacher
+    if teacher.weights == "current" and _updates_between_syncs(config) > 1:
+        snapshot = command_words({"teacher.weights": "snapshot"}, type(method))
+        yield CastConfigError(
+            f"{teacher.KEY}.weights",
+            "current",
+            f"with {SYNC_KEY} above 1 the live weights are no longer those of the step's old log-probs, and the gap "
+            f"would be wrong; use {snapshot}, or {SYNC_KEY}=1.",
+        )
     if isinstance(method, CastConfig):
-        for check in (_check_same_context, _check_filter, _check_noise, _check_trust):
-            with complaints:
-                check(config, method)
+        yield from _cast_settings(config, method)
+        yield from why_not_measured(config, method)
     else:
-        from verl_cast.teacher.privileged.references import check_references
+        from verl_cast.teacher.privileged import check_references
 
-        with complaints:
-            check_references(config, method)
-    with complaints:
-        _check_live_weights(config, method)
-    complaints.raise_if_any()
+        check_references(config, method)
 
 
-def _check_same_context(config: DictConfig, method: CastConfig) -> None:
+def _cast_settings(config: DictConfig, method: CastConfig) -> Iterator[CastConfigError]:
     teacher = method.teacher
     always_policy = teacher.weights == "current" or (teacher.weights == "snapshot" and teacher.refresh_interval == 1)
     if teacher.context == "same" and always_policy:
-        raise CastConfigError(
-            "algorithm.cast.teacher.context",
+        yield CastConfigError(
+            f"{teacher.KEY}.context",
             teacher.context,
             "with weights that are the policy's at every step the gap is 0 on every token, and the teacher teaches "
             f"nothing; use {command_words({'teacher.weights': 'snapshot', 'teacher.refresh_interval': 10})}, "
             f"{command_words({'teacher.weights': 'ema'})}, or {command_words({'teacher.context': 'plain'})}.",
         )
-
-
-def _check_filter(config: DictConfig, method: CastConfig) -> None:
     if OmegaConf.select(config, "algorithm.filter_groups.enable") and (method.base_correct or method.base_wrong):
-        raise CastConfigError(
+        yield CastConfigError(
             "algorithm.filter_groups.enable",
             True,
             "it removes the all-correct and all-wrong groups, which CAST trains on; use algorithm.filter_groups.enable="
             f"False. To train on mixed groups only, use {command_words({'base_correct': 0, 'base_wrong': 0})}.",
         )
-
-
-def _check_trust(config: DictConfig, method: CastConfig) -> None:
-    """What a measurement of the teacher needs (training/measurement.py)."""
-    if method.trust != MEASURED:
-        return
-    complaints, always = Complaints(), "or ++algorithm.cast.trust=always"
-    teacher = method.teacher
-
-    def refuse(key: str, value: Any, reason: str) -> None:
-        with complaints:
-            raise CastConfigError(key, value, f"with trust={MEASURED} {reason}")
-
-    if teacher.weights != "snapshot":
-        reason = "the rollout engine must hold the teacher's weights at every refresh, and they must not change between"
-        remedy = command_words({"teacher.weights": "snapshot"})
-        refuse(f"{teacher.KEY}.weights", teacher.weights, f"{reason}; use {remedy}, {always}.")
-    if teacher.context == "same":
-        reason = "there is nothing to measure: at every snapshot teacher and policy are one"
-        refuse(f"{teacher.KEY}.context", teacher.context, f"{reason}; use another context, {always}.")
-    whole_batches = "the policy's share of correct responses is read from training batches, which must not be chosen"
-    for key, remedy, reason in (
-        ("algorithm.filter_groups.enable", "set it to False", f"{whole_batches} by their rewards"),
-        ("trainer.v1.sampler.custom_sampler.path", "set it to null", f"{whole_batches} by another sampler"),
-        ("skip.rollout_tq.enable", "set it to False", "the rollout engine must generate"),
+    for key, is_asked in (
+        ("noise_floor_interval", (method.noise_floor_interval or 0) > 0),
+        ("gap_deadzone", method.gap_deadzone == NOISE),
     ):
-        if OmegaConf.select(config, key):
-            refuse(key, OmegaConf.select(config, key), f"{reason}; {remedy}, {always}.")
-    engine = "actor_rollout_ref.rollout.name"
-    if OmegaConf.select(config, engine) == "trtllm":
-        reason = "this engine shortens responses to prompts longer than data.max_prompt_length, as a teacher's may be"
-        refuse(engine, "trtllm", f"{reason}; use vllm or sglang, {always}.")
-    reward_model = OmegaConf.select(config, "reward.reward_model.enable")
-    if reward_model and not OmegaConf.select(config, "reward.reward_model.enable_resource_pool"):
-        reason = "rewards are needed while the rollout engine is awake, and this reward model takes its place"
-        refuse("reward.reward_model.enable_resource_pool", False, f"{reason}; set it to True, {always}.")
-    complaints.raise_if_any()
+        if is_asked and _has_virtual_pipeline(config):
+            yield CastConfigError(
+                f"algorithm.cast.{key}",
+                getattr(method, key),
+                "the noise floor is measured in micro-batches of one row, which a virtual pipeline cannot always "
+                f"take; use {command_words({key: 0})}.",
+            )
 
 
 def noise_floor_interval(config: DictConfig, method: MethodConfig) -> int | None:
@@ -204,119 +172,124 @@ def _has_virtual_pipeline(config: DictConfig) -> bool:
     return OmegaConf.select(config, STRATEGY_KEY) == "megatron" and stages not in (None, 1)
 
 
-def _check_noise(config: DictConfig, method: CastConfig) -> None:
-    if not _has_virtual_pipeline(config):
-        return
-    for key, asks in (
-        ("noise_floor_interval", (method.noise_floor_interval or 0) > 0),
-        ("gap_deadzone", method.gap_deadzone == NOISE),
-    ):
-        if asks:
-            raise CastConfigError(
-                f"algorithm.cast.{key}",
-                getattr(method, key),
-                "the noise floor is measured in micro-batches of one row, which a virtual pipeline cannot always "
-                f"take; use {command_words({key: 0})}.",
-            )
-
-
-def _check_live_weights(config: DictConfig, method: MethodConfig) -> None:
-    if _updates_between_syncs(config) > 1 and method.teacher.weights == "current":
-        raise CastConfigError(
-            f"{method.teacher.KEY}.weights",
-            "current",
-            f"with {SYNC_KEY} above 1 the live weights are no longer those of the step's old log-probs, and the gap "
-            f"would be wrong; use {command_words({'teacher.weights': 'snapshot'}, type(method))}, or {SYNC_KEY}=1.",
-        )
-
-
 def _updates_between_syncs(config: DictConfig) -> int:
     mode = OmegaConf.select(config, "trainer.v1.trainer_mode")
     return OmegaConf.select(config, SYNC_KEY) if mode == "separate_async" else 1
 
 
-def _check_template(config: DictConfig) -> None:
+def _template(config: DictConfig) -> Iterator[CastConfigError]:
     """The template is looked at even where other settings of CAST are invalid."""
     context = OmegaConf.select(config, "algorithm.cast.teacher.context")
-    if isinstance(context, str) and context.endswith(TEMPLATE_SUFFIXES):
-        check_shows_the_question(context, load_template(context))
+    if is_cast_run(config) and isinstance(context, str) and context.endswith(TEMPLATE_SUFFIXES):
+        try:
+            check_shows_the_question(context, load_template(context))
+        except CastConfigError as error:
+            yield error
 
 
-def _check_rest_of_verl(config: DictConfig, method: type[MethodConfig], complaints: Complaints) -> None:
+def _rest_of_verl(config: DictConfig, method: type[MethodConfig]) -> Iterator[CastConfigError]:
     """What every method with a self-teacher requires of verl's own settings."""
-    title = method.TITLE
-
-    def refuse_if(key: str, condition: Callable[[Any], Any], remedy: str) -> None:
-        value = OmegaConf.select(config, key)
-        if condition(value):
-            with complaints:
-                raise CastConfigError(key, value, remedy)
-
-    refuse_if("trainer.use_v1", lambda v: not v, f"{title} needs verl's V1 trainer; set trainer.use_v1=True.")
-    refuse_if(
-        "actor_rollout_ref.rollout.n",
-        lambda v: method.COMPARES_A_GROUP and (not isinstance(v, int) or v < 2),
-        f"{title} compares the responses of a group; use actor_rollout_ref.rollout.n=8 as in the paper, or 2 or more.",
-    )
-    refuse_if(
-        "actor_rollout_ref.rollout.temperature",
-        lambda v: not isinstance(v, int | float) or v <= 0,
-        "all responses of a group would be the same, and log-probs exist only at temperatures above 0; use "
-        "actor_rollout_ref.rollout.temperature=1.0, or another value that samples.",
-    )
-    refuse_if("critic.enable", bool, f"{title} has no critic; leave critic.enable unset.")
-    refuse_if(
-        "algorithm.use_kl_in_reward",
-        bool,
-        "only the verifier's reward decides correctness; use actor_rollout_ref.actor.use_kl_loss for a KL term.",
-    )
-    refuse_if(
-        "algorithm.rollout_correction.bypass_mode",
-        bool,
-        "the gap needs old log-probs of the training engine, not the rollout engine's; use "
-        "algorithm.rollout_correction.bypass_mode=False.",
-    )
-    with complaints:
-        _check_loss(config, method)
-    refuse_if(
-        STRATEGY_KEY,
-        lambda v: v not in SUPPORTED_STRATEGIES,
-        f"the self-teacher supports {', '.join(SUPPORTED_STRATEGIES)}.",
-    )
+    title, actor = method.TITLE, "actor_rollout_ref.actor"
+    rules: list[tuple[str, Callable[[Any], Any], str]] = [
+        ("trainer.use_v1", lambda v: not v, f"{title} needs verl's V1 trainer; set trainer.use_v1=True."),
+        (
+            "actor_rollout_ref.rollout.n",
+            lambda v: method.COMPARES_A_GROUP and (not isinstance(v, int) or v < 2),
+            f"{title} compares the responses of a group; use actor_rollout_ref.rollout.n=8 as in the paper, or 2 or "
+            "more.",
+        ),
+        (
+            "actor_rollout_ref.rollout.temperature",
+            lambda v: not isinstance(v, int | float) or v <= 0,
+            "all responses of a group would be the same, and log-probs exist only at temperatures above 0; use "
+            "actor_rollout_ref.rollout.temperature=1.0, or another value that samples.",
+        ),
+        ("critic.enable", bool, f"{title} has no critic; leave critic.enable unset."),
+        (
+            "algorithm.use_kl_in_reward",
+            bool,
+            f"only the verifier's reward decides correctness; use {actor}.use_kl_loss for a KL term.",
+        ),
+        (
+            "algorithm.rollout_correction.bypass_mode",
+            bool,
+            "the gap needs old log-probs of the training engine, not the rollout engine's; use "
+            "algorithm.rollout_correction.bypass_mode=False.",
+        ),
+        (
+            STRATEGY_KEY,
+            lambda v: v not in SUPPORTED_STRATEGIES,
+            f"the self-teacher supports {', '.join(SUPPORTED_STRATEGIES)}.",
+        ),
+        ("distillation.enabled", bool, f"{title} is its own teacher; leave verl's distillation off."),
+    ]
     for reason, settings in ENGINE_SETTINGS.items():
         for key, works in settings:  # a key of another engine is not in the config, and None
-            key = f"actor_rollout_ref.actor.{key}"
-            remedy = f"{reason}; use ++{key}={'null' if works is None else works}."
-            refuse_if(key, lambda v, works=works: v not in (None, works), remedy)
+            remedy = f"{reason}; use ++{actor}.{key}={'null' if works is None else works}."
+            rules.append((f"{actor}.{key}", lambda v, works=works: v not in (None, works), remedy))
     strategy = OmegaConf.select(config, STRATEGY_KEY)
     if strategy == "fsdp2" and _updates_between_syncs(config) > 1:
-        for key in ("param_offload", "offload_policy"):
-            key = f"actor_rollout_ref.actor.fsdp_config.{key}"
-            refuse_if(
-                key,
-                bool,
-                f"with {SYNC_KEY} above 1 verl's copy of the old policy is an alias of offloaded parameters, "
-                f"which loses updates; use {key}=False, or {SYNC_KEY}=1.",
+        for key in (f"{actor}.fsdp_config.param_offload", f"{actor}.fsdp_config.offload_policy"):
+            remedy = (
+                f"with {SYNC_KEY} above 1 verl's copy of the old policy is an alias of offloaded parameters, which "
+                f"loses updates; use {key}=False, or {SYNC_KEY}=1."
             )
+            rules.append((key, bool, remedy))
     ranks = OmegaConf.select(config, "trainer.nnodes") * OmegaConf.select(config, "trainer.n_gpus_per_node")
     if strategy == "fsdp" and ranks > 1:
-        refuse_if(
-            "actor_rollout_ref.actor.fsdp_config.fsdp_size",
-            lambda v: v == 1,
+        remedy = (
             f"PyTorch's FSDP1 then shares no gradients, and each of the {ranks} ranks trains a policy of its own (with "
-            f"GRPO too); use {STRATEGY_KEY}=fsdp2, or another size.",
+            f"GRPO too); use {STRATEGY_KEY}=fsdp2, or another size."
         )
-    refuse_if("distillation.enabled", bool, f"{title} is its own teacher; leave verl's distillation off.")
+        rules.append((f"{actor}.fsdp_config.fsdp_size", lambda v: v == 1, remedy))
+    for key, is_refused, remedy in rules:
+        value = OmegaConf.select(config, key)
+        if is_refused(value):
+            yield CastConfigError(key, value, remedy)
+    yield from _loss(config, method)
+
+
+def _loss(config: DictConfig, method: type[MethodConfig]) -> Iterator[CastConfigError]:
+    """verl looks the loss up in a worker, after models have been loaded."""
+    value, usual = OmegaConf.select(config, LOSS_KEY), "cast" if method is CastConfig else "vanilla"
+    if value in LOSSES_WITHOUT_TOKEN_SIGNS:
+        yield CastConfigError(
+            LOSS_KEY,
+            value,
+            f"this loss drops the signs of token advantages, and {method.TITLE} trains with them; use "
+            f"{LOSS_KEY}={usual}.",
+        )
+        return
+    if OmegaConf.select(config, "actor_rollout_ref.model.external_lib"):
+        return  # a worker imports it, and it may register losses
+    from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
+
+    if value != "cast" and value not in POLICY_LOSS_REGISTRY:
+        good = [name for name in POLICY_LOSS_REGISTRY if name not in LOSSES_WITHOUT_TOKEN_SIGNS]
+        near = difflib.get_close_matches(str(value), good, n=1)
+        yield CastConfigError(
+            LOSS_KEY,
+            value,
+            f"verl has no such loss{f'; did you mean {near[0]}?' if near else '.'} Use {LOSS_KEY}={usual}, or one of "
+            f"{', '.join(good)}.",
+        )
+
+
+def _cpu(config: DictConfig) -> Iterator[CastConfigError]:
     if is_cpu():
-        with complaints:
-            _check_cpu(config)
+        from verl_cast.platform import cpu_config
+
+        try:
+            cpu_config.check_config(config)
+        except ValueError as problem:
+            _, *settings = str(problem).splitlines()
+            yield CastConfigError.of_several([f"VERL_PLATFORM=cpu: {line.strip()}" for line in settings])
 
 
-def check_micro_batches(config: DictConfig) -> None:
-    """verl's workers cut a rank's rows into micro-batches of a fixed size, which must come out even.
+def _micro_batches(config: DictConfig) -> Iterator[CastConfigError]:
+    """verl's workers cut a rank's rows into micro-batches of a fixed size: those that do not come out even.
 
-    Raises:
-        CastConfigError: for every size that does not, which would end the run in its first step.
+    Each would end the run in its first step.
     """
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     ranks, syncs = _data_parallel_ranks(config), _updates_between_syncs(config)
@@ -324,36 +297,32 @@ def check_micro_batches(config: DictConfig) -> None:
         return  # refused by another check, or by verl
     if config.data.train_batch_size % syncs:
         remedy = f"{SYNC_KEY}={syncs} divides it into updates; use a multiple."
-        raise CastConfigError("data.train_batch_size", config.data.train_batch_size, remedy)
+        yield CastConfigError("data.train_batch_size", config.data.train_batch_size, remedy)
+        return
     if actor.use_dynamic_bsz != rollout.log_prob_use_dynamic_bsz:
         key = "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz"
         remedy = f"verl's workers want it as actor.use_dynamic_bsz; use {key}={actor.use_dynamic_bsz}."
-        raise CastConfigError(key, rollout.log_prob_use_dynamic_bsz, remedy)
+        yield CastConfigError(key, rollout.log_prob_use_dynamic_bsz, remedy)
+        return
     update = actor.ppo_mini_batch_size * rollout.n
+    if update % ranks:
+        remedy = f"{ranks} ranks cannot share an update's {update} rows ({rollout.n} responses per prompt)."
+        yield CastConfigError("actor_rollout_ref.actor.ppo_mini_batch_size", actor.ppo_mini_batch_size, remedy)
     step = config.data.train_batch_size // syncs * rollout.n
     multiple = math.lcm(ranks, update)
     step = -(-step // multiple) * multiple  # verl adds padding rows
-    complaints = Complaints()
-    if update % ranks:
-        with complaints:
-            remedy = f"{ranks} ranks cannot share an update's {update} rows ({rollout.n} responses per prompt)."
-            raise CastConfigError("actor_rollout_ref.actor.ppo_mini_batch_size", actor.ppo_mini_batch_size, remedy)
-    sizes = [
-        ("rollout.log_prob_micro_batch_size_per_gpu", "a step", step),
-        ("actor.ppo_micro_batch_size_per_gpu", "an update", update),
-    ]
-    if actor.use_dynamic_bsz:
-        sizes = []
+    sizes = []
+    if not actor.use_dynamic_bsz:
+        sizes.append(("rollout.log_prob_micro_batch_size_per_gpu", "a step", step))
+        sizes.append(("actor.ppo_micro_batch_size_per_gpu", "an update", update))
     if actor.use_kl_loss and not config.actor_rollout_ref.ref.log_prob_use_dynamic_bsz:
         sizes.append(("ref.log_prob_micro_batch_size_per_gpu", "a step", step))
     for name, what, rows in sizes:
         key, here = f"actor_rollout_ref.{name}", rows // ranks
         size = OmegaConf.select(config, key)
         if size and here % size:
-            with complaints:
-                remedy = f"a rank has {here} rows of {what}, which fill no whole number of such micro-batches; use "
-                raise CastConfigError(key, size, f"{remedy}{key}={math.gcd(here, size)}.")
-    complaints.raise_if_any()
+            remedy = f"a rank has {here} rows of {what}, which fill no whole number of such micro-batches; use "
+            yield CastConfigError(key, size, f"{remedy}{key}={math.gcd(here, size)}.")
 
 
 def _data_parallel_ranks(config: DictConfig) -> int:
@@ -365,41 +334,6 @@ def _data_parallel_ranks(config: DictConfig) -> int:
     if actor.strategy in ("fsdp", "fsdp2"):
         return ranks // max(actor.ulysses_sequence_parallel_size, actor.fsdp_config.ulysses_sequence_parallel_size)
     return 0  # another engine's layout is not known here
-
-
-def _check_loss(config: DictConfig, method: type[MethodConfig]) -> None:
-    """verl looks the loss up in a worker, after models have been loaded."""
-    value, usual = OmegaConf.select(config, LOSS_KEY), "cast" if method is CastConfig else "vanilla"
-    if value in LOSSES_WITHOUT_TOKEN_SIGNS:
-        raise CastConfigError(
-            LOSS_KEY,
-            value,
-            f"this loss drops the signs of token advantages, and {method.TITLE} trains with them; use "
-            f"{LOSS_KEY}={usual}.",
-        )
-    if OmegaConf.select(config, "actor_rollout_ref.model.external_lib"):
-        return  # a worker imports it, and it may register losses
-    from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
-
-    if value != "cast" and value not in POLICY_LOSS_REGISTRY:
-        good = [name for name in POLICY_LOSS_REGISTRY if name not in LOSSES_WITHOUT_TOKEN_SIGNS]
-        near = difflib.get_close_matches(str(value), good, n=1)
-        raise CastConfigError(
-            LOSS_KEY,
-            value,
-            f"verl has no such loss{f'; did you mean {near[0]}?' if near else '.'} Use {LOSS_KEY}={usual}, or one of "
-            f"{', '.join(good)}.",
-        )
-
-
-def _check_cpu(config: DictConfig) -> None:
-    from verl_cast.platform import cpu_config
-
-    try:
-        cpu_config.check_config(config)
-    except ValueError as problem:
-        _, *settings = str(problem).splitlines()
-        raise CastConfigError.of_several([f"VERL_PLATFORM=cpu: {line.strip()}" for line in settings]) from problem
 
 
 def summary(config: DictConfig) -> str:

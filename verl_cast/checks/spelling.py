@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_cast.config.cast import CastConfigError, Complaints, MethodConfig
+from verl_cast.config.cast import CastConfigError, MethodConfig
 from verl_cast.config.methods import ESTIMATOR_KEY, METHODS, is_cast_run
 from verl_cast.config.words import command_words
 
@@ -19,31 +19,24 @@ LOSS_KEY = "actor_rollout_ref.actor.policy_loss.loss_mode"
 TWIN = "grpo"  # the run that a CAST run is compared with: the same command with another estimator
 
 
-def check_nothing_else_is_asked_for(config: DictConfig) -> None:
-    """Refuse settings of a method that the estimator does not train: the run would name one and train another.
+def settings_of_other_methods(config: DictConfig) -> Iterator[CastConfigError]:
+    """Settings of a method that the estimator does not train: the run would name one and train another.
 
     A twin may keep them (`settings_of_a_twin`). The packaged config (`cast_trainer`) holds the settings of every
     method. A group that is whole, with all defaults, asks for nothing.
     """
     estimator = str(OmegaConf.select(config, ESTIMATOR_KEY))
-    complaints = Complaints()
-
-    def complain(name: str, key: str, value: Any) -> None:
-        with complaints:
-            remedy = f"set {ESTIMATOR_KEY}={name}, or leave out this key: {ESTIMATOR_KEY} is {estimator}."
-            raise CastConfigError(key, value, remedy)
-
     if estimator not in METHODS and estimator.lower() in METHODS:
-        with complaints:
-            remedy = f"verl's names of estimators are lower case; use {ESTIMATOR_KEY}={estimator.lower()}."
-            raise CastConfigError(ESTIMATOR_KEY, estimator, remedy)
-    elif estimator != TWIN:
-        for name, key, value in _asked_for(config):
-            if name != estimator:
-                complain(name, key, value)
+        remedy = f"verl's names of estimators are lower case; use {ESTIMATOR_KEY}={estimator.lower()}."
+        yield CastConfigError(ESTIMATOR_KEY, estimator, remedy)
+        asked = []
+    else:
+        asked = [] if estimator == TWIN else [found for found in _asked_for(config) if found[0] != estimator]
     if OmegaConf.select(config, LOSS_KEY) == "cast" and not is_cast_run(config):
-        complain("cast", LOSS_KEY, "cast")
-    complaints.raise_if_any()
+        asked.append(("cast", LOSS_KEY, "cast"))
+    for name, key, value in asked:
+        remedy = f"set {ESTIMATOR_KEY}={name}, or leave out this key: {ESTIMATOR_KEY} is {estimator}."
+        yield CastConfigError(key, value, remedy)
 
 
 def settings_of_a_twin(config: DictConfig) -> list[str]:
@@ -56,13 +49,12 @@ def settings_of_a_twin(config: DictConfig) -> list[str]:
     ]
 
 
-def check_no_group_is_misspelt(config: DictConfig) -> None:
-    """Refuse `algorithm.cats.flip`.
+def misspelt_groups(config: DictConfig) -> Iterator[CastConfigError]:
+    """`algorithm.cats.flip`: a group with a name like a method's, which nothing reads.
 
     A group of the user's own may have a similar name, so one of its keys must look like a key of ours, too.
     """
     known = {*METHODS, *_keys_of_verl()}
-    complaints = Complaints()
     for name, values in OmegaConf.to_container(config.algorithm).items():
         near = difflib.get_close_matches(str(name).lower(), METHODS, n=1, cutoff=0.7)
         if name in known or not near or not isinstance(values, Mapping):
@@ -75,14 +67,12 @@ def check_no_group_is_misspelt(config: DictConfig) -> None:
                 f"nothing reads a group algorithm.{name}; did you mean algorithm.{near[0]}? Write that, or leave out "
                 "this key."
             )
-            with complaints:
-                raise CastConfigError(key, value, remedy)
-    complaints.raise_if_any()
+            yield CastConfigError(key, value, remedy)
 
 
-def check_settings_arrive(config: DictConfig, method: type[MethodConfig]) -> None:
-    """Refuse a setting of the method at the top level or under `algorithm`, where nothing reads it."""
-    complaints, defaults = Complaints(), packaged_defaults(method)
+def settings_out_of_place(config: DictConfig, method: type[MethodConfig]) -> Iterator[CastConfigError]:
+    """Settings of the method at the top level or under `algorithm`, where nothing reads them."""
+    defaults = packaged_defaults(method)
     for place in ("", method.NAME, "algorithm"):
         group = OmegaConf.select(config, place) if place else config
         if not OmegaConf.is_dict(group):
@@ -91,10 +81,8 @@ def check_settings_arrive(config: DictConfig, method: type[MethodConfig]) -> Non
         names = [name for name in defaults if name in group and name not in taken]
         for key, value in flat(OmegaConf.to_container(OmegaConf.masked_copy(group, names))):
             if key in dict(flat(defaults)):
-                with complaints:
-                    remedy = f"nothing reads this key; write {command_words({key: value}, method)} in its place."
-                    raise CastConfigError(f"{place}.{key}".lstrip("."), value, remedy)
-    complaints.raise_if_any()
+                remedy = f"nothing reads this key; write {command_words({key: value}, method)} in its place."
+                yield CastConfigError(f"{place}.{key}".lstrip("."), value, remedy)
 
 
 def packaged_defaults(method: type[MethodConfig]) -> dict:

@@ -5,12 +5,13 @@ mended it, so nothing is said there.
 """
 
 import importlib.metadata
+from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from packaging.version import Version
 
-from verl_cast.config.cast import CastConfigError, Complaints
+from verl_cast.config.cast import CastConfigError
 from verl_cast.platform import is_cpu
 from verl_cast.seams import TESTED_VERL
 
@@ -28,17 +29,36 @@ def installed(*distributions: str) -> str | None:
     return None
 
 
-def check_stack(config: DictConfig) -> None:
-    """Refuse what ends a run after its start, or makes it silently wrong.
-
-    Raises:
-        CastConfigError: names package or key, version or value, and the remedy.
-    """
-    complaints = Complaints()
-    for check in (_check_trl, _check_adapter, _check_rejection):
-        with complaints:
-            check(config)
-    complaints.raise_if_any()
+def unfit_packages(config: DictConfig) -> Iterator[CastConfigError]:
+    """What ends a run after its start, or makes it silently wrong: package or key, version or value, and the remedy."""
+    version = _if_at_least("1.13", "trl")
+    if version is not None:
+        yield CastConfigError(
+            "trl",
+            version,
+            f"verl {TESTED_VERL} imports a class that TRL no longer has from 1.13 on, so that no model can be loaded "
+            "(verl#8023); pip install 'trl<1.13', or pip uninstall trl.",
+        )
+    # PEFT finds no adapter inside FSDP1's wrappers, so verl syncs none: every response is the first policy's.
+    rank, version = OmegaConf.select(config, f"{_MODEL}.lora_rank"), _if_at_least("0.21", "peft")
+    fsdp1 = OmegaConf.select(config, "actor_rollout_ref.actor.strategy") == "fsdp"
+    if rank and fsdp1 and version is not None and not OmegaConf.select(config, f"{_MODEL}.lora.merge"):
+        yield CastConfigError(
+            f"{_MODEL}.lora_rank",
+            rank,
+            f"FSDP1 with peft {version} syncs no adapter, and the rollouts never change (verl#8184); use "
+            f"actor_rollout_ref.actor.strategy=fsdp2, {_MODEL}.lora.merge=True, or pip install 'peft<0.21'.",
+        )
+    # The log of the truncated mass adds up over a sequence: no bound on a sequence is met.
+    key, truncated = f"{_CORRECTION}.rollout_rs", _truncated(config)
+    options = str(OmegaConf.select(config, key) or "").split(",")
+    if truncated and any(option.strip().startswith("seq_") for option in options):
+        yield CastConfigError(
+            key,
+            OmegaConf.select(config, key),
+            f"with {truncated} vLLM's log-probs are those of the truncated distribution, and verl rejects every "
+            f"sequence (verl#8020); set {_ROLLOUT}.top_p=1.0 {_ROLLOUT}.top_k=-1, or {key}=null.",
+        )
 
 
 def stack_warnings(config: DictConfig, hf_config: Any = None) -> list[str]:
@@ -69,43 +89,6 @@ def _if_at_least(version: str, *distributions: str) -> str | None:
     found, verl = installed(*distributions), installed("verl")
     newer_verl = verl is not None and Version(verl) > Version(TESTED_VERL)
     return None if found is None or newer_verl or Version(found) < Version(version) else found
-
-
-def _check_trl(config: DictConfig) -> None:
-    version = _if_at_least("1.13", "trl")
-    if version is not None:
-        raise CastConfigError(
-            "trl",
-            version,
-            f"verl {TESTED_VERL} imports a class that TRL no longer has from 1.13 on, so that no model can be loaded "
-            "(verl#8023); pip install 'trl<1.13', or pip uninstall trl.",
-        )
-
-
-def _check_adapter(config: DictConfig) -> None:
-    """PEFT finds no adapter inside FSDP1's wrappers, so verl syncs none: every response is the first policy's."""
-    rank, version = OmegaConf.select(config, f"{_MODEL}.lora_rank"), _if_at_least("0.21", "peft")
-    fsdp1 = OmegaConf.select(config, "actor_rollout_ref.actor.strategy") == "fsdp"
-    if rank and fsdp1 and version is not None and not OmegaConf.select(config, f"{_MODEL}.lora.merge"):
-        raise CastConfigError(
-            f"{_MODEL}.lora_rank",
-            rank,
-            f"FSDP1 with peft {version} syncs no adapter, and the rollouts never change (verl#8184); use "
-            f"actor_rollout_ref.actor.strategy=fsdp2, {_MODEL}.lora.merge=True, or pip install 'peft<0.21'.",
-        )
-
-
-def _check_rejection(config: DictConfig) -> None:
-    """The log of the truncated mass adds up over a sequence: no bound on a sequence is met."""
-    key, truncated = f"{_CORRECTION}.rollout_rs", _truncated(config)
-    options = str(OmegaConf.select(config, key) or "").split(",")
-    if truncated and any(option.strip().startswith("seq_") for option in options):
-        raise CastConfigError(
-            key,
-            OmegaConf.select(config, key),
-            f"with {truncated} vLLM's log-probs are those of the truncated distribution, and verl rejects every "
-            f"sequence (verl#8020); set {_ROLLOUT}.top_p=1.0 {_ROLLOUT}.top_k=-1, or {key}=null.",
-        )
 
 
 def _truncated(config: DictConfig) -> str | None:

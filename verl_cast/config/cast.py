@@ -7,18 +7,14 @@ that exists makes sense. What depends on the rest of verl's config is checked in
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar, get_origin, get_type_hints
 
-FLIPS = ("both", "correct", "wrong", "none")
-FLIP_GROUPS = ("all", "zero_variance")
-TEACHER_WEIGHTS = ("snapshot", "ema", "initial", "current")
 TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2")
-MISSING_STATES = ("error", "snapshot")
 NOISE = "noise"  # gap_deadzone: the engine's measured noise floor
-TRUSTS = ("always", "measured")
-MEASURED = "measured"
+MEASURED = "measured"  # trust: as the run's own reward finds it
+MIN_PROBLEMS = 32  # of a measurement: fewer make a poor estimate of the standard error over problems
 
 
 class CastConfigError(ValueError):
@@ -75,48 +71,54 @@ class Complaints:
             raise CastConfigError.of_several(list(lines))
 
 
-def _known_keys(cls, prefix: str, values: Any, complaints: Complaints) -> dict[str, Any]:
-    """The values of keys that exist; the others become complaints.
-
-    Raises:
-        CastConfigError: this is no group of keys.
-    """
-    if values is None:
-        return {}
-    if not isinstance(values, Mapping):
-        raise CastConfigError(prefix, values, "must be a group of keys, as in ++algorithm.cast.flip=both.")
-    names = [f.name for f in fields(cls)]
-    for key in values:
-        if key not in names:
-            close = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"did you mean {prefix}.{close[0]}?" if close else f"the keys are {', '.join(names)}."
-            with complaints:
-                raise CastConfigError(f"{prefix}.{key}", values[key], f"unknown key; {hint}")
-    return {key: value for key, value in values.items() if key in names}
+# A check of one setting: (key, value) -> the value as it is kept, or a CastConfigError. It stands in a setting's type,
+# as in `gap_weight: Annotated[float, number(0)] = 1.0`.
+Check = Callable[[str, Any], Any]
 
 
-def require_whole_number(key: str, value: Any, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise CastConfigError(key, value, f"must be a whole number, at least {minimum}.")
+def whole_number(minimum: int) -> Check:
+    def check(key: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise CastConfigError(key, value, f"must be a whole number, at least {minimum}.")
+        return value
+
+    return check
 
 
-def require_truth_value(key: str, value: Any) -> None:
+def number(minimum: float = -math.inf, maximum: float = math.inf) -> Check:
+    def check(key: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise CastConfigError(key, value, "must be a finite number.")
+        if value < minimum:
+            raise CastConfigError(key, value, f"must be at least {minimum:g}.")
+        if value > maximum:
+            raise CastConfigError(key, value, f"must be at most {maximum:g}.")
+        return float(value)
+
+    return check
+
+
+def one_of(*choices: str) -> Check:
+    def check(key: str, value: Any) -> str:
+        if value not in choices:
+            quote = " (quote it: YAML reads a bare word like off or no as a truth value)"
+            hint = quote if isinstance(value, bool) else ""
+            raise CastConfigError(key, value, f"must be one of {', '.join(choices)}{hint}.")
+        return value
+
+    return check
+
+
+def truth_value(key: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise CastConfigError(key, value, "must be True or False.")
-
-
-def number(key: str, value: Any, minimum: float | None = None) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise CastConfigError(key, value, "must be a finite number.")
-    if minimum is not None and value < minimum:
-        raise CastConfigError(key, value, f"must be at least {minimum:g}.")
-    return float(value)
+    return value
 
 
 def _weight_bounds(key: str, value: Any) -> tuple[float, float]:
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise CastConfigError(key, value, "must be two numbers [lower, upper], as in [0.8,1.05].")
-    lower, upper = (number(key, bound, minimum=0.0) for bound in value)
+    lower, upper = (number(0)(key, bound) for bound in value)
     if lower > upper:
         raise CastConfigError(
             key, [lower, upper], f"the bounds are in the wrong order; use ++{key}=[{upper:g},{lower:g}]."
@@ -128,7 +130,7 @@ def _weight_bounds(key: str, value: Any) -> tuple[float, float]:
 
 
 def _decay(key: str, value: Any) -> float:
-    decay = number(key, value)
+    decay = number()(key, value)
     if not 0 < decay < 1:
         weights = f"++{key.removesuffix('ema_decay')}weights"
         raise CastConfigError(
@@ -140,104 +142,148 @@ def _decay(key: str, value: Any) -> float:
     return decay
 
 
-def _not_negative(key: str, value: Any) -> float:
-    return number(key, value, minimum=0.0)
-
-
 def _deadzone(key: str, value: Any) -> float | str:
     if isinstance(value, str) and value != NOISE:
         raise CastConfigError(key, value, f"must be a number of nats, at least 0, or {NOISE}.")
-    return value if value == NOISE else _not_negative(key, value)
+    return value if value == NOISE else number(0)(key, value)
 
 
 def _advantage_clip(key: str, value: Any) -> float | None:
-    if value is None:
-        return None
-    clip = number(key, value)
-    if clip <= 0:
-        raise CastConfigError(key, clip, "must be greater than 0, or null for no clip.")
-    return clip
+    if value is not None and number()(key, value) <= 0:
+        raise CastConfigError(key, value, "must be greater than 0, or null for no clip.")
+    return None if value is None else float(value)
 
 
-def require_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        hint = " (quote it: YAML reads a bare word like off or no as a truth value)" if isinstance(value, bool) else ""
-        raise CastConfigError(key, value, f"must be one of {', '.join(choices)}{hint}.")
+def _noise_floor_interval(key: str, value: Any) -> int | None:
+    return None if value is None else whole_number(0)(key, value)
+
+
+def _context(key: str, value: Any) -> str:
+    if value not in ("plain", "same") and not (isinstance(value, str) and value.endswith(TEMPLATE_SUFFIXES)):
+        suffixes = ", ".join(TEMPLATE_SUFFIXES)
+        raise CastConfigError(key, value, f"must be plain, same, or the path of a Jinja template ending in {suffixes}.")
+    return value
+
+
+def _pin_memory(key: str, value: Any) -> bool | str:
+    if not isinstance(value, bool) and value != "auto":
+        raise CastConfigError(key, value, "must be auto, True or False.")
+    return value
+
+
+def _directory(key: str, value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise CastConfigError(key, value, "must be a path, or null for the default.")
+    return value
+
+
+NotNegative = Annotated[float, number(0)]
+Weight = Annotated[tuple[float, float], _weight_bounds]
+Switch = Annotated[bool, truth_value]
+TeacherWeights = Annotated[str, one_of("snapshot", "ema", "initial", "current")]
+
+
+class Settings:
+    """A group of keys, which is checked when it is built.
+
+    Raises:
+        CastConfigError: for all types and values that are wrong, with key, value and remedy.
+    """
+
+    KEY: ClassVar[str]  # where the group stands in verl's config
+
+    @classmethod
+    def key(cls) -> str:
+        """Where the group stands in verl's config."""
+        return cls.KEY
+
+    @classmethod
+    def parts(cls) -> dict[str, type["Settings"]]:
+        """Keys that are groups of keys themselves."""
+        hints = get_type_hints(cls).items()
+        return {name: hint for name, hint in hints if isinstance(hint, type) and issubclass(hint, Settings)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any] | None) -> "Settings":
+        """Build from the plain container of the group in verl's config (None or empty: all defaults).
+
+        Raises:
+            CastConfigError: for all unknown keys, wrong types and values out of range, with key, value and remedy.
+        """
+        values = {} if values is None else values
+        if not isinstance(values, Mapping):
+            raise CastConfigError(cls.key(), values, "must be a group of keys, as in ++algorithm.cast.flip=both.")
+        names, known, complaints = [f.name for f in fields(cls)], {}, Complaints()
+        for name, value in values.items():
+            with complaints:  # what is bad leaves its default, and the other keys are still looked at
+                if name not in names:
+                    close = difflib.get_close_matches(str(name), names, n=1)
+                    hint = f"did you mean {cls.key()}.{close[0]}?" if close else f"the keys are {', '.join(names)}."
+                    raise CastConfigError(f"{cls.key()}.{name}", value, f"unknown key; {hint}")
+                group = cls.parts().get(name)
+                known[name] = value if group is None else group.from_dict(value)
+        with complaints:
+            built = cls(**known)
+        complaints.raise_if_any()
+        return built
+
+    def __post_init__(self):
+        complaints = Complaints()
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            if get_origin(hint) is Annotated:
+                with complaints:
+                    object.__setattr__(self, name, hint.__metadata__[0](f"{self.key()}.{name}", getattr(self, name)))
+        for name, group in self.parts().items():
+            with complaints:
+                if not isinstance(getattr(self, name), group):
+                    keys = ", ".join(f.name for f in fields(group))
+                    raise CastConfigError(
+                        f"{self.key()}.{name}", getattr(self, name), f"must be a group of keys ({keys})."
+                    )
+        with complaints:
+            self._check_together()
+        complaints.raise_if_any()
+
+    def _check_together(self) -> None:
+        """What a check of one key cannot see."""
 
 
 @dataclass(frozen=True)
-class TeacherConfig:
+class TeacherConfig(Settings):
     """`algorithm.cast.teacher`: the weights and the context of the self-teacher (method section 8)."""
 
     KEY: ClassVar[str] = "algorithm.cast.teacher"
     PRIVILEGED: ClassVar[bool] = False  # whether the context shows what a student never sees (a reference, say)
 
-    weights: str = "snapshot"
-    refresh_interval: int = 10
-    ema_decay: float = 0.995
-    context: str = "plain"
-    missing_state: str = "error"
-    pin_memory: bool | str = "auto"
-
-    def __post_init__(self):
-        prefix, complaints = self.KEY, Complaints()
-        with complaints:
-            require_choice(f"{prefix}.weights", self.weights, TEACHER_WEIGHTS)
-        with complaints:
-            require_choice(f"{prefix}.missing_state", self.missing_state, MISSING_STATES)
-        with complaints:
-            if not isinstance(self.pin_memory, bool) and self.pin_memory != "auto":
-                raise CastConfigError(f"{prefix}.pin_memory", self.pin_memory, "must be auto, True or False.")
-        with complaints:
-            require_whole_number(f"{prefix}.refresh_interval", self.refresh_interval, minimum=1)
-        with complaints:
-            object.__setattr__(self, "ema_decay", _decay(f"{prefix}.ema_decay", self.ema_decay))
-        with complaints:
-            self._check_context()
-        complaints.raise_if_any()
+    weights: TeacherWeights = "snapshot"
+    refresh_interval: Annotated[int, whole_number(1)] = 10
+    ema_decay: Annotated[float, _decay] = 0.995
+    context: Annotated[str, _context] = "plain"
+    missing_state: Annotated[str, one_of("error", "snapshot")] = "error"
+    pin_memory: Annotated[bool | str, _pin_memory] = "auto"
 
     @property
     def who_can_score(self) -> str:
         """For messages about rows that only the student's own prompt can precede."""
         return f"only {self.KEY}.context=same"
 
-    def _check_context(self) -> None:
-        if not isinstance(self.context, str) or not (
-            self.context in ("plain", "same") or self.context.endswith(TEMPLATE_SUFFIXES)
-        ):
-            raise CastConfigError(
-                f"{self.KEY}.context",
-                self.context,
-                f"must be plain, same, or the path of a Jinja template ending in {', '.join(TEMPLATE_SUFFIXES)}.",
-            )
-
 
 @dataclass(frozen=True)
-class DumpConfig:
+class DumpConfig(Settings):
     """`algorithm.cast.dump`: trajectories with all that CAST knows of their tokens (trajectories.py)."""
 
-    interval: int = 0
-    groups: int = 4
-    directory: str | None = None
+    KEY: ClassVar[str] = "algorithm.cast.dump"
 
-    def __post_init__(self):
-        prefix, complaints = "algorithm.cast.dump", Complaints()
-        with complaints:
-            require_whole_number(f"{prefix}.interval", self.interval, minimum=0)
-        with complaints:
-            require_whole_number(f"{prefix}.groups", self.groups, minimum=1)
-        with complaints:
-            if self.directory is not None and (not isinstance(self.directory, str) or not self.directory):
-                raise CastConfigError(f"{prefix}.directory", self.directory, "must be a path, or null for the default.")
-        complaints.raise_if_any()
+    interval: Annotated[int, whole_number(0)] = 0
+    groups: Annotated[int, whole_number(1)] = 4
+    directory: Annotated[str | None, _directory] = None
 
 
-class MethodConfig:
+class MethodConfig(Settings):
     """Base class of the settings of a method with a self-teacher; they stand in `algorithm.<NAME>`."""
 
     NAME: ClassVar[str]  # also the estimator's
     TITLE: ClassVar[str]  # what people call it
-    GROUPS: ClassVar[dict[str, type]]  # parts that are groups of keys themselves
     COMPARES_A_GROUP: ClassVar[bool] = True  # whether the rule needs several responses to a prompt
     teacher: TeacherConfig
     one_pass: bool
@@ -249,33 +295,7 @@ class MethodConfig:
 
     @classmethod
     def key(cls) -> str:
-        """Where the method's settings stand in verl's config."""
         return f"algorithm.{cls.NAME}"
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any] | None) -> "MethodConfig":
-        """Build from the plain container of `algorithm.<NAME>` (None or empty: all defaults).
-
-        Raises:
-            CastConfigError: for all unknown keys, wrong types and values out of range, with key, value and remedy.
-        """
-        complaints = Complaints()
-        values = _known_keys(cls, cls.key(), values, complaints)
-        for key, group in cls.GROUPS.items():
-            if key in values:
-                given = values.pop(key)  # a bad group leaves its default, and the other keys are still looked at
-                with complaints:
-                    values[key] = group(**_known_keys(group, f"{cls.key()}.{key}", given, complaints))
-        with complaints:
-            built = cls(**values)
-        complaints.raise_if_any()
-        return built
-
-    def _check_groups(self) -> None:
-        for key, group in self.GROUPS.items():
-            if not isinstance(getattr(self, key), group):
-                names = ", ".join(f.name for f in fields(group))
-                raise CastConfigError(f"{self.key()}.{key}", getattr(self, key), f"must be a group of keys ({names}).")
 
 
 @dataclass(frozen=True)
@@ -284,63 +304,28 @@ class CastConfig(MethodConfig):
 
     NAME: ClassVar[str] = "cast"
     TITLE: ClassVar[str] = "CAST"
-    GROUPS: ClassVar[dict[str, type]] = {"teacher": TeacherConfig, "dump": DumpConfig}
 
-    gap_weight: float = 1.0  # λ
-    positive_clip: tuple[float, float] = (0.8, 1.05)  # (L, U) where B >= 0
-    negative_clip: tuple[float, float] = (0.95, 1.2)  # (L, U) where B < 0
-    flip: str = "both"
-    flip_groups: str = "all"
-    advantage_clip: float | None = 1.2
-    base_correct: float = 1.0  # b_correct
-    base_wrong: float = 1.0  # b_wrong
-    correct_threshold: float = 0.5
-    gap_deadzone: float | str = 0.0  # nats, or NOISE
-    noise_floor_interval: int | None = 0  # None: never measured
-    one_pass: bool = True
-    trust: str = "always"
-    trust_responses: int = 128
-    trust_standard_errors: float = 3.0
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    dump: DumpConfig = field(default_factory=DumpConfig)
+    gap_weight: NotNegative = 1.0  # λ
+    positive_clip: Weight = (0.8, 1.05)  # (L, U) where B >= 0
+    negative_clip: Weight = (0.95, 1.2)  # (L, U) where B < 0
+    flip: Annotated[str, one_of("both", "correct", "wrong", "none")] = "both"
+    flip_groups: Annotated[str, one_of("all", "zero_variance")] = "all"
+    advantage_clip: Annotated[float | None, _advantage_clip] = 1.2
+    base_correct: NotNegative = 1.0  # b_correct
+    base_wrong: NotNegative = 1.0  # b_wrong
+    correct_threshold: Annotated[float, number()] = 0.5
+    gap_deadzone: Annotated[float | str, _deadzone] = 0.0  # nats, or NOISE
+    noise_floor_interval: Annotated[int | None, _noise_floor_interval] = 0  # None: never measured
+    one_pass: Switch = True
+    trust: Annotated[str, one_of("always", MEASURED)] = "always"
+    # A teacher that has every response right, beside a policy that has none, needs about z² of them.
+    trust_responses: Annotated[int, whole_number(32)] = 128
+    trust_standard_errors: NotNegative = 3.0
+    teacher: TeacherConfig = TeacherConfig()
+    dump: DumpConfig = DumpConfig()
 
-    def __post_init__(self):
-        checks = {
-            "gap_weight": _not_negative,
-            "base_correct": _not_negative,
-            "base_wrong": _not_negative,
-            "gap_deadzone": _deadzone,
-            "correct_threshold": number,
-            "trust_standard_errors": _not_negative,
-            "positive_clip": _weight_bounds,
-            "negative_clip": _weight_bounds,
-            "advantage_clip": _advantage_clip,
-        }
-        prefix, complaints = self.key(), Complaints()
-        for key, checked in checks.items():
-            with complaints:
-                object.__setattr__(self, key, checked(f"{prefix}.{key}", getattr(self, key)))
-        with complaints:
-            require_choice(f"{prefix}.flip", self.flip, FLIPS)
-        with complaints:
-            require_choice(f"{prefix}.flip_groups", self.flip_groups, FLIP_GROUPS)
-        with complaints:
-            require_choice(f"{prefix}.trust", self.trust, TRUSTS)
-        with complaints:
-            # A teacher that has every response right, beside a policy that has none, needs about z² of them.
-            require_whole_number(f"{prefix}.trust_responses", self.trust_responses, minimum=32)
-        if self.noise_floor_interval is not None:
-            with complaints:
-                require_whole_number(f"{prefix}.noise_floor_interval", self.noise_floor_interval, minimum=0)
-        elif self.gap_deadzone == NOISE:
-            with complaints:
-                key = f"{prefix}.noise_floor_interval"
-                remedy = (
-                    f"gap_deadzone={NOISE} needs a measurement; use ++{key}=0 (only in the first step), or ++{key}=50."
-                )
-                raise CastConfigError(key, None, remedy)
-        with complaints:
-            require_truth_value(f"{prefix}.one_pass", self.one_pass)
-        with complaints:
-            self._check_groups()
-        complaints.raise_if_any()
+    def _check_together(self) -> None:
+        if self.noise_floor_interval is None and self.gap_deadzone == NOISE:
+            key = f"{self.key()}.noise_floor_interval"
+            remedy = f"gap_deadzone={NOISE} needs a measurement; use ++{key}=0 (only in the first step), or ++{key}=50."
+            raise CastConfigError(key, None, remedy)

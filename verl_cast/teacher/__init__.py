@@ -7,5 +7,5 @@ shards.py       the live parameters under FSDP1, FSDP2 and Megatron
 context.py      the teacher's prompt; limits.py: how long it may be
 forward.py      the teacher's pass on one rank
 saved.py        the teacher's file in a checkpoint
-privileged/     contexts of the baselines, which show a reference; no CAST run imports it
+privileged.py   contexts of the baselines, which show a reference; no CAST run imports it
 """

@@ -87,16 +87,11 @@ class TeacherPass:
         only in the same micro-batches: kernel rounding depends on the batch, and flipping turns that rounding into
         signs (method section 7).
         """
-        engine, engine_config = self._actor.engine, self._actor.engine_config
-        scored = data[wire.SCORED].cpu()
+        engine_config, scored = self._actor.engine_config, data[wire.SCORED].cpu()
         virtual_stages = getattr(engine_config, "virtual_pipeline_model_parallel_size", None) or 1
         if self.context.is_same or virtual_stages > 1:  # virtual stages restrict the number of micro-batches further
             return torch.arange(len(scored))
-        wanted = torch.tensor([int(scored.sum())], device=get_device_id())
-        group = engine.get_data_parallel_group()
-        if group is not None:
-            torch.distributed.all_reduce(wanted, op=torch.distributed.ReduceOp.MAX, group=group)
-        wanted = int(wanted)
+        wanted = self._largest(int(scored.sum()))
         if not engine_config.use_dynamic_bsz:
             size = engine_config.infer_micro_batch_size_per_gpu
             wanted = -(-wanted // size) * size
@@ -175,14 +170,18 @@ class TeacherPass:
 
         The setting may be made for the student's prompts. The pass is forward only, so there is room.
         """
-        engine_config, group = self._actor.engine_config, self._actor.engine.get_data_parallel_group()
+        engine_config = self._actor.engine_config
         # A sequence is cut into parts: by Ulysses (FSDP) or context parallelism (Megatron).
         parts = getattr(engine_config, "ulysses_sequence_parallel_size", 1)
         parts *= getattr(engine_config, "context_parallel_size", 1)
-        needed = torch.tensor([-(-longest // parts)], device=get_device_id())
+        return max(engine_config.infer_max_token_len_per_gpu, self._largest(-(-longest // parts)))
+
+    def _largest(self, number: int) -> int:
+        """Of all data-parallel ranks. A collective call."""
+        largest, group = torch.tensor([number], device=get_device_id()), self._actor.engine.get_data_parallel_group()
         if group is not None:
-            torch.distributed.all_reduce(needed, op=torch.distributed.ReduceOp.MAX, group=group)
-        return max(engine_config.infer_max_token_len_per_gpu, int(needed))
+            torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX, group=group)
+        return int(largest)
 
 
 def replays_the_rollout(engine_config: Any) -> bool:

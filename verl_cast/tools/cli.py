@@ -1,8 +1,7 @@
 """The command `verl-cast` and its subcommands (COMMANDS). Only the chosen one is imported.
 
-Each subcommand is a module with `add_arguments(parser)` and `main(args) -> int`. A parser whose default `rewrite` is a
-function has its words changed by it before they are parsed. A subcommand raises UserError for a problem that
-the user can fix, which is printed as one sentence. Every other exception is a bug and keeps its traceback.
+Each subcommand is a module with `add_arguments(parser)` and `main(args) -> int`. A subcommand raises UserError for a
+problem that the user can fix, which is printed as one sentence. Every other exception is a bug and keeps its traceback.
 """
 
 import argparse
@@ -32,23 +31,24 @@ def first_line(problem: BaseException) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
+def cause_of(problem: BaseException) -> BaseException:
+    """The original exception if verl or hydra wrapped it, else the exception itself."""
+    return problem.__cause__ or problem
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="verl-cast", description="Tools before, during and after a CAST run.")
     parser.add_argument("--version", action="version", version=f"verl-cast {verl_cast.__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar=f"{{{','.join(COMMANDS)}}}")
     chosen = next((argument for argument in argv if argument in COMMANDS), None)
-    module, rewrite = None, None
+    module = None
     for name, (module_name, help_text) in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=help_text, description=help_text)
         if name == chosen:
             module = importlib.import_module(module_name)
             module.add_arguments(subparser)
-            rewrite = subparser.get_default("rewrite")
     try:
-        if rewrite is not None:
-            start = argv.index(chosen) + 1
-            argv = [*argv[:start], *rewrite(argv[start:])]
         args = parser.parse_args(argv)
         return module.main(args)
     except UserError as error:

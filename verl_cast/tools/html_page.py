@@ -20,6 +20,7 @@ def render(package: str, template: str, filters: dict, **values) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "allow_nan": False}
     environment.filters.update(filters)
     plotlyjs = Markup(get_plotlyjs().replace("</script", "<\\/script"))
     return environment.get_template(template).render(plotlyjs=plotlyjs, **values)

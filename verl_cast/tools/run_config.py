@@ -29,59 +29,62 @@ _MAIN = re.compile(r"verl\.trainer\.main_ppo|(.*/)?verl/trainer/main_ppo\.py")
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 _PYTHON = re.compile(r"(.*/)?python[\d.]*")
 _SHELL = re.compile(r"(.*/)?(bash|sh)")
-# hydra's spellings of the two options, and ours.
-_OPTIONS = {"--config-name": "--config-name", "-cn": "--config-name", "--config-path": "--config-path"}
-_OPTIONS |= {"-cp": "--config-path"}
-_FLAGS = ("--no-ray",)  # of our subcommands, which take no value, so that the word after them may be a launcher
 _SCRIPT_SECONDS = 60
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of every subcommand that reads a verl command line."""
-    parser.add_argument("--config-name", default="ppo_trainer", help="as in verl's command (default: ppo_trainer)")
-    parser.add_argument(
-        "--config-path",
-        default=None,
-        help="directory of that config, as in verl's command: absolute, or relative to verl/trainer",
-    )
+    _add_hydra_options(parser)
     parser.add_argument(
         "overrides",
-        nargs="*",
-        help="the overrides of your verl command, key=value +key=value ...; or the whole command; or `-- bash SCRIPT`, "
-        "which asks the script for its command (DRY_RUN=1)",
+        nargs=argparse.REMAINDER,
+        action=_Command,
+        help="after all options: the overrides of your verl command, key=value +key=value ...; or the whole command; "
+        "or `bash SCRIPT`, which asks the script for its command (DRY_RUN=1)",
     )
-    parser.set_defaults(rewrite=without_program)
 
 
-def without_program(words: Sequence[str]) -> list[str]:
-    """The words of `verl-cast doctor WORDS`, where a whole command of verl becomes its options and overrides.
+def _add_hydra_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config-name", "-cn", default="ppo_trainer", help="as in verl's command (default: ppo_trainer)"
+    )
+    parser.add_argument(
+        "--config-path",
+        "-cp",
+        help="directory of that config, as in verl's command: absolute, or relative to verl/trainer",
+    )
 
-    The environment variables that it sets are set in this process. Words without a program stay as they are.
+
+class _Command(argparse.Action):
+    """Sets `overrides`, `config_name` and `config_path` from the words of a command."""
+
+    def __call__(self, parser, namespace, words, option_string=None):
+        hydra = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # hydra takes its options anywhere
+        _add_hydra_options(hydra)
+        _, namespace.overrides = hydra.parse_known_args(_without_program(words), namespace)
+        unknown = [word for word in namespace.overrides if word.startswith("-")]
+        if unknown:
+            raise UserError(f"{unknown[0]}: verl's command has no such option; those of verl-cast come before it.")
+
+
+def _without_program(words: Sequence[str]) -> list[str]:
+    """The words of a command behind verl's main. Words without a program stay as they are.
+
+    The environment variables that the command sets are set in this process.
 
     Raises:
         UserError: the program is neither verl's main nor a script that prints such a command.
     """
-    words = list(words)
-    if not any(_MAIN.fullmatch(word) or _is_program(words[i:]) for i, word in enumerate(words)):
-        return words
-    start = next(i for i in range(len(words)) if _begins(words, i))
-    before, command = words[:start], _unquoted(words[start:])
+    command = _unquoted([word for word in words if word != "--"])
     if not any(map(_MAIN.fullmatch, command)):
-        program = next(i for i in range(len(command)) if _is_program(command[i:]))
+        program = next((i for i in range(len(command)) if _is_program(command[i:])), None)
+        if program is None:
+            return command
         _set_environment(command[:program])
         command = _printed_by(command[program:])
     main = next(i for i, word in enumerate(command) if _MAIN.fullmatch(word))
     _set_environment(command[:main])
-    return [*before, *_arguments_of_verl(command[main + 1 :])]
-
-
-def _begins(words: list[str], i: int) -> bool:
-    """Whether the command begins at word i, which is no option of ours and no option's value."""
-    if words[i] == "--" or _is_program(words[i:]):
-        return True
-    previous = words[i - 1] if i else ""
-    follows_an_option = previous.startswith("-") and "=" not in previous and previous not in _FLAGS
-    return not words[i].startswith("-") and not follows_an_option
+    return command[main + 1 :]
 
 
 def _set_environment(words: list[str]) -> None:
@@ -97,18 +100,6 @@ def _is_program(words: Sequence[str]) -> bool:
 def _unquoted(words: list[str]) -> list[str]:
     """The words of a command; $(...) splits a printed command at blanks and leaves its quotes, which start words."""
     return shlex.split(" ".join(words)) if any(word.startswith("'") for word in words) else words
-
-
-def _arguments_of_verl(words: Sequence[str]) -> list[str]:
-    """hydra takes its options anywhere, argparse before the overrides."""
-    options, overrides, rest = [], [], iter(words)
-    for word in rest:
-        name, has_value, value = word.partition("=")
-        if name in _OPTIONS:
-            options.append(f"{_OPTIONS[name]}={value if has_value else next(rest, '')}")
-        else:
-            overrides.append(word)
-    return [*options, *overrides]
 
 
 def _printed_by(command: list[str]) -> list[str]:

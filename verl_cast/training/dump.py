@@ -3,17 +3,18 @@
 The trainer calls it: a single process, whatever the number of ranks. Dump errors are logged; training continues.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from tensordict import TensorDict
+from verl.utils import tensordict_utils as tu
 
 from verl_cast import trajectories, wire
 from verl_cast.advantage.base import ALL_CORRECT, ALL_WRONG, EXCLUDED, MIXED
@@ -68,16 +69,41 @@ class TrajectoryDump:
             self._last_step = step
         return due
 
-    @contextlib.contextmanager
-    def errors_logged(self, step: int) -> Iterator[None]:
-        """Errors inside are logged, not raised: no dump is worth a run."""
+    def write(
+        self,
+        step: int,
+        keys: Sequence[str],
+        read: Callable[[list[str]], TensorDict],
+        result: TokenAdvantage,
+        tokenizer: Any,
+        context: TeacherContext,
+        teacher_age: int | None,
+    ) -> None:
+        """Write some groups of this step. Errors are logged, not raised: no dump is worth a run.
+
+        Args:
+            keys: verl's key of every row of the batch.
+            read: keys -> FIELDS of these rows.
+            result: the estimator's, of the whole batch.
+            context: builds the teacher's prompt.
+        """
         try:
-            yield
+            rows = self._choose(keys, result)
+            if not rows:
+                raise ValueError("no response of the batch counts")
+            data = read([keys[row] for row in rows])
+            columns = {name: list(tu.get(data, name)) for name in FIELDS if name in data}
+            records = []
+            for position, row in enumerate(rows):
+                values = {name: column[position] for name, column in columns.items()}
+                about = {"step": step, "group": wire.group_of(keys[row]), "row": keys[row], "teacher_age": teacher_age}
+                records.append(about | _columns(row, values, result, tokenizer, context))
+            trajectories.write(self.directory, step, records, **self._about)
         except Exception as error:
             traceback.print_exc()
-            warnings.warn(f"CAST: the trajectories of step {step} could not be dumped: {error}", stacklevel=3)
+            warnings.warn(f"CAST: the trajectories of step {step} could not be dumped: {error}", stacklevel=2)
 
-    def choose(self, keys: Sequence[str], result: TokenAdvantage) -> list[int]:
+    def _choose(self, keys: Sequence[str], result: TokenAdvantage) -> list[int]:
         """Rows of `dump.groups` groups, group by group. verl's uids are random, so their order is a random choice.
 
         Args:
@@ -92,54 +118,15 @@ class TrajectoryDump:
         chosen = sorted(groups)[: self._cast.dump.groups]
         return [row for uid in chosen for row in sorted(groups[uid], key=keys.__getitem__)]
 
-    def write(
-        self,
-        step: int,
-        keys: Sequence[str],
-        rows: Sequence[int],
-        data: Mapping[str, Sequence[Any]],
-        result: TokenAdvantage,
-        tokenizer: Any,
-        context: TeacherContext,
-        teacher_age: int | None,
-    ) -> None:
-        """Write the chosen rows of this step.
 
-        Args:
-            keys: verl's key of every row of the batch.
-            rows: the chosen ones.
-            data: FIELDS of the chosen rows: for each a sequence of one value a row (token ids, messages, ...).
-            result: the estimator's, of the whole batch.
-            context: builds the teacher's prompt.
-        """
-        records = []
-        for position, row in enumerate(rows):
-            values = {name: data[name][position] for name in FIELDS if name in data}
-            record = _estimator_columns(row, values, result)
-            messages = [dict(message) for message in values["raw_prompt"]]
-            prompt_ids, response_ids = values["prompts"].tolist(), values["responses"].tolist()
-            teacher_prompt = None if context.is_same else context.render(messages, prompt_ids)[0]
-            reference = (values.get("reward_model") or {}).get("ground_truth")
-            record |= {
-                "step": step,
-                "group": wire.group_of(keys[row]),
-                "row": keys[row],
-                "messages": json.dumps(messages, ensure_ascii=False, default=str),
-                "reference": None if reference is None else str(reference),
-                "prompt_ids": prompt_ids,
-                "teacher_prompt": teacher_prompt,
-                "response_ids": response_ids,
-                "response_text": token_texts(tokenizer, response_ids),
-                "reward": float(values["rm_scores"].sum()),
-                "teacher_age": teacher_age,
-            }
-            records.append(record)
-        trajectories.write(self.directory, step, records, **self._about)
-
-
-def _estimator_columns(row: int, values: Mapping[str, Any], result: TokenAdvantage) -> dict[str, Any]:
-    """What the estimator read and formed of a row; `values`: the row's FIELDS."""
-    base, length = result.base, len(values["responses"])
+def _columns(
+    row: int, values: Mapping[str, Any], result: TokenAdvantage, tokenizer: Any, context: TeacherContext
+) -> dict[str, Any]:
+    """What the model read and wrote in a row, and what the estimator read and formed; `values`: the row's FIELDS."""
+    messages = [dict(message) for message in values["raw_prompt"]]
+    prompt_ids, response_ids = values["prompts"].tolist(), values["responses"].tolist()
+    reference = (values.get("reward_model") or {}).get("ground_truth")
+    base, length = result.base, len(response_ids)
     tokens = {
         "response_mask": result.mask[row, :length],
         "old_log_probs": values["old_log_probs"],
@@ -150,6 +137,13 @@ def _estimator_columns(row: int, values: Mapping[str, Any], result: TokenAdvanta
         "flipped": result.flipped[row, :length],
     }
     return {
+        "messages": json.dumps(messages, ensure_ascii=False, default=str),
+        "reference": None if reference is None else str(reference),
+        "prompt_ids": prompt_ids,
+        "teacher_prompt": None if context.is_same else context.render(messages, prompt_ids)[0],
+        "response_ids": response_ids,
+        "response_text": token_texts(tokenizer, response_ids),
+        "reward": float(values["rm_scores"].sum()),
         **{name: column.tolist() for name, column in tokens.items()},
         "correct": bool(base.correct[row]),
         "kind": KIND_NAMES[int(base.kind[row])],

@@ -18,11 +18,10 @@ import numpy as np
 import torch
 
 from verl_cast import wire
-from verl_cast.advantage.base import TrajectoryAdvantage
 from verl_cast.advantage.compute import TokenAdvantage, token_advantage, trajectory_advantage
-from verl_cast.advantage.rule import Rule
 from verl_cast.config import MethodConfig
 from verl_cast.config.methods import METHODS
+from verl_cast.training.step_plan import Step
 
 # What an estimator reads of the batch beyond the arguments that verl gives every estimator: (B, T), padded alike.
 BATCH_FIELDS = ("old_log_probs", wire.TEACHER_LOG_PROBS)
@@ -33,20 +32,12 @@ class EstimatorCall:
     """One call of the estimator: what the trainer knows before it, and what it computed. Row order is the batch's.
 
     Attributes:
-        rule: the method in this step.
-        scored: (B,) bool, rows that the teacher scored.
-        final_row: (B,) int64, the row of the final output of each row's session.
-        rewards: (B,) that the step was planned with.
-        base: B as the step was planned with it; None where verl may have rejected rows since.
+        step: as it was planned.
         fields: the BATCH_FIELDS, on a verl that passes none to estimators.
         result: what the estimator computed; None before.
     """
 
-    rule: Rule
-    scored: torch.Tensor
-    final_row: torch.Tensor
-    rewards: torch.Tensor
-    base: TrajectoryAdvantage | None
+    step: Step
     fields: Mapping[str, torch.Tensor] = field(default_factory=dict)
     result: TokenAdvantage | None = None
 
@@ -93,7 +84,7 @@ def _compute_outcome_advantage(
             the second call in one stage.
     """
     call = current_call()
-    is_ours = call is not None and isinstance(call.rule.config, method)
+    is_ours = call is not None and isinstance(call.step.rule.config, method)
     if not is_ours or old_log_probs is None or teacher_log_probs is None:
         raise RuntimeError(
             f"CAST: algorithm.adv_estimator={method.NAME}, but the trainer in this process computed no teacher "
@@ -106,24 +97,24 @@ def _compute_outcome_advantage(
             f"CAST: verl's advantage stage called the estimator `{method.NAME}` twice. Stopping: the run would be "
             "another method's."
         )
-    _check_same_batch(call, token_level_rewards, response_mask, old_log_probs, teacher_log_probs)
-    _warn_of_low_precision(call.rule.config, old_log_probs.dtype)
-    base = call.base
-    if base is None:
+    step, base = call.step, call.step.base
+    _check_same_batch(step, token_level_rewards, response_mask, old_log_probs, teacher_log_probs)
+    _warn_of_low_precision(step.rule.config, old_log_probs.dtype)
+    if not step.base_is_final:
         norm = True if config is None else config.get("norm_adv_by_std_in_grpo", True)
-        base = trajectory_advantage(call.rule, token_level_rewards, response_mask, index, norm, call.final_row)
-    unscored = call.rule.needs_gap(base) & ~call.scored
+        base = trajectory_advantage(step.rule, token_level_rewards, response_mask, index, norm, step.final_row)
+    unscored = step.rule.needs_gap(base) & ~step.scored
     if unscored.any():
         raise RuntimeError(
             f"CAST: {int(unscored.sum())} responses need the teacher's log-probs and were not scored; their masks have "
             "changed since. Stopping: without them they would train as in GRPO."
         )
-    call.result = token_advantage(call.rule, base, response_mask, old_log_probs, teacher_log_probs, call.scored)
+    call.result = token_advantage(step.rule, base, response_mask, old_log_probs, teacher_log_probs, step.scored)
     return call.result.advantages, call.result.advantages
 
 
 def _check_same_batch(
-    call: EstimatorCall,
+    step: Step,
     rewards: torch.Tensor,
     response_mask: torch.Tensor,
     old_log_probs: torch.Tensor,
@@ -134,7 +125,7 @@ def _check_same_batch(
             f"CAST: log-probs are for another batch: teacher {tuple(teacher_log_probs.shape)}, old "
             f"{tuple(old_log_probs.shape)}, response_mask {tuple(response_mask.shape)}."
         )
-    changed = rewards.sum(dim=-1) != call.rewards
+    changed = rewards.sum(dim=-1) != step.rewards
     if changed.any():
         raise RuntimeError(
             f"CAST: the rewards of {int(changed.sum())} responses have changed since their base advantage was formed. "

@@ -26,11 +26,10 @@ from verl.utils.dataset.rl_dataset import collate_fn
 
 from verl_cast import wire
 from verl_cast.advantage.base import rows_that_count
-from verl_cast.config.cast import MEASURED
+from verl_cast.config.cast import MEASURED, MIN_PROBLEMS
 from verl_cast.files import whole_file
 from verl_cast.teacher.context import load_template
 from verl_cast.training.trust import (
-    MIN_PROBLEMS,
     Trust,
     by_problem,
     compare,
@@ -71,12 +70,7 @@ class TrustMixin:
         self._trust_metrics = {}
         if self.method.trust != MEASURED:
             return
-        method, size = self.method, len(self.train_dataset)
-        if size < MIN_PROBLEMS:
-            raise ValueError(
-                f"CAST: the training data have {size} problems, and measuring the teacher needs {MIN_PROBLEMS}; use "
-                "more data, or ++algorithm.cast.trust=always."
-            )
+        method = self.method
         self._trust = Trust(method.trust_responses, method.trust_standard_errors, method.teacher.refresh_interval)
         self._template = load_template(method.teacher.context)
         if self.global_steps > 0:

@@ -2,11 +2,12 @@
 
 In the first and only update of a rollout batch, log π_old is the log-prob that the update's own forward has just
 computed, detached. The teacher's log-probs and the trajectory's B lie beside it, so that each micro-batch's token
-advantages follow (sections 3 to 6). verl's loss does the rest. What verl and the metrics need
-of the old policy (log-probs, entropy) is kept for afterwards.
+advantages follow (sections 3 to 6). verl's loss does the rest. What verl and the metrics need of the old policy
+(log-probs, entropy) is kept for afterwards.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ ROW = "cast_row"
 ENTROPY = "cast_entropy"
 
 
+@dataclass(eq=False)
 class OnePassLoss:
     """A loss function for verl's engines, around the stock one, for one update.
 
@@ -32,7 +34,7 @@ class OnePassLoss:
     response_mask and teacher_log_probs; (b,) B, correct, kind, scored and ROW) of a micro-batch. It returns the stock
     loss and metrics.
 
-    Args:
+    Attributes:
         stock_loss: verl's own (`ppo_loss` with the actor's config).
         rule: the method in this step.
         gap_is_zero: teacher and policy are the same weights on the same tokens.
@@ -43,18 +45,11 @@ class OnePassLoss:
         ValueError: a log-probability that counts is NaN or infinite.
     """
 
-    def __init__(
-        self,
-        stock_loss: Callable[..., tuple[torch.Tensor, dict]],
-        rule: Rule,
-        gap_is_zero: bool,
-        keeps_entropy: bool,
-    ):
-        self._stock_loss = stock_loss
-        self._rule = rule
-        self._gap_is_zero = gap_is_zero
-        self._keeps_entropy = keeps_entropy
-        self._rows: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    stock_loss: Callable[..., tuple[torch.Tensor, dict]]
+    rule: Rule
+    gap_is_zero: bool
+    keeps_entropy: bool
+    _rows: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, init=False)
 
     def __call__(
         self,
@@ -68,22 +63,22 @@ class OnePassLoss:
         data = data.copy()
         data["old_log_probs"] = old_log_probs
         data["advantages"] = self._advantages(data, old_log_probs)
-        return self._stock_loss(model_output=model_output, data=data, dp_group=dp_group)
+        return self.stock_loss(model_output=model_output, data=data, dp_group=dp_group)
 
     def _entropy(self, model_output: dict[str, torch.Tensor]) -> torch.Tensor:
         """The policy's entropy, nested (b, L), without a graph."""
         entropy = model_output["entropy"].detach()
-        if not self._keeps_entropy:
+        if not self.keeps_entropy:
             del model_output["entropy"]  # and with it its graph, before the backward
         return entropy
 
     def _advantages(self, data: TensorDict, old_log_probs: torch.Tensor) -> torch.Tensor:
-        fields = ["response_mask"] if self._gap_is_zero else ["response_mask", wire.TEACHER_LOG_PROBS]
+        fields = ["response_mask"] if self.gap_is_zero else ["response_mask", wire.TEACHER_LOG_PROBS]
         padded = data.select(*fields).to_padded_tensor()
-        teacher_log_probs = old_log_probs if self._gap_is_zero else padded[wire.TEACHER_LOG_PROBS]
+        teacher_log_probs = old_log_probs if self.gap_is_zero else padded[wire.TEACHER_LOG_PROBS]
         base = BaseAdvantage(data[wire.BASE], data[wire.CORRECT], data[wire.KIND])
         mask, scored = padded["response_mask"], data[wire.SCORED]
-        return token_advantage(self._rule, base, mask, old_log_probs, teacher_log_probs, scored).advantages
+        return token_advantage(self.rule, base, mask, old_log_probs, teacher_log_probs, scored).advantages
 
     def _keep(self, data: TensorDict, log_probs: torch.Tensor, entropy: torch.Tensor) -> None:
         rows = zip(data[ROW].tolist(), log_probs.unbind(), entropy.unbind(), strict=True)
@@ -103,30 +98,24 @@ class OnePassLoss:
         return TensorDict(dict(zip(("log_probs", "entropy"), nested, strict=True)), batch_size=[num_rows])
 
 
+@dataclass(eq=False)
 class OnePassLossOnLogits(OnePassLoss):
     """The same where the stock loss needs no entropy: it is formed from the logits, and so has no graph.
 
     verl's engines call `process_logits` before the loss (patches/verl/0003b; on stock verl attach.py does).
 
-    Args:
-        entropy: the engine's own function.
+    Attributes:
+        entropy_function: the engine's own.
     """
 
-    def __init__(
-        self,
-        stock_loss: Callable[..., tuple[torch.Tensor, dict]],
-        rule: Rule,
-        gap_is_zero: bool,
-        entropy: EntropyFunction,
-    ):
-        super().__init__(stock_loss, rule, gap_is_zero, keeps_entropy=False)
-        self._entropy_function = entropy
+    keeps_entropy: bool = field(default=False, init=False)
+    entropy_function: EntropyFunction = field(kw_only=True)
 
     def process_logits(
         self, logits: torch.Tensor, data: TensorDict, data_format: str | None = None
     ) -> dict[str, torch.Tensor]:
         """From the micro-batch's scaled logits (b, tokens, V) to their entropies (b, tokens)."""
-        return {ENTROPY: entropy_of(logits, data, self._entropy_function)}
+        return {ENTROPY: entropy_of(logits, data, self.entropy_function)}
 
     def _entropy(self, model_output: dict[str, torch.Tensor]) -> torch.Tensor:
         return model_output.pop(ENTROPY)

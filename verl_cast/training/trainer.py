@@ -11,7 +11,8 @@ The method is CAST or one of the baselines. Trainers of runs with another estima
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -30,6 +31,7 @@ from verl_cast.advantage.metrics import Noise, advantage_metrics, measured_noise
 from verl_cast.checks.data import check_rows
 from verl_cast.checks.run import check_run, summary
 from verl_cast.config import CastConfig, CastConfigError
+from verl_cast.config.cast import NOISE
 from verl_cast.config.methods import method_config
 from verl_cast.config.words import command_words
 from verl_cast.seams import SEAMS, check_seams
@@ -183,7 +185,8 @@ class SelfTeacherTrainerMixin(TrustMixin):
     def _holds_images(self, batch: KVBatchMeta) -> bool:
         """Whether rows of the run carry images: True in every step after the first such batch, and logged once."""
         if self.processor is not None and not self._seen_images:
-            self._seen_images = carry_images(self._read(batch, ["multi_modal_inputs"]))
+            inputs = self._read(batch, ["multi_modal_inputs"])
+            self._seen_images = any(tu.get(inputs, "multi_modal_inputs"))  # a text row's are empty
             if self._seen_images:
                 print("[verl_cast] rows carry images: the noise floor is not measured (no cast/noise/*)", flush=True)
         return self._seen_images
@@ -197,7 +200,7 @@ class SelfTeacherTrainerMixin(TrustMixin):
             fields |= {wire.BASE: step.base.value, wire.CORRECT: step.base.correct, wire.KIND: step.base.kind}
         fields = TensorDict(fields, batch_size=len(batch))
         if step.teacher_runs and self.method.teacher.PRIVILEGED:
-            from verl_cast.teacher.privileged.shown import shown_to_teacher
+            from verl_cast.teacher.privileged import shown_to_teacher
 
             fields.update(shown_to_teacher(batch, self.method, self.tokenizer))
         return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
@@ -212,59 +215,66 @@ class SelfTeacherTrainerMixin(TrustMixin):
         if self._step.measures_noise:
             with self._stage("cast_noise", inside):
                 noise = self._measure_noise(batch)
-        with estimator_call(self._estimator_call(batch, noise)) as call:
+        if not self._step.teacher_runs:
+            # The estimator takes the field in every step. In this one no row needs a gap, or every gap is 0.
+            own = self._read(batch, ["old_log_probs"]).rename_key_("old_log_probs", wire.TEACHER_LOG_PROBS)
+            tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=own)
+        with estimator_call(EstimatorCall(self._step)) as call:
             batch = super()._compute_advantage(batch, metrics)
         if call.result is None:
             raise RuntimeError(
                 f"CAST: verl's advantage stage did not call the estimator `{self.method.NAME}`. Stopping: the run "
                 "would be another method's."
             )
-        self._record(batch, metrics, call, noise)
+        self._record(batch, metrics, call.result, noise)
         if self._dump.due(self.global_steps):
-            with self._stage("cast_dump", inside), self._dump.errors_logged(self.global_steps):
-                self._dump_trajectories(batch, call.result)
+            with self._stage("cast_dump", inside):
+                self._dump.write(
+                    self.global_steps,
+                    batch.keys,
+                    lambda keys: self._read(batch, FIELDS, keys),
+                    call.result,
+                    self.tokenizer,
+                    self._teacher_context,
+                    self._step.teacher_age,
+                )
         return batch
 
-    def _estimator_call(self, batch: KVBatchMeta, noise: Noise | None) -> EstimatorCall:
-        """What the estimator needs of this step; `noise` if it was measured in it."""
-        step = self._step
-        if not step.teacher_runs:
-            # The estimator takes the field in every step. In this one no row needs a gap, or every gap is 0.
-            own = self._read(batch, ["old_log_probs"]).rename_key_("old_log_probs", wire.TEACHER_LOG_PROBS)
-            tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=own)
-        return EstimatorCall(
-            rule=step.rule if noise is None else rule_of(self.method, self.global_steps - 1, noise.floor),
-            scored=step.scored,
-            final_row=step.final_row,
-            rewards=step.rewards,
-            base=step.base if step.base_is_final else None,
-        )
-
-    def _record(self, batch: KVBatchMeta, metrics: dict, call: EstimatorCall, noise: Noise | None) -> None:
+    def _record(self, batch: KVBatchMeta, metrics: dict, result: TokenAdvantage, noise: Noise | None) -> None:
         """Log the step's numbers; print the noise floor."""
         entropy = self._read(batch, ["entropy"]).to_padded_tensor()["entropy"]
-        self._log(metrics, advantage_metrics(call.result, entropy))
+        self._log(metrics, advantage_metrics(result, entropy))
         if isinstance(self.method, CastConfig):
-            self._log(metrics, {"gap/deadzone": call.rule.gap_deadzone})
-            self._warn_of_one_side(call.result.base)
+            self._log(metrics, {"gap/deadzone": self._step.rule.gap_deadzone})
+            self._warn_of_one_side(result.base)
         else:
-            self._log(metrics, {"gap_weight": call.rule.gap_weight})
+            self._log(metrics, {"gap_weight": self._step.rule.gap_weight})
         if noise is not None:
-            in_doubt = noise_metrics(noise, call.result)
+            in_doubt = noise_metrics(noise, result)
             self._log(metrics, in_doubt)
             print(f"[verl_cast] step {self.global_steps}: {noise_in_words(in_doubt)}", flush=True)
 
     def _warn_of_one_side(self, base: TrajectoryAdvantage) -> None:
         """Once in a run: CAST takes rewards for equal that differ on one side of the threshold."""
-        rewards = one_sided_rewards(base)
-        if rewards is not None and not self._warned_of_one_side:
-            self._warned_of_one_side = True
-            print(
-                f"[verl_cast] warning: step {self.global_steps}: {one_side_in_words(self.method, *rewards)}", flush=True
-            )
+        rewards, threshold = one_sided_rewards(base), self.method.correct_threshold
+        if rewards is None or self._warned_of_one_side:
+            return
+        self._warned_of_one_side = True
+        lowest, highest = rewards
+        remedy = command_words({"correct_threshold": (lowest + highest) / 2})
+        print(
+            f"[verl_cast] warning: step {self.global_steps}: rewards of one group differ (from {lowest:g} to "
+            f"{highest:g}), but all are {'wrong' if highest <= threshold else 'correct'} by correct_threshold="
+            f"{threshold:g}: CAST gives its responses one base advantage. If the higher ones are correct and the lower "
+            f"ones are not: {remedy}",
+            flush=True,
+        )
 
     def _measure_noise(self, batch: KVBatchMeta) -> Noise | None:
-        """Another pass of the policy over the same tokens; None where no token counts. The workers keep the floor."""
+        """Another pass of the policy over the same tokens; None where no token counts.
+
+        The workers keep the floor, and the step's rule gets it.
+        """
         batch.extra_info["temperature"] = self.config.actor_rollout_ref.rollout.temperature
         self.actor_rollout_wg.compute_log_probs_again(batch)
         fields = ("response_mask", "old_log_probs", wire.LOG_PROBS_AGAIN)
@@ -272,28 +282,12 @@ class SelfTeacherTrainerMixin(TrustMixin):
         noise = measured_noise(*(data[name] for name in fields))
         if noise is not None:
             self.actor_rollout_wg.keep_noise_floor(noise.floor)
+            self._step = replace(self._step, rule=rule_of(self.method, self.global_steps - 1, noise.floor))
         return noise
 
-    def _dump_trajectories(self, batch: KVBatchMeta, result: TokenAdvantage) -> None:
-        rows = self._dump.choose(batch.keys, result)
-        if not rows:
-            raise ValueError("no response of the batch counts")
-        data = tq.kv_batch_get(
-            keys=[batch.keys[row] for row in rows], partition_id=batch.partition_id, select_fields=list(FIELDS)
-        )
-        self._dump.write(
-            self.global_steps,
-            batch.keys,
-            rows,
-            {name: list(tu.get(data, name)) for name in FIELDS if name in data},
-            result,
-            self.tokenizer,
-            self._teacher_context,
-            self._step.teacher_age,
-        )
-
-    def _read(self, batch: KVBatchMeta, fields: Any) -> TensorDict:
-        return tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=list(fields))
+    def _read(self, batch: KVBatchMeta, fields: Iterable[str], keys: list[str] | None = None) -> TensorDict:
+        """Stored fields of the batch's rows, or of those with these keys."""
+        return tq.kv_batch_get(keys=keys or batch.keys, partition_id=batch.partition_id, select_fields=list(fields))
 
     # ------------------------------------------------------------------------------------------------ metrics and time
 
@@ -336,27 +330,11 @@ def _variant(batch: KVBatchMeta, stage: str) -> Iterator[None]:
         batch.extra_info.pop(wire.STAGE, None)
 
 
-def carry_images(data: TensorDict) -> bool:
-    """Whether a row has images or other inputs beside text; `data`: multi_modal_inputs of the rows."""
-    return any(tu.get(data, "multi_modal_inputs"))
-
-
-def one_side_in_words(method: CastConfig, lowest: float, highest: float) -> str:
-    """What rewards that differ on one side of the threshold mean, with a threshold between them."""
-    side = "wrong" if highest <= method.correct_threshold else "correct"
-    remedy = command_words({"correct_threshold": (lowest + highest) / 2})
-    return (
-        f"rewards of one group differ (from {lowest:g} to {highest:g}), but all are {side} by "
-        f"correct_threshold={method.correct_threshold:g}: CAST gives its responses one base advantage. If the higher "
-        f"ones are correct and the lower ones are not: {remedy}"
-    )
-
-
 def noise_in_words(metrics: dict[str, float]) -> str:
     """The noise floor, and what it could have decided; `metrics` of `noise_metrics`."""
     share = metrics.get("noise/flip_share")
     flips = "no token flips" if share is None else f"{share:.0%} of the flips lie within it"
-    advice = " (algorithm.cast.gap_deadzone=noise keeps such tokens from flipping)" if share else ""
+    advice = f" ({command_words({'gap_deadzone': NOISE})} keeps such tokens from flipping)" if share else ""
     return f"the engine's noise floor is {metrics['noise/p99']:.2g} nats; {flips}{advice}"
 
 

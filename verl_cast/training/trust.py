@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
-# Fewer problems make a poor estimate of the standard error over problems.
-MIN_PROBLEMS = 32
+from verl_cast.config.cast import MIN_PROBLEMS
+
 _STATE_VERSION = 1
 
 

@@ -64,7 +64,7 @@ class SelfTeacherWorkerMixin:
         self._method = config
         engine, model_config = self.actor.engine, self.actor.model_config
         if config.teacher.PRIVILEGED:
-            from verl_cast.teacher.privileged.context import PrivilegedContext
+            from verl_cast.teacher.privileged import PrivilegedContext
 
             context = PrivilegedContext(config.teacher.context, model_config.tokenizer, chat_template_kwargs)
         else:
@@ -247,7 +247,8 @@ class SelfTeacherWorkerMixin:
         if engine.use_fused_kernels:
             tu.assign_non_tensor(data, calculate_entropy=True)  # they return no logits, and compute the entropy anyway
         elif not keeps_entropy:
-            return OnePassLossOnLogits(self.actor.loss_fn, rule, gap_is_zero, entropy_function(engine.strategy))
+            entropy = entropy_function(engine.strategy)
+            return OnePassLossOnLogits(self.actor.loss_fn, rule, gap_is_zero, entropy_function=entropy)
         return OnePassLoss(self.actor.loss_fn, rule, gap_is_zero, keeps_entropy)
 
     def log_probs_of_update(self, data: TensorDict) -> TensorDict | None:

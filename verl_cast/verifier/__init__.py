@@ -8,20 +8,21 @@ departures from the evaluated run.
 
     answers.py       finds the answer of a response
     reading.py       reads it: a value, list, set, tuple, relation, choice or text (words.py, dialect.py: what it knows)
-    equivalence.py   compares two answers that were read, by their structure (structure.py)
+    equivalence.py   compares two answers that were read, by their structure
     mathematics.py   compares two values with math-verify, in processes that can be killed (processes.py)
 
 Check `tail_fraction` if responses are short: the last 5 % of 40 tokens are two, too few for "Answer: 42".
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import logging
 from collections.abc import Sequence
 from typing import Any
 
-from verl_cast.verifier import answers, equivalence
+from verl_cast.verifier import answers, equivalence, processes
 
 logger = logging.getLogger(__name__)
 _stopped_comparisons = itertools.count(1)
@@ -81,18 +82,20 @@ def compute_score(
 
 def _equals_any(answer: str, ground_truth: Any, timeout: float) -> bool | None:
     """Whether the answer equals an accepted one; None if it equals none and a comparison had to be stopped."""
-    # Arrays are known by `ndim`, so that numpy is not imported; numpy's scalars have ndim 0.
-    are_several = isinstance(ground_truth, list | tuple) or getattr(ground_truth, "ndim", 0) > 0
+    judge = functools.partial(processes.judge, timeout=timeout)
     verdicts: list[bool | None] = []
-    for reference in ground_truth if are_several else _accepted(ground_truth):
-        verdicts.append(equivalence.is_equal(answer, answers.final_answer(_encodable(reference)), timeout))
+    for reference in _accepted(ground_truth):
+        verdicts.append(equivalence.is_equal(answer, answers.final_answer(_encodable(reference)), judge))
         if verdicts[-1]:
             return True
     return None if None in verdicts else False
 
 
-def _accepted(ground_truth: Any) -> list[Any]:
-    """One answer, or those of a JSON list of texts, in which some data sets write it."""
+def _accepted(ground_truth: Any) -> Sequence[Any]:
+    """The accepted answers: a sequence or array of them, a JSON list of texts (some data sets write it so), or one."""
+    # Arrays are known by `ndim`, so that numpy is not imported; numpy's scalars have ndim 0.
+    if isinstance(ground_truth, list | tuple) or getattr(ground_truth, "ndim", 0) > 0:
+        return ground_truth
     if isinstance(ground_truth, str) and ground_truth.lstrip().startswith('["'):
         with contextlib.suppress(ValueError):
             return json.loads(ground_truth)

@@ -25,12 +25,11 @@ _ANSWER_LINE = re.compile(
     rf"|^[ \t]*[#*]{_MARKS}*(?:final[ \t]+)?answer[*_ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
-_LABEL = re.compile("answer|答", re.IGNORECASE)
 _VALUE = re.compile(r"\s*(?:(?:```\w*|\$\$|\\\[)[ \t]*\n\s*)?([^\n]*)")
 _BRACE = re.compile(r"(\\(?:boxed|fbox)[ \t]*)?\{|\}")
 _BOX_WITHOUT_BRACES = re.compile(r"(\\boxed) +(\w+)")
 _BETWEEN_BOXES = re.compile(
-    r"(?:[\s$,;、，和或与及.]|\\[()\[\],;:! ]|\\?q?quad|\b(?:and|or)\b|\\text\{\s*(?:and|or)\s*\})*"
+    r"(?:[\s$,;、，和或与及.]|\\[()\[\],;:!\\ ]|\\?q?quad|\b(?:and|or)\b|\\text\{\s*(?:and|or)\s*\})*"
 )
 _END_TOKEN = re.compile(r"(?:\s*<\|?(?:im_end|endoftext|eot_id|end_of_text|/s|eos)\|?>)+\s*$")
 _SENTENCE_END = re.compile(r"[.!?]\s+(?=[A-Z])|[。！？](?=.)")
@@ -113,8 +112,6 @@ def _without_thinking(text: str) -> str:
 
 def _answer_lines(text: str) -> list[tuple[int, int, str]]:
     spans = []
-    if not _LABEL.search(text):
-        return spans
     for match in _ANSWER_LINE.finditer(text):
         value = _VALUE.match(text, match.end())
         if value[1]:

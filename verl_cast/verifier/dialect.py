@@ -9,7 +9,9 @@ Left out: lists, labels and units (`reading`).
 
 import re
 import unicodedata
+from collections.abc import Container
 from fractions import Fraction
+from itertools import accumulate
 
 _SIGNS = {
     "−": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "÷": "/", "∕": "/", "⁄": "/",
@@ -24,37 +26,34 @@ _SIGNS = {
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋ₙ", "0123456789+-n")
 _BLANK = r"(?:\s|~|(?<!\\)\\[,;:! ])"
-_THOUSANDS_WITH_BLANKS = re.compile(rf"(?<!\d)(\d{{1,3}})((?:{_BLANK}+\d{{3}})+)(?![\d/])(?!{_BLANK}+\d)")
+_THOUSANDS = re.compile(
+    r"(?<![\d.,(\[{])\d{1,3}(?:,\d{3})+(?![\d,]|\s*[\])])"
+    rf"|(?<!\d)\d{{1,3}}(?:{_BLANK}+\d{{3}})+(?![\d/])(?!{_BLANK}+\d)"
+)
 _END = r"(?![a-zA-Z])"
 FONT = (
     r"\\(?:text(?:bf|it|rm|normal|sf|tt|up)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|operatorname\*?|boldsymbol|bm|emph"
     r"|underline)"
 )
 _FUNCTION = "arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|ln|log|exp"
+_SYNONYMS = {
+    r"\frac": "dfrac tfrac cfrac", r"\binom": "dbinom tbinom", r"\le ": "leqslant leqq leq",
+    r"\ge ": "geqslant geqq geq", r"\ne ": "neq", "<": "lt", ">": "gt", r"\{": "lbrace", r"\}": "rbrace",
+    "[": "lbrack", "]": "rbrack", "(": "langle", ")": "rangle", "|": "lvert rvert vert mid",
+    r"\ldots ": "dots cdots dotsc dotsb", r"\setminus ": "backslash", r"\emptyset ": "varnothing", "i": "imath",
+    r"\infty ": "infin infinity", " ": "quad qquad",
+}  # fmt: skip
+_SYNONYMS = {name: meaning for meaning, names in _SYNONYMS.items() for name in names.split()}
 _REWRITES = [
     (rf"\\(?:displaystyle|textstyle|limits|left|right|[bB]igg?[lr]?|hfill|hspace\{{[^{{}}]*\}}){_END}\.?", ""),
-    (rf"\\[dtc]frac{_END}", r"\\frac"),
-    (rf"\\(?:leqslant|leqq|leq){_END}|<=|=<", r"\\le "),
-    (rf"\\(?:geqslant|geqq|geq){_END}|>=", r"\\ge "),
-    (r"\\(?:neq|not\s*=)|!=|<>", r"\\ne "),
-    (rf"\\lt{_END}", "<"),
-    (rf"\\gt{_END}", ">"),
-    (rf"\\lbrace{_END}", r"\\{"),
-    (rf"\\rbrace{_END}", r"\\}"),
-    (rf"\\lbrack{_END}", "["),
-    (rf"\\rbrack{_END}", "]"),
-    (rf"\\langle{_END}", "("),
-    (rf"\\rangle{_END}", ")"),
-    (rf"\\(?:[lr]?vert|mid){_END}", "|"),
-    (rf"\\(?:dots|cdots|dotsc|dotsb){_END}|\.{{3,}}", r"\\ldots "),
-    (rf"\\backslash{_END}", r"\\setminus "),
-    (rf"\\varnothing{_END}", r"\\emptyset "),
-    (rf"\\imath{_END}", "i"),
-    (rf"\\(?:infin|infinity){_END}", r"\\infty "),
+    (r"<=|=<", r"\\le "),
+    (r">=", r"\\ge "),
+    (r"\\not\s*=|!=|<>", r"\\ne "),
+    (r"\.{3,}", r"\\ldots "),
     (r"\\mathbb\s*([A-Z])", r"\\mathbb{\1}"),
     (rf"\^\s*(?:\{{\s*)?\\(?:circ|degree){_END}(?:\s*\}})?|\\degree{_END}", r"^\\circ "),
     (rf"\\operatorname\s*\{{({_FUNCTION}|gcd|lcm)\}}", r"\\\1 "),
-    (rf"\\q?quad{_END}", " "),
+    (rf"{FONT}\s*\{{\s*(\\?[$€£¥%]|percent)\s*\}}", r" \1"),
     (rf"(?<![\\a-zA-Z])(sqrt|pi|infty|theta|alpha|beta|{_FUNCTION})(?![a-z])", r"\\\1 "),
     (r"(?<![\\a-zA-Z])infinity(?![a-z])", r"\\infty "),
     (r"(?<![\\a-zA-Z])cbrt(?![a-z])", r"\\cuberoot "),
@@ -91,7 +90,8 @@ def one_dialect(text: str) -> str:
     text = re.sub(r"\\\\\[[^\]]{0,9}\]", r"\\\\", text)
     if "\\begin" not in text:
         text = re.sub(r"\\\\(?=[a-zA-Z({\[])", r"\\", text)  # doubled backslashes, as after a JSON round trip
-    text = _THOUSANDS_WITH_BLANKS.sub(lambda found: found[1] + re.sub(r"\D", "", found[2]), text)
+    text = _THOUSANDS.sub(lambda found: re.sub(r"\D", "", found[0]), text)
+    text = re.sub(r"\\([a-zA-Z]+)", lambda found: _SYNONYMS.get(found[1], found[0]), text)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     return re.sub(r"(?<!\\)\\[,;:! ]|~|\s", " ", text.replace("{,}", "").replace("\\!", ""))
@@ -100,6 +100,10 @@ def one_dialect(text: str) -> str:
 def _greek(found: re.Match) -> str:
     _, size, *_, name = unicodedata.name(found[0]).split()
     return "\\" + (name.lower() if size == "SMALL" else name.title()) + " "
+
+
+def without_fonts(text: str) -> str:
+    return re.sub(rf"{FONT}\s*\{{([^{{}}]*)\}}", r"\1 ", text).strip()
 
 
 def formula(text: str) -> str | None:
@@ -128,20 +132,16 @@ def compact(text: str) -> str:
 
 def _decimals(text: str) -> str:
     """Repeating decimals as fractions, `6.02e23` and `3x10^8` as products."""
-    text = re.sub(r"(\d*\.\d*)\\overline\s*\{(\d+)\}", lambda found: _repeating(found[1], found[2]), text)
-    text = re.sub(r"(\d*\.\d*)\((\d+)\)(?!\s*[\w(])", lambda found: _repeating(found[1], found[2]), text)
-    text = re.sub(
-        r"(\d*\.\d*?)\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?",
-        lambda found: _repeating(found[1], found[2] + (found[3] or "") + (found[4] or "")),
-        text,
-    )
+    text = re.sub(r"\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?", r"\\overline{\1\2\3}", text)
+    text = re.sub(r"(\.\d*)\((\d+)\)(?!\s*[\w(])", r"\1\\overline{\2}", text)
+    text = re.sub(r"(\d*)\.(\d*)\\overline\s*\{(\d+)\}", _repeating, text)
     text = re.sub(r"(?<=\d)\s*(?:[xX]|\\times|\\cdot|\*)\s*10\s*(?=\^)", r"\\times 10", text)
     return re.sub(r"(?<=\d)[eE]([+-]?\d+)(?![\w.])", r"\\times 10^{\1}", text)
 
 
-def _repeating(start: str, period: str) -> str:
+def _repeating(found: re.Match) -> str:
     """`0.1` and `6` make 0.1666... = (16 - 1) / 90."""
-    whole, _, digits = start.partition(".")
+    whole, digits, period = found.groups()
     once = whole + digits or "0"
     return rf"\frac{{{int(once + period) - int(once)}}}{{{(10 ** len(period) - 1) * 10 ** len(digits)}}}"
 
@@ -152,23 +152,32 @@ def _operators(text: str) -> str:
     text = re.sub(rf"\\root\s*({NUMBER})", r"\\sqrt{\1}", text).replace("\\root", "\\sqrt")
     text = re.sub(r"\\cuberoot\s*(\d+|[a-z])", r"\\sqrt[3]{\1}", text).replace("\\cuberoot", "\\sqrt[3]")
     text = re.sub(r"\\sqrt\s*([\dA-Za-z])(?!\d)", r"\\sqrt{\1}", text)
-    position, opening = 0, re.compile(r"(\\sqrt(?:\[\d+\])?|\^)\s*\(")
-    while found := opening.search(text, position):
-        end = closing(text, found.end() - 1, "()")
-        end = end if end > 0 else len(text)
-        text = text[: found.start()] + found[1] + "{" + text[found.end() : end] + "}" + text[end + 1 :]
-        position = found.start() + len(found[1])
+    for found in reversed([*re.finditer(r"(?:\\sqrt(?:\[\d+\])?|\^)\s*\(", text)]):
+        start, end = found.end(), closing(text, found.end() - 1, "()")
+        if end < 0:
+            return "?"
+        text = text[: start - 1] + "{" + text[start:end] + "}" + text[end + 1 :]
     return text
 
 
-def closing(text: str, start: int, pair: str = "{}") -> int:
-    """Where the brace at `start` is closed; -1 if nowhere."""
-    depth = 0
-    for found in re.compile(r"\\.|[(){}]").finditer(text, start):
-        depth += (found[0] == pair[0]) - (found[0] == pair[1])
-        if depth == 0:
-            return found.start()
-    return -1
+_BRACKETS = {"(": 1, "[": 1, "{": 1, r"\{": 1, r"\begin": 1, ")": -1, "]": -1, "}": -1, r"\}": -1, r"\end": -1}
+_BRACKET = re.compile(r"\\begin|\\end|\\.|[(\[{)\]}]", re.DOTALL)
+
+
+def depths(text: str, brackets: Container[str] = _BRACKETS) -> list[int]:
+    """How many of the brackets are open at each position of the text, and at its end."""
+    changes = [0] * (len(text) + 1)
+    for found in _BRACKET.finditer(text):
+        if found[0] in brackets:
+            change = _BRACKETS[found[0]]
+            changes[found.start() + 1 if change > 0 else found.end()] = change
+    return list(accumulate(changes))
+
+
+def closing(text: str, start: int, brackets: Container[str] = _BRACKETS) -> int:
+    """Where the bracket at `start` is closed; -1 if nowhere."""
+    depth = depths(text[start:], brackets)
+    return start + depth.index(0, 1) - 1 if 0 in depth[1:] else -1
 
 
 def _fractions(text: str) -> str:
@@ -176,7 +185,7 @@ def _fractions(text: str) -> str:
     text = re.sub(r"\\(frac|binom)\s*([\dA-Za-z])\s*([\dA-Za-z])(?!\d)", r"\\\1{\2}{\3}", text)
     text = re.sub(r"\\(frac|binom)\s*([\dA-Za-z])\s*\{", r"\\\1{\2}{", text)
     text = re.sub(r"(\\(?:frac|binom)\s*\{[^{}]*\})\s*([\dA-Za-z])(?!\d)", r"\1{\2}", text)
-    text = re.sub(r"(?<![\d.}A-Za-z)_^])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", _mixed, text)
+    text = re.sub(r"(?<![\d.}A-Za-z)_^])(\d+)\s+(\d+)\s*/\s*(\d+)(?!\s*[\d.])", _mixed, text)
     text = re.sub(r"(?<![\d.}A-Za-z)_^{])(\d+)\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", _mixed, text)
     return re.sub(r"(\d+)\s*\^\\circ", r"(\\frac{\1\\pi}{180})", text)  # inside a formula degrees are angles
 
@@ -190,14 +199,11 @@ def _products(text: str) -> str:
     r"""Products with a sign: math-verify takes `2(1/2)` and `\binom{4}{2}\frac{1}{2}` for mixed numbers."""
     text = re.sub(rf"(?<=[\d)])\s*(?=\\(?:frac|sqrt|binom|lfloor|lceil|pi){_END})", r"\\cdot ", text)
     text = re.sub(r"(?<=\d)\s*(?=\()|(?<=[!)])\s*(?=[\d(])", r"\\cdot ", text)
-    ends = set()
-    for found in re.finditer(r"\\(?:frac|binom)\s*(?=\{)", text):
-        top = closing(text, found.end())
-        end = closing(text, top + 1) if text[top + 1 : top + 2] == "{" else -1
+    for found in reversed([*re.finditer(r"\\(?:frac|binom)\s*(?=\{)", text)]):
+        top = closing(text, found.end(), "{}")
+        end = closing(text, top + 1, "{}") if text[top + 1 : top + 2] == "{" else -1
         if end > 0 and re.match(r"\s*(?:\d|\(|\\(?:frac|binom|lfloor|lceil))", text[end + 1 :]):
-            ends.add(end + 1)
-    for end in sorted(ends, reverse=True):
-        text = text[:end] + r"\cdot " + text[end:]
+            text = text[: end + 1] + r"\cdot " + text[end + 1 :]
     return text
 
 

@@ -13,9 +13,9 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationCo
 from math_verify import verify
 from math_verify.grader import unwrap_fcs
 
-from verl_cast.verifier import structure
+from verl_cast.verifier import equivalence
+from verl_cast.verifier.equivalence import TUPLES, is_region
 from verl_cast.verifier.reading import Answer, read
-from verl_cast.verifier.structure import TUPLES, is_region
 
 _NORMALIZATION = NormalizationConfig(units=False, malformed_operators=True, nits=False, boxed="none")
 _DIGITS = 100
@@ -24,15 +24,11 @@ _DECIMAL = re.compile(r"(?<![\w.])(\d*)\.(\d+)")
 
 def judge(answer: str, reference: str) -> bool:
     """Whether two answers are equal."""
-    return structure.same(read(answer), read(reference), same)
+    return equivalence.same(read(answer), read(reference), same)
 
 
 def same(answer: Answer, reference: Answer) -> bool:
     """Whether two values, or two regions (relations, intervals, sets), or two equations are equal."""
-    if answer.text and answer.text == reference.text:
-        return True
-    if r"\ldots" in (answer.text, reference.text):
-        return False
     try:
         parse = _parser(latex(answer), latex(reference))
         if answer.kind == "rounded":
@@ -45,11 +41,9 @@ def same(answer: Answer, reference: Answer) -> bool:
             return _same_values(parse(answer.text), parse(reference.text))
         if answer.kind == reference.kind == "relation" and _verify(parse(reference.text), parse(answer.text)):
             return True
-        regions = [_region(one, parse) for one in (answer, reference)]
-        symbols = [region.pop() for region in regions]
-        if all(symbols) and symbols[0] != symbols[1]:
+        (left, unknowns), (right, unknowns_of_reference) = _region(answer, parse), _region(reference, parse)
+        if unknowns and unknowns_of_reference and unknowns != unknowns_of_reference:
             return False
-        left, right = (region[0] for region in regions)
         return left == right or left.symmetric_difference(right).is_empty is True
     except (MemoryError, RecursionError):
         raise
@@ -110,21 +104,21 @@ def _same_equations(answer, reference) -> bool:
     return has_solutions and _verify(reference, answer)
 
 
-def _region(answer: Answer, parse) -> list:
-    """[set, symbols of the relations in it]"""
+def _region(answer: Answer, parse) -> tuple[sympy.Set, set]:
+    """(set, unknowns of the relations that mean it)"""
     if answer.kind == "list":
         parts = [_region(item, parse) for item in answer.items]
         if len({frozenset(part[1]) for part in parts}) > 1:
             raise ValueError("relations of different unknowns")
         join = sympy.Union if answer.joint == "or" else sympy.Intersection
-        return [join(*(part[0] for part in parts)), parts[0][1]]
+        return join(*(part[0] for part in parts)), parts[0][1]
     expression = parse(latex(answer))
     if answer.kind == "relation":
         expression = unwrap_fcs(expression)
-        return [expression.as_set(), expression.free_symbols]
+        return expression.as_set(), expression.free_symbols
     if answer.kind in TUPLES:
         start, end = (parse(latex(item)) for item in answer.items)
-        return [sympy.Interval(start, end, answer.kind[0] == "(", answer.kind[1] == ")"), set()]
+        return sympy.Interval(start, end, answer.kind[0] == "(", answer.kind[1] == ")"), set()
     if not isinstance(expression, sympy.Set):
         raise ValueError("no set")
-    return [expression.doit() if hasattr(expression, "doit") else expression, set()]
+    return expression.doit(), set()

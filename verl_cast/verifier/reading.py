@@ -11,7 +11,7 @@ import unicodedata
 from dataclasses import dataclass, replace
 
 from verl_cast.verifier import words
-from verl_cast.verifier.dialect import FONT, NUMBER, closing, compact, formula, one_dialect
+from verl_cast.verifier.dialect import FONT, NUMBER, closing, compact, depths, formula, one_dialect, without_fonts
 
 # Brackets in brackets beyond this are no answer.
 MAX_DEPTH = 30
@@ -42,9 +42,9 @@ class Answer:
 
 def read(text: str) -> Answer:
     """The answer as one value, list, set, tuple, relation or choice; if it is none of them, as a text."""
-    if _depth(text) > MAX_DEPTH:
+    if max(depths(text)) > MAX_DEPTH:
         return Answer("text", text)
-    plain = _unwrapped(re.sub(r"^\s*~\s*(?=\d)", "≈", text))
+    plain = _unwrapped(re.sub(r"(?:^|(?<=[\s*]))~+\s*(?=[\d.])", "≈", text))
     plain = _REMARK.sub(lambda found: found[0] if words.DOUBT.search(found[1]) else "", plain)
     plain = re.sub(r"(?<=\w)\*\*(?=[\s.,])|(?<!\S)\*\*(?=\S)|`", " ", plain)  # Markdown
     latex = _without_dollars(one_dialect(plain))
@@ -66,7 +66,6 @@ _LEAD = re.compile(
     rf"|(?:{words.CHINESE_LEAD})+[:,\s]*",
     re.IGNORECASE,
 )
-_LEAD_IN_FONT = re.compile(rf"{FONT}\s*\{{({_LEAD.pattern})\}}", re.IGNORECASE)
 _REMARK = re.compile(r"\(\s*(?:that is|i\.e\.|in words|namely)[,:\s]([^()\d]*)\)\s*$", re.IGNORECASE)
 _CONCLUSION = re.compile(
     r"(.*[,;.])\s*(?:and so|so|that is|hence|thus|therefore|i\.e\.),?\s+(?:that is,? )?([^,;]*)", re.IGNORECASE
@@ -88,14 +87,14 @@ def _unwrapped(text: str) -> str:
         text = text.strip(_ENDS)
         text = re.sub(r"(?:(?<!\\)\\|(?<!\.)[.。]|[;,])$", "", text).strip(_ENDS)
         wrapper = _WRAPPER.match(text)
-        if wrapper and closing(text, wrapper.end()) == len(text) - 1:
+        if wrapper and closing(text, wrapper.end(), "{}") == len(text) - 1:
             text = text[wrapper.end() + 1 : -1]
     return text
 
 
 def _without_lead(text: str) -> str:
     """The text without words that may lead to an answer, unless these are a part of it (`A = 5`, `a^2`)."""
-    text = _LEAD_IN_FONT.sub(r"\1 ", text, count=1) if _LEAD_IN_FONT.match(text) else text
+    text = re.sub(rf"^{FONT}\s*\{{({_LEAD.pattern})\}}", r"\1 ", text, flags=re.IGNORECASE)
     lead = _LEAD.match(text)
     rest = text[lead.end() :] if lead else ""
     if not rest or re.match(r"[=_^+*/<>]", rest) or (rest[0] in "(-\\" and lead[0][-1].isalpha()):
@@ -107,18 +106,15 @@ def _without_dollars(text: str) -> str:
     """Currency becomes a unit behind its number; dollars and other delimiters become blanks."""
     is_currency = text.replace(r"\$", "").count("$") % 2
     dollar = r"(?:US)?\\?\$" if is_currency else r"(?:US)?\\\$"
-    text = re.sub(rf"{FONT}\s*\{{\s*(\\?[$€£¥])\s*\}}", r"\1", text)
     for sign, unit in ((dollar, "dollars"), ("USD", "dollars"), ("€", "euros"), ("£", "£"), ("¥", "¥")):
-        number = rf"{NUMBER}(?:,\d{{3}})*(?:\.\d+)?"
-        text = re.sub(rf"(?<![\d.,])(-?)\s*{sign}\s*(-?)\s*({number})(?!\w|\s*[\^/\\])", rf"\1\2\3 {unit}", text)
+        text = re.sub(rf"(?<![\d.,])(-?)\s*{sign}\s*(-?)\s*({NUMBER})(?!\w|\s*[\^/\\])", rf"\1\2\3 {unit}", text)
     return re.sub(r"\\?\$|\\[()\[\]]", " ", text).strip()
 
 
 def _words(text: str) -> str:
     """A text in lower case, without fonts, quotes and final period. Blanks stay: `1 1/2` is not `11/2`."""
     text = unicodedata.normalize("NFKC", text)
-    for _ in range(2):
-        text = re.sub(rf"{FONT}\s*\{{([^{{}}]*)\}}", r" \1 ", text)
+    text = without_fonts(without_fonts(text))
     text = re.sub(r"\\[()\[\],;:! ]|[$~\"]", " ", _IT_IS.sub("", text.strip(" *$"), count=1))
     return re.sub(r"\s+", " ", text).strip(" .!").lower()
 
@@ -133,7 +129,6 @@ _EQUALS = re.compile(r"\s*(?:=|\\equiv)\s*")
 _APPROX = re.compile(r"\s*\\(?:approx|simeq|doteq)(?![a-zA-Z])\s*")
 _RELATION = re.compile(r"<|>|\\(?:le|ge|ne)(?![a-zA-Z])")
 _PLUS_MINUS = re.compile(r"\\([pm])[pm](?![a-zA-Z])")
-_THOUSANDS = re.compile(r"(?<![\d.,(\[{])\d{1,3}(?:,\d{3})+(?![\d,]|\s*[\])])")
 _CHOICE = re.compile(r"\(\s*([A-Ja-j])\s*\)(.*)|([A-J])\s*(?:[):、]|\.(?!\d))(.*)|([A-J])", re.DOTALL)
 # x, f(x), a_n, \theta, P(A); (x, y); |AB|; \angle ABC; \overline{AB}
 _NAME = re.compile(
@@ -150,7 +145,6 @@ _BASED = re.compile(
 _NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 _BASES = {name: str(number) for number, name in enumerate(_NUMBERS)} | {"sixteen": "16"}
 _PERCENT = re.compile(r"(.*?)\s*(?:\\?%|(?<![a-zA-Z])(?:percent|per cent|pct))", re.IGNORECASE | re.DOTALL)
-_PERCENT_IN_FONT = re.compile(rf"{FONT}\s*\{{\s*(\\?%|percent)\s*\}}")
 _UNIT = re.compile(
     r"(.*?[\d)}]|.*?\\pi|.*?\\infty)(\s*)"
     rf"((?:{FONT}\s*\{{[^{{}}]*\}}|\^\\circ\s*(?:{FONT}\s*\{{)?[CF]?\}}?|[€£¥$]"
@@ -159,43 +153,18 @@ _UNIT = re.compile(
 )
 
 
-def _depth(text: str) -> int:
-    depth = deepest = 0
-    for found in re.finditer(r"[(\[{)\]}]", text):
-        depth += 1 if found[0] in "([{" else -1
-        deepest = max(deepest, depth)
-    return deepest
-
-
-def _is_one_group(text: str) -> bool:
-    depth = 0
-    for found in re.finditer(r"\\[{}]|[(\[{)\]}]", text):
-        depth += 1 if found[0][-1] in "([{" else -1
-        if depth == 0:
-            return found.end() == len(text)
-    return False
-
-
 def _split(text: str, separator: re.Pattern) -> tuple[list[str], list[str]]:
     """(parts, separators) outside of all brackets."""
-    token = re.compile(r"\\[{}]|\\begin|\\end|[(\[{)\]}]")
-    parts, separators, depth, start, position = [], [], 0, 0, 0
-    while position < len(text):
-        if depth == 0 and (found := separator.match(text, position)):
-            parts.append(text[start:position].strip())
-            separators.append(found[0])
-            start = position = found.end()
-        elif found := token.match(text, position):
-            depth += 1 if found[0] in ("\\{", "\\begin", "(", "[", "{") else -1
-            position = found.end()
-        else:
-            position += 2 if text[position] == "\\" else 1
-    return [*parts, text[start:].strip()], separators
+    depth = depths(text)
+    found = [one for one in separator.finditer(text) if depth[one.start()] == 0]
+    starts, ends = [0, *(one.end() for one in found)], [*(one.start() for one in found), len(text)]
+    parts = [text[start:end].strip() for start, end in zip(starts, ends, strict=True)]
+    return parts, [one[0] for one in found]
 
 
 def _choice(text: str) -> Answer | None:
     r"""A letter with what it marks: `C`, `(C)`, `C) 12`, `\textbf{(C) } 12`, `C: the third option`."""
-    found = _CHOICE.fullmatch(re.sub(rf"{FONT}\s*\{{([^{{}}]*)\}}", r"\1 ", text).strip())
+    found = _CHOICE.fullmatch(without_fonts(text))
     if not found:
         return None
     letter = found[1] or found[3] or found[5]
@@ -208,7 +177,7 @@ def _choice(text: str) -> Answer | None:
 
 
 def _list(text: str) -> Answer | None:
-    parts, separators = _split(_THOUSANDS.sub(lambda found: found[0].replace(",", ""), text), _SEPARATOR)
+    parts, separators = _split(text, _SEPARATOR)
     if len(parts) == 1:
         return _item(parts[0])
     items = _items(parts)
@@ -270,7 +239,7 @@ def _equation(sides: list[str], text: str) -> Answer | None:
     if answer is None or None in same:
         return None
     if name and not _is_label(name):
-        if re.search(r"\d", re.sub(r"_\s*(?:\{[^{}]*\}|\w)|\([^()]*\)", "", name)):  # `2x = 10` has no value yet
+        if re.search(r"\d|^-", re.sub(r"_\s*(?:\{[^{}]*\}|\w)|\([^()]*\)", "", name)):  # `2x = 10` has no value yet
             answer = replace(answer, kind="equation", text=formula(text) or "")
         return replace(answer, name=compact(name), equation=formula(text) or "", same=same)
     return replace(answer, name=compact(name), same=same)
@@ -278,7 +247,7 @@ def _equation(sides: list[str], text: str) -> Answer | None:
 
 def _is_label(side: str) -> bool:
     """Whether the side names a quantity: `x`, `f(x)`, `|AB|`, `Total area`."""
-    plain = re.sub(rf"{FONT}\s*\{{([^{{}}]*)\}}", r" \1 ", side).strip()
+    plain = without_fonts(side)
     if words.DOUBT.search(plain) or words.CHANGING.search(plain):
         return False
     return (_NAME.fullmatch(side) or re.fullmatch(r"[A-Za-z][A-Za-z ]*", plain)) is not None
@@ -292,7 +261,7 @@ def _has_unknown(side: str) -> bool:
 
 def _bracketed(text: str, name: str) -> Answer | None:
     """A set, tuple or interval; one value in round brackets is that value."""
-    if not _is_one_group(text):
+    if closing(text, 0) != len(text) - 1:
         return None
     if text.startswith(r"\{") and text.endswith(r"\}"):
         inner, kind = text[2:-2].strip(), "set"
@@ -313,7 +282,7 @@ def _bracketed(text: str, name: str) -> Answer | None:
 
 def _based(text: str) -> Answer | None:
     r"""A numeral with its base: `4210_5`, `1\text{A}_{16}`, `1011 (base 2)`."""
-    found = _BASED.fullmatch(re.sub(rf"{FONT}\s*\{{([^{{}}]*)\}}", r"\1", text).strip())
+    found = _BASED.fullmatch(without_fonts(text))
     if not found:
         return None
     base = found[2] or found[3] or found[4]
@@ -325,12 +294,11 @@ def _based(text: str) -> Answer | None:
 
 def _measured(text: str, name: str) -> Answer | None:
     """A value or relation, with the percent sign or unit behind it."""
-    if found := _PERCENT.fullmatch(_PERCENT_IN_FONT.sub(r" \1", text)):
+    if found := _PERCENT.fullmatch(text):
         value = formula(found[1])
         return value and Answer("value", value, unit="%", name=name)
     if found := _UNIT.fullmatch(text):
-        in_font = re.sub(rf"{FONT}\s*\{{([^{{}}]*)\}}", r"\1", found[3])
-        unit = words.unit(re.sub(r"\\circ\s+", r"\\circ", in_font))
+        unit = words.unit(re.sub(r"\\circ\s+|\s+(?=\^)", lambda blank: blank[0].strip(), without_fonts(found[3])))
         is_bare = re.fullmatch(r"[A-Za-z]+", found[3]) is not None
         is_factor = is_bare and (len(found[3]) == 1 or (unit == "?" and not found[2]))  # `5m`, `2abcd`
         is_angle = unit == "degree" and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", found[1])

@@ -35,10 +35,11 @@ DOUBT = re.compile(
 )
 # No unit: they change the value, or make a sentence of it.
 CHANGING = re.compile(
-    r"\b(?:and|is|are|was|were|be|so|that|to|with|when|where|minus|plus|times|squared?(?! (?:\w*(?:feet|foot|unit|meter"
-    r"|metre|inch|inches|mile|yard|cm|km|centimeter)))|cubed?(?! \w)|factorial|halves|half|thirds?|quarters?|fifths?|"
-    r"sixths|eighths|tenths?|hundredths?|thousandths?|double|twice|dozens?|hundreds?|thousands?|millions?|billions?|"
-    r"trillions?|root|mod|modulo|base|as|at|factors?|divisors?|points?|power|divided|multiplied|percentage|rejected|fails?|trap)\b|[百千万亿倍分成折半]",
+    r"\b(?:and|is|are|was|were|be|so|that|to|with|when|where|minus|plus|times|squared?(?! \w*(?:feet|foot|unit|meter|"
+    r"metre|inch|mile|yard|cm|km))|cubed?(?! \w)|factorial|halves|half|thirds?|quarters?|fifths?|sixths|eighths|"
+    r"tenths?|hundredths?|thousandths?|double|twice|dozens?|hundreds?|thousands?|millions?|billions?|trillions?|root|mod|"
+    r"modulo|base|as|at|factors?|divisors?|points?|power|divided|multiplied|percentage|rejected|excluded|disputed|"
+    r"estimated?|approximate|rounded|fails?|seems?|trap)\b|[百千万亿倍分成折半舍疑]|次方|方$|之一|一个",
     re.IGNORECASE,
 )
 
@@ -49,7 +50,7 @@ _UNITS = {
     "oz": "oz ounce", "s": "s sec second 秒", "min": "min minute 分钟", "h": "h hr hour 小时", "day": "day 天",
     "l": "l L liter litre 升", "ml": "ml mL milliliter millilitre 毫升", "dollar": "dollar $ USD", "cent": "cent",
     "euro": "euro € EUR", "pound sterling": "£ GBP", "yuan": "yuan ¥ 元 RMB", "degree": r"degree deg ^\circ 度",
-    "radian": "radian rad", "mph": "mph", "kph": "km/h kph kmph", "m/s": "m/s", "V": "V", "W": "W", "N": "N", "J": "J",
+    "radian": "radian rad", "mi/h": "mph", "km/h": "kph kmph", "V": "V", "W": "W", "N": "N", "J": "J",
     "K": "K", "A": "A", "C": r"^\circC", "F": r"^\circF", "Hz": "Hz", "Pa": "Pa",
 }  # fmt: skip
 UNITS = {name: unit for unit, names in _UNITS.items() for name in names.split()}
@@ -60,15 +61,19 @@ def unit(text: str) -> str | None:
 
     A unit that is not known has a word of four letters, so that `2 xyz` stays a product.
     """
+    in_brackets = text.strip().startswith("(")
     text = re.sub(r"^(?:an?|per|each|every)\s+", "", " ".join(text.split()).strip(" .()"))
-    plain = re.sub(r"\^\{?\d\}?$|[²³]$", "", text)
+    plain = re.sub(r"\^\{?\d\}?$", "", text)
     for name in (text, text.removesuffix("s"), text.lower(), text.lower().removesuffix("s")):
         if name in UNITS:
             return UNITS[name]
     if plain != text and (known := unit(plain)):
         return known + text[len(plain) :].strip("^{}") if known != "?" else "?"
-    if DOUBT.search(text) or CHANGING.search(text):
+    if in_brackets or DOUBT.search(text) or CHANGING.search(text):
         return None
+    parts = [UNITS.get(part) for part in text.split("/")]
+    if None not in parts:
+        return "/".join(parts)
     if re.fullmatch(r"[\u3400-\u9fff]{1,10}", text):
         return "?"
     known_or_long = re.search(r"[A-Za-z]{4,}|^(?:men|\w+/\w+|cc|sq|cu)\b", text)

@@ -15,7 +15,7 @@ from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
 from verl_cast import CastConfig
 from verl_cast.advantage import compute_cast_advantage
-from verl_cast.advantage.base import ALL_CORRECT, ALL_WRONG, EXCLUDED, MIXED, TrajectoryAdvantage
+from verl_cast.advantage.base import ALL_CORRECT, ALL_WRONG, MIXED, TrajectoryAdvantage
 from verl_cast.advantage.cast import CastRule, GrpoRule
 from verl_cast.advantage.compute import compute_advantage, token_advantage, trajectory_advantage
 
@@ -76,30 +76,21 @@ def test_reduces_to_grpo_bit_for_bit(groups, norm, seed):
     gap_deadzone=st.sampled_from([0.0, 0.1, "noise"]),
 )
 def test_a_teacher_that_is_not_trusted_leaves_verls_grpo_bit_for_bit(groups, norm, gap_deadzone):
-    """For any reward, in groups of every kind, whatever the settings and the gaps; no row needs its gap."""
+    """For any reward, in groups of every kind, whatever the settings and the gaps; no row needs its gap.
+
+    The base of mixed groups under CAST's own rule is the same one.
+    """
     rewards, index = zip(*((r, g) for g, group in enumerate(groups) for r in group), strict=True)
     tensors = batch(rewards, index, gap=torch.randn(len(rewards), 5))
     rule = GrpoRule(CastConfig(gap_deadzone=gap_deadzone))
     base = trajectory_advantage(rule, *tensors[:3], norm)
     assert not rule.needs_gap(base).any()
+    casts = trajectory_advantage(CastRule(CastConfig()), *tensors[:3], norm)
+    assert torch.equal(casts.value[base.kind == MIXED], base.value[base.kind == MIXED])
     result = token_advantage(rule, base, tensors[1], *tensors[3:])
     verls, _ = compute_grpo_outcome_advantage(tensors[0].clone(), tensors[1], tensors[2], norm_adv_by_std_in_grpo=norm)
     assert torch.equal(result.advantages.view(torch.int32), verls.view(torch.int32))
     assert not (result.flipped | result.weight_clipped | result.clipped).any()
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    groups=st.lists(st.lists(st.floats(-3, 3, width=32), min_size=2, max_size=20), min_size=1, max_size=5),
-    norm=st.booleans(),
-)
-def test_mixed_groups_have_verls_grpo_advantage_for_any_reward(groups, norm):
-    rewards, index = zip(*((r, g) for g, group in enumerate(groups) for r in group), strict=True)
-    tensors = batch(rewards, index)
-    base = CastRule(GRPO).base(tensors[0].sum(-1), tensors[2], torch.ones(len(rewards), dtype=torch.bool), norm)
-    verls, _ = compute_grpo_outcome_advantage(tensors[0].clone(), tensors[1], tensors[2], norm_adv_by_std_in_grpo=norm)
-    mixed = base.kind == MIXED
-    assert torch.equal(base.value[mixed], verls[mixed, 0])
 
 
 def test_graded_rewards_in_float64_have_verls_last_bits_too():
@@ -112,22 +103,7 @@ def test_graded_rewards_in_float64_have_verls_last_bits_too():
     assert mixed.sum() > 500 and torch.equal(base.value[mixed], verls[mixed, 0])
 
 
-def test_rows_without_tokens_are_in_no_group():
-    """A padded, rejected or empty row does not make an all-correct group mixed. Its own advantage is 0."""
-    mask = [[1] * 5, [1] * 5, [0] * 5]
-    result = compute_advantage(*batch([1.0, 1.0, 0.0], ["a"] * 3, mask=mask), CastConfig())
-    assert result.base.kind.tolist() == [ALL_CORRECT, ALL_CORRECT, EXCLUDED]
-    assert result.advantages.tolist() == [[1.0] * 5, [1.0] * 5, [0.0] * 5]
-    # GRPO's statistics of the other rows do not change either
-    with_row = compute_advantage(*batch([1.0, 0.0, 1.0], ["a"] * 3, mask=mask), CastConfig())
-    without = compute_advantage(*batch([1.0, 0.0], ["a"] * 2), CastConfig())
-    assert torch.equal(with_row.advantages[:2], without.advantages)
-
-
-def test_padding_rows_and_empty_batches_give_no_nan():
-    tensors = batch([0.0, 0.0], ["pad", "pad"], mask=[[0] * 5] * 2, gap=float("nan"))
-    result = compute_advantage(*tensors, CastConfig())
-    assert result.advantages.tolist() == [[0.0] * 5] * 2
+def test_a_batch_without_tokens_is_no_error():
     empty = torch.zeros(3, 0)
     advantages, _ = compute_cast_advantage(empty, empty.long(), np.array(["a"] * 3), empty, empty, CastConfig())
     assert advantages.shape == (3, 0)
@@ -149,13 +125,6 @@ def test_zeros_have_the_sign_that_grpo_gives_them(dtype):
         assert torch.equal(result.advantages, B.clamp(-1.2, 1.2) * tensors[1])
         assert torch.equal(torch.signbit(result.advantages), torch.signbit(B * tensors[1]))
         assert not torch.signbit(result.gap).any() and not torch.signbit(result.raw_gap).any()
-
-
-def test_bad_numbers_that_count_are_named():
-    with pytest.raises(ValueError, match="reward"):
-        compute_cast_advantage(*batch([float("nan"), 1.0], ["a", "a"]), CastConfig())
-    with pytest.raises(ValueError, match="log-prob"):
-        compute_cast_advantage(*batch([0.0, 1.0], ["a", "a"], gap=float("inf")), CastConfig())
 
 
 def test_inputs_are_left_alone_and_no_gradient_flows_through():

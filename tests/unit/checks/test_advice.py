@@ -1,6 +1,7 @@
-"""Laws of the advice about settings that are valid but pointless.
+"""Laws of the advice about settings that are valid but pointless or risky.
 
-Each such setting is reported with its key, its value and a remedy. The default run gets no warning.
+Each such setting is reported with its key, its value and a remedy. The default run is warned of one thing: that its
+teacher is always trusted.
 """
 
 import copy
@@ -11,9 +12,11 @@ import sys
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from scripts import overrides
 
 from verl_cast.checks import advice
 from verl_cast.checks.run import check_run
+from verl_cast.config.cast import CastConfigError
 from verl_cast.tools.run_config import compose
 
 CAST, ROLLOUT, ACTOR = "algorithm.cast", "actor_rollout_ref.rollout", "actor_rollout_ref.actor"
@@ -25,6 +28,12 @@ RUN = ["algorithm.adv_estimator=cast", f"{ROLLOUT}.n=8", f"+{PRECISION}={{param_
 def default_run():
     """All defaults, on an engine in float32."""
     return compose(RUN)
+
+
+def warnings_beside_trust(config):
+    """What is said about a run beside the default run's warning."""
+    trust = advice.teacher_is_always_trusted(config, advice.cast_config(config))
+    return [sentence for sentence in advice.warnings_of(config) if sentence != trust]
 
 
 @pytest.fixture(autouse=True)
@@ -111,13 +120,20 @@ SENSELESS = [
 @pytest.mark.parametrize("function, settings, names, remedy", SENSELESS)
 def test_a_senseless_setting_is_named_with_its_remedy(default_run, function, settings, names, remedy):
     config = changed(default_run, settings)
-    [sentence] = advice.warnings_of(config)
+    [sentence] = warnings_beside_trust(config)
     assert names in sentence and remedy in sentence
     assert sentence == getattr(advice, function)(config, advice.cast_config(config))
-    every_remedy_ends_it(config, sentence)
+    for trust in ("always", "measured"):
+        try:
+            config = changed(default_run, {**settings, f"{CAST}.trust": trust})
+        except CastConfigError:
+            assert trust == "measured"  # this teacher cannot be
+            continue
+        advise = getattr(advice, function)
+        every_remedy_ends_it(config, advise, advise(config, advice.cast_config(config)))
 
 
-def every_remedy_ends_it(config, sentence):
+def every_remedy_ends_it(config, advise, sentence):
     """Each group of words that the sentence offers is composed by hydra, reaches the run, and ends the warning."""
     groups = re.findall(r"\+\+\S+(?: \+\+\S+)*", sentence)
     assert groups
@@ -127,11 +143,39 @@ def every_remedy_ends_it(config, sentence):
         for word in OverridesParser.create().parse_overrides(words):
             pasted[word.key_or_group] = OmegaConf.select(composed, word.key_or_group, throw_on_missing=True)
             assert pasted[word.key_or_group] == word.value()
-        assert advice.warnings_of(changed(config, pasted)) == []
+        remedied = changed(config, pasted)
+        assert advise(remedied, advice.cast_config(remedied)) is None
 
 
-def test_the_default_run_is_warned_of_nothing(default_run):
-    assert advice.warnings_of(default_run) == []
+MIXED_ONLY = {f"{CAST}.base_correct": 0, f"{CAST}.base_wrong": 0}
+SNAPSHOT = "++algorithm.cast.teacher.weights=snapshot "
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({}, "Set ++"),
+        ({f"{CAST}.flip": "none"}, "Set ++"),  # bases are on
+        (MIXED_ONLY, "Set ++"),  # flips are on
+        ({f"{CAST}.teacher.weights": "ema"}, f"Set {SNAPSHOT}++"),
+        ({f"{CAST}.teacher.weights": "initial"}, f"Set {SNAPSHOT}++"),
+        ({f"{CAST}.teacher.weights": "current"}, f"Set {SNAPSHOT}++"),
+        ({f"{CAST}.trust": "measured"}, None),
+        ({f"{CAST}.flip": "none"} | MIXED_ONLY, None),
+        # There is no remedy: such a teacher cannot be measured.
+        ({f"{CAST}.teacher.context": "same"}, None),
+        ({f"{ROLLOUT}.name": "trtllm"}, None),
+    ],
+)
+def test_a_teacher_that_is_always_trusted_is_warned_of_where_it_can_be_measured(default_run, settings, words):
+    """The default run is warned of this and of nothing else."""
+    config = changed(default_run, settings)
+    found = advice.warnings_of(config)
+    assert len(found) == (words is not None)
+    for sentence in found:
+        assert sentence.startswith(f"{CAST}.trust=always: ") and "destroys a policy" in sentence
+        assert sentence.endswith(f"{words}algorithm.cast.trust=measured.")
+        every_remedy_ends_it(config, advice.teacher_is_always_trusted, sentence)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +204,13 @@ def test_the_default_run_is_warned_of_nothing(default_run):
     ],
 )
 def test_sensible_neighbours_are_warned_of_nothing(default_run, settings):
-    assert advice.warnings_of(changed(default_run, settings)) == []
+    assert warnings_beside_trust(changed(default_run, settings)) == []
+
+
+@pytest.mark.parametrize("script", ["quickstart.sh", "run_gsm8k.sh"])
+def test_runs_that_start_with_a_measured_teacher_are_not_warned_of_it(script):
+    config = compose(overrides(script), "cast_trainer")
+    assert not any("trust" in sentence for sentence in advice.warnings_of(config))
 
 
 BF16 = {PRECISION: {"param_dtype": "bf16"}}
@@ -183,28 +233,28 @@ TRITON = {"actor_rollout_ref.model.fused_kernel_options": {"impl_backend": "trit
     ],
 )
 def test_the_type_of_the_logits_decides_whether_rounding_makes_signs(default_run, settings, decided_by):
-    found = advice.warnings_of(changed(default_run, settings))
+    found = warnings_beside_trust(changed(default_run, settings))
     assert len(found) == (decided_by is not None)
     for text in found:
         assert decided_by in text and "the model's logits come" in text and "gap_deadzone=noise" in text
-        every_remedy_ends_it(changed(default_run, settings), text)
+        every_remedy_ends_it(changed(default_run, settings), advice.rounding_decides_signs, text)
 
 
 def test_on_a_cpu_the_remedy_is_float32(default_run, monkeypatch):
     config = changed(default_run, BF16)
     monkeypatch.setenv("VERL_PLATFORM", "cpu")
-    [sentence] = advice.warnings_of(config)
+    [sentence] = warnings_beside_trust(config)
     assert "log-probs come in that type" in sentence and f"++{PRECISION}.param_dtype=fp32" in sentence
     monkeypatch.delenv("VERL_PLATFORM")  # the CPU platform refuses much else of this run
-    every_remedy_ends_it(config, sentence)
+    every_remedy_ends_it(config, advice.rounding_decides_signs, sentence)
 
 
 def test_megatrons_logits_are_as_precise_as_its_parameters():
     config = compose(["algorithm.adv_estimator=cast", f"{ROLLOUT}.n=8", "model_engine=megatron"])
-    [sentence] = advice.warnings_of(config)
+    [sentence] = warnings_beside_trust(config)
     assert f"{ACTOR}.megatron.dtype=bf16" in sentence
-    assert advice.warnings_of(changed(config, {f"{ACTOR}.megatron.dtype": "float32"})) == []
-    assert advice.warnings_of(changed(config, FUSED)) == []
+    assert warnings_beside_trust(changed(config, {f"{ACTOR}.megatron.dtype": "float32"})) == []
+    assert warnings_beside_trust(changed(config, FUSED)) == []
 
 
 def test_advice_that_fails_keeps_no_run_from_starting(default_run, monkeypatch):
@@ -216,7 +266,7 @@ def test_advice_that_fails_keeps_no_run_from_starting(default_run, monkeypatch):
 
 
 def test_every_piece_of_advice_is_shown_here():
-    elsewhere = {"rounding_decides_signs"}
+    elsewhere = {"rounding_decides_signs", "teacher_is_always_trusted"}
     assert {name for name, *_ in SENSELESS} | elsewhere == {function.__name__ for function in advice.ADVICE}
 
 

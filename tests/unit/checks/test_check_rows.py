@@ -1,4 +1,7 @@
-"""Laws of the check of the training data: images and videos need a teacher that reads the student's own prompt."""
+"""Laws of the check of the training data: images and videos need a teacher that reads the student's own prompt.
+
+A measured teacher needs problems.
+"""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -42,6 +45,16 @@ def test_images_and_videos_need_the_students_own_prompt(compose, dataset, key, c
 @pytest.mark.parametrize("values", [[None, []], [[], []], [None, None]])
 def test_columns_without_a_value_are_text(compose, dataset, values):
     check_rows(compose("algorithm.adv_estimator=cast"), dataset("images", values))
+
+
+def test_a_teacher_is_measured_on_32_problems_at_least(compose, dataset):
+    """Of any dataset. Its remedy is accepted."""
+    measured = ("algorithm.adv_estimator=cast", "+algorithm.cast.trust=measured")
+    check_rows(compose(*measured), [ROW] * 32)
+    for few in ([ROW] * 31, dataset("pictures", [["a"]])):
+        with pytest.raises(CastConfigError, match="trust='measured': the training data have .*trust=always"):
+            check_rows(compose(*measured), few)
+        check_rows(compose(*measured, "++algorithm.cast.trust=always"), few)
 
 
 def test_other_columns_and_datasets_are_left_alone(compose, dataset):

@@ -23,7 +23,6 @@ BAD = {
     "group": ["+algorithm.cast=both"],
     "order of bounds": ["++algorithm.cast.positive_clip=[1.05,0.8]"],
     "decay": ["++algorithm.cast.teacher.ema_decay=1"],
-    "decay of a baseline": ["algorithm.adv_estimator=rlsd", "++algorithm.rlsd.teacher.ema_decay=0"],
     "noise that is never measured": [
         "++algorithm.cast.gap_deadzone=noise",
         "++algorithm.cast.noise_floor_interval=null",
@@ -31,7 +30,6 @@ BAD = {
     "same weights and prompt": ["++algorithm.cast.teacher.context=same", "++algorithm.cast.teacher.weights=current"],
     "filter": ["algorithm.filter_groups.enable=True"],
     "virtual pipeline": [*MEGATRON, "++algorithm.cast.noise_floor_interval=5"],
-    "noise under a virtual pipeline": [*MEGATRON, "++algorithm.cast.gap_deadzone=noise"],
     "live weights": [*ASYNC, "++algorithm.cast.teacher.weights=current"],
     "live weights of a baseline": [*ASYNC, "algorithm.adv_estimator=rlsd", "++algorithm.rlsd.teacher.weights=current"],
     "top level": ["+base_correct=0"],

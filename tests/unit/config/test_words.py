@@ -41,8 +41,8 @@ def built_with_another_value(method, group, key, default):
 
 def every_setting(method):
     for field in dataclasses.fields(method):
-        if field.name in method.GROUPS:
-            group = method.GROUPS[field.name]
+        if field.name in method.parts():
+            group = method.parts()[field.name]
             yield from ((field.name, key.name, getattr(group(), key.name)) for key in dataclasses.fields(group))
         else:
             yield None, field.name, getattr(method(), field.name)

@@ -8,7 +8,7 @@ from tiny import tokenizer
 from verl_cast import CastConfigError
 from verl_cast.teacher.context import TeacherContext, load_template, problem_text
 
-QUESTION = "What is 3 + 4?"
+QUESTION = r"What is \frac{3}{1} + {4}?"  # braces that no format() may read
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
 
 
@@ -30,15 +30,10 @@ def context(tok, name, **kwargs):
 def test_plain_is_the_text_of_the_evaluated_run(tok):
     ids = context(tok, "plain").prompt_ids(MESSAGES, [1, 2, 3])
     assert tok.decode(ids) == (
-        "What is 3 + 4?\n\nPlease reason step by step, and put your final answer within \\boxed{}.\n\n"
+        f"{QUESTION}\n\nPlease reason step by step, and put your final answer within \\boxed{{}}.\n\n"
         "[Student response]\n"
     )
     assert "<|im_start|>" not in tok.decode(ids)
-
-
-def test_braces_in_a_problem_survive(tok):
-    messages = [{"role": "user", "content": r"Compute \frac{1}{2} of {x}."}]
-    assert tok.decode(context(tok, "plain").prompt_ids(messages, [])).startswith(r"Compute \frac{1}{2} of {x}.")
 
 
 def test_dapo_boilerplate_is_stripped():
@@ -112,12 +107,8 @@ def test_templates_that_cannot_work_or_ask_for_the_answer_are_refused(tmp_path, 
 def test_a_template_in_another_encoding_names_file_line_and_remedy(tmp_path):
     path = tmp_path / "context.jinja"
     path.write_bytes("First.\nRésumé of {{ problem }}".encode("latin-1"))
-    with pytest.raises(CastConfigError) as error:
+    with pytest.raises(CastConfigError, match=f"^algorithm.cast.teacher.context='{path}': line 2 is not UTF-8; save "):
         load_template(str(path))
-    assert (
-        str(error.value)
-        == f"algorithm.cast.teacher.context={str(path)!r}: line 2 is not UTF-8; save the template as UTF-8."
-    )
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,17 @@ def teacher(module, **config):
     return build_teacher(TeacherConfig(**config), module)
 
 
+@torch.no_grad()
+def behind(module, **config):
+    """A teacher of the policy's weights, from which the policy has moved on."""
+    own = teacher(module, **config)
+    own.refresh(0)
+    for tensor in trainable_shards(module).values():
+        tensor.add_(1)
+    own.policy_moved()
+    return own
+
+
 def test_chunks_keep_names_apart_and_bring_the_routers_bias():
     chunks = [Router(), Router()]
     shards = trainable_shards(chunks)
@@ -87,12 +98,7 @@ def test_chunks_keep_names_apart_and_bring_the_routers_bias():
 
 def test_a_swap_brings_the_bias_of_the_snapshot_back():
     module = Router()
-    own = teacher([module])
-    own.refresh(0)
-    with torch.no_grad():
-        module.weight.add_(1)
-        module.expert_bias.add_(1)
-    own.policy_moved()
+    own = behind(module)
     moved = {name: t.clone() for name, t in module.state_dict().items()}
     with own.swapped_in():
         assert (module.expert_bias == 0).all()
@@ -159,9 +165,7 @@ def test_the_routers_bias_has_its_final_type_before_it_is_copied():
 def test_a_parameter_that_changed_its_type_stops_the_swap():
     """A swap through a copy in another type would round the policy."""
     module = torch.nn.Linear(2, 2)
-    own = teacher(module)
-    own.refresh(0)
-    own.policy_moved()
+    own = behind(module)
     module.bfloat16()
     with pytest.raises(RuntimeError, match=r"bias is \(2,\) torch.bfloat16, the teacher's copy of it .*float32"):
         with own.swapped_in():
@@ -171,11 +175,7 @@ def test_a_parameter_that_changed_its_type_stops_the_swap():
 def test_the_policy_comes_back_also_where_names_share_storage():
     module = torch.nn.Linear(2, 2, bias=False)
     module.other = torch.nn.Parameter(module.weight.detach())  # the same memory
-    own = teacher(module)
-    own.refresh(0)
-    with torch.no_grad():
-        module.weight.add_(1)
-    own.policy_moved()
+    own = behind(module)
     policy = module.weight.detach().clone()
     with own.swapped_in():
         assert not torch.equal(module.weight, policy)
@@ -184,12 +184,7 @@ def test_the_policy_comes_back_also_where_names_share_storage():
 
 def test_a_failing_restoration_goes_on_with_the_other_parameters(monkeypatch):
     module = torch.nn.Linear(2, 2)
-    own = teacher(module)
-    own.refresh(0)
-    with torch.no_grad():
-        module.weight.add_(1)
-        module.bias.add_(1)
-    own.policy_moved()
+    own = behind(module)
     policy = module.weight.detach().clone()
     stock = HostTeacher._swap
 
@@ -214,58 +209,45 @@ def test_all_ranks_have_one_teacher():
         _check_one_teacher([rank, {**rank, "version": "0.0"}])
 
 
-@pytest.mark.parametrize("weights", ["snapshot", "ema", "initial"])
-def test_a_copy_is_never_an_alias(weights):
-    module = torch.nn.Linear(2, 2)
-    own = teacher(module, weights=weights)
-    own.refresh(0)
-    before = own.state_dict(0)["parameters"]["weight"].clone()
-    with torch.no_grad():
-        module.weight.add_(1)
-    assert torch.equal(own.state_dict(0)["parameters"]["weight"], before)
-
-
 def test_no_pass_before_there_are_weights():
     with pytest.raises(RuntimeError, match=r"refresh\(\) comes before"), teacher(torch.nn.Linear(2, 2)).swapped_in():
         pass
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 16, 60, 2**22])
-@pytest.mark.parametrize("weights", ["snapshot", "ema"])
+@pytest.mark.parametrize("weights", ["snapshot", "ema", "initial"])
 def test_copy_and_parameters_trade_places_bit_for_bit(monkeypatch, weights, piece_bytes):
+    """The copy is never an alias, and the average is formed in float32 and rounded to the parameters' type."""
     monkeypatch.setattr(host_copy, "PIECE_BYTES", piece_bytes)
     torch.manual_seed(0)
     module = Shapes()
+    parameters = dict(module.named_parameters())
     own = teacher(module, weights=weights, refresh_interval=2, ema_decay=0.5)
-    own.refresh(0)
-    average = {name: tensor.float() for name, tensor in bits(dict(module.named_parameters())).items()}
-    assert same_bits(own.state_dict(0)["parameters"], bits(dict(module.named_parameters())))
-    for step in (1, 2, 3):
-        module.move()
-        own.policy_moved()
+    expected = {name: tensor.float() for name, tensor in bits(parameters).items()}
+    for step in (0, 1, 2, 3):
+        if step > 0:
+            module.move()
+            own.policy_moved()
         if own.refresh_due(step):
             own.refresh(step)
-        for name, tensor in module.named_parameters():
-            average[name] = torch.lerp(average[name], tensor.detach().float(), 0.5)
-        policy = bits(dict(module.named_parameters()))
-        copy = bits(own.state_dict(0)["parameters"])
-        if weights == "ema":
-            rounded = {name: average[name].to(policy[name].dtype) for name in policy}
-            assert same_bits(copy, rounded), "the average in float32, rounded to the parameters' type"
+        for name, tensor in bits(parameters).items():
+            if weights == "ema":
+                expected[name] = torch.lerp(expected[name], tensor.float(), 0.5)
+            elif weights == "snapshot" and step == 2:
+                expected[name] = tensor.float()
+        copy = {name: expected[name].to(tensor.dtype) for name, tensor in parameters.items()}
+        assert same_bits(own.state_dict(step - 1)["parameters"], copy)
+        policy = bits(parameters)
         with own.swapped_in():
-            assert own._is_live or same_bits(bits(dict(module.named_parameters())), copy)
-        assert same_bits(bits(dict(module.named_parameters())), policy)
-        assert same_bits(own.state_dict(0)["parameters"], copy)
+            assert same_bits(bits(parameters), copy)
+        assert same_bits(bits(parameters), policy) and same_bits(own.state_dict(step - 1)["parameters"], copy)
 
 
 @pytest.mark.parametrize("piece_bytes", [16, 2**22])
 def test_a_fault_at_any_copy_of_the_swap_leaves_policy_and_teacher_as_they_were(monkeypatch, piece_bytes):
     monkeypatch.setattr(host_copy, "PIECE_BYTES", piece_bytes)
     module = Shapes()
-    own = teacher(module)
-    own.refresh(0)
-    module.move()
-    own.policy_moved()
+    own = behind(module)
     policy, copy = bits(dict(module.named_parameters())), bits(own.state_dict(0)["parameters"])
     assert not same_bits(policy, copy)
     going_in = Operations()
@@ -280,10 +262,7 @@ def test_a_fault_at_any_copy_of_the_swap_leaves_policy_and_teacher_as_they_were(
 
 
 def test_a_swap_allocates_nothing_and_computes_nothing():
-    module = Router()  # the same parameters and buffers in every swap
-    own = teacher(module)
-    own.refresh(0)
-    own.policy_moved()
+    own = behind(Router())
     with Operations() as seen, own.swapped_in():
         pass
     assert "copy_" in seen.names

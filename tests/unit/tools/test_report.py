@@ -19,174 +19,89 @@ from verl_cast.tools.report import drawing, figures, findings, metrics_file, not
 from verl_cast.tools.report.healthy import HEALTHY
 
 HOSTILE = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'></script>"
-KINDS = {0: "mixed", 1: "all_correct", 2: "all_wrong"}
-NAMES = ("Mia", "Ravi", "Lena", "Omar", "Ada", "Noah")
+KINDS = ("mixed", "all_wrong", "all_correct")
 
 
-# ---- realistic runs: the method's own code computes the advantages, so all numbers agree ----
-
-
-def response_tokens(rng, a, b, answer):
-    text = rng.choice(
-        [
-            f"First, {a} + {b} means adding {b} to {a}.\nWe count on from {a}:\n{a} + {b} = {answer}.\n\n"
-            f"The answer is \\boxed{{{answer}}}.",
-            f"Let's think step by step.\nThere are {a} apples, then {b} more.\nSo the total is {a} + {b} = {answer}.\n"
-            f"\\boxed{{{answer}}}",
-            f"We need {a} + {b}.\n\nSplit it: {a} + {b} = {answer - 1} + 1 = {answer}.\n"
-            f"Therefore the answer is \\boxed{{{answer}}}.",
-        ]
-    )
-    return re.findall(r"\n+| ?\w+| ?[^\w\s]|\s", text)
-
-
-def dump_rows(step, rng, num_groups=3, size=8, teacher_prompt="worked examples: 1 + 1 = 2\n\n", deadzone=0.0):
-    """Rows of one dumped step: random gaps, and advantages from verl_cast.advantage."""
-    import torch
-
-    from verl_cast.advantage.compute import compute_advantage
-    from verl_cast.config import CastConfig
-
-    rows, index, rewards = [], [], []
-    for g in range(num_groups):
-        a, b = (int(n) for n in rng.integers(11, 60, 2))
-        share = [0.5, 0.0, 1.0, 0.7][g % 4]
+def dump_rows(step, groups=3, size=4, teacher_prompt="1 + 1 = 2\n\n", deadzone=0.0):
+    """Rows of one dumped step with random gaps and advantages: a mixed, an all-wrong and an all-correct group."""
+    rng, rows = np.random.default_rng(step), []
+    for group, kind in enumerate(KINDS[:groups]):
         for i in range(size):
-            correct = bool(rng.random() < share) if 0 < share < 1 else share == 1.0
-            if share == 0.5 and i < 2:
-                correct = i == 0
-            text = response_tokens(rng, a, b, a + b + (0 if correct else int(rng.integers(1, 9))))
-            mask = [True] * len(text)
-            if i == size - 1:
-                mask[-3:] = [False] * 3
-            prompt = f"{rng.choice(NAMES)} has {a} apples and gets {b} more. How many apples are there now?"
+            correct = kind == "all_correct" or (kind == "mixed" and i % 2 == 0)
+            words = f"First, {step} + {group} is a sum.\nSo we add. The answer is \\boxed{{{step + i}}}."
+            text = re.findall(r"\n| ?\w+|\W", words)
+            mask = np.arange(len(text)) < len(text) - 3 * (i == size - 1)
+            old, teacher = -rng.exponential(0.5, (2, len(text)))
+            teacher = np.where(rng.random(len(text)) < 0.2, old, teacher)
+            gap = np.where(mask & (abs(teacher - old) > deadzone), teacher - old, 0.0)
+            base = 0.3 if correct else -0.3
+            advantages = np.where(mask, base + gap, 0.0)
             rows.append(
                 {
                     "step": step,
-                    "group": f"uid-{step}-{g}",
-                    "row": f"uid-{step}-{g}_{i}_0",
-                    "messages": json.dumps(
-                        [
-                            {"role": "system", "content": "You are a careful assistant."},
-                            {"role": "user", "content": prompt},
-                        ]
-                    ),
-                    "reference": str(a + b),
+                    "group": f"uid-{step}-{group}",
+                    "row": f"uid-{step}-{group}_{i}_0",
+                    "messages": json.dumps([{"role": "user", "content": f"What is {step} + {group}?"}]),
+                    "reference": str(step + group),
                     "prompt_ids": [1, 2, 3],
-                    "teacher_prompt": None if teacher_prompt is None else f"{teacher_prompt}{prompt}\n",
+                    "teacher_prompt": teacher_prompt,
                     "response_ids": list(range(len(text))),
                     "response_text": text,
-                    "response_mask": mask,
+                    "response_mask": mask.tolist(),
+                    "old_log_probs": old.tolist(),
+                    "teacher_log_probs": teacher.tolist(),
+                    "gap": gap.tolist(),
+                    "advantages": advantages.tolist(),
+                    "flipped": (advantages * base < 0).tolist(),
                     "reward": float(correct),
                     "correct": correct,
+                    "kind": kind,
+                    "base_advantage": base,
                     "teacher_age": step % 10,
                 }
             )
-            index.append(f"uid-{step}-{g}")
-            rewards.append(float(correct))
-    length = max(len(row["response_text"]) for row in rows)
-    mask, old, gap, reward = (torch.zeros(len(rows), length) for _ in range(4))
-    for i, row in enumerate(rows):
-        n = len(row["response_text"])
-        mask[i, :n] = torch.tensor(row["response_mask"]).float()
-        old[i, :n] = torch.tensor(-rng.exponential(0.5, n))
-        gap[i, :n] = torch.tensor(rng.normal(0.06 if row["correct"] else -0.15, 0.35, n) * (rng.random(n) < 0.8))
-        reward[i, 0] = rewards[i]
-    teacher = (old + gap).clamp_max(-1e-4)
-    result = compute_advantage(
-        reward, mask, np.array(index, dtype=object), old, teacher, CastConfig(gap_deadzone=deadzone)
-    )
-    for i, row in enumerate(rows):
-        n = len(row["response_text"])
-        row.update(
-            old_log_probs=old[i, :n].tolist(),
-            teacher_log_probs=teacher[i, :n].tolist(),
-            gap=result.gap[i, :n].tolist(),
-            advantages=result.advantages[i, :n].tolist(),
-            flipped=result.flipped[i, :n].tolist(),
-            kind=KINDS[int(result.base.kind[i])],
-            base_advantage=float(result.base.value[i]),
-        )
     return rows
 
 
-def write_dump(directory, steps=(10, 20), seed=0, cast=None, **kwargs):
-    rng = np.random.default_rng(seed)
-    written = {}
-    for step in steps:
-        written[step] = dump_rows(step, rng, **kwargs)
-        settings = {
-            "flip": "both",
-            "gap_deadzone": 0.0,
-            "teacher": {"weights": "snapshot", "context": "teacher.jinja"},
-            **(cast or {}),
-        }
-        trajectories.write(directory, step, written[step], model="/models/SmolLM2-135M-Instruct", cast=settings)
+def write_dump(directory, steps, cast=None, **kwargs):
+    written = {step: dump_rows(step, **kwargs) for step in steps}
+    for step, rows in written.items():
+        trajectories.write(directory, step, rows, model="/models/SmolLM2", cast=cast or {"flip": "both"})
     return written
 
 
-def metrics_of_a_run(steps=24, cast=True, seed=0, agreement=0.3):
-    """{step: {name: value}} with the names and scales of a small real run."""
-    rng = np.random.default_rng(seed)
+def metrics_of_a_run(steps=24, cast=True, shift=0.0):
+    """{step: {name: value}} of a healthy run, with the names and scales of a small real one."""
     found = {}
     for step in range(1, steps + 1):
         t = (step - 1) / max(1, steps - 1)
-
-        def noisy(value, by, rng=rng):
-            return float(value + rng.normal(0, by))
-
-        right = min(1.0, max(0.0, noisy(0.25 + (0.65 if cast else 0.5) * t**0.8, 0.04)))
-        others, old_log_prob = noisy(28, 0.6), noisy(6.5, 0.2)
-        teacher = noisy(9.4, 0.3) if cast else 0.0
-        values = {
-            "training/global_step": step,
-            "critic/score/mean": right,
-            "response_length/mean": noisy(61 - 14 * t, 1.5),
-            "actor/entropy": noisy(0.62 - 0.3 * t, 0.02),
-            "actor/grad_norm": noisy(1.4, 0.15),
-            "timing_s/old_log_prob": old_log_prob,
-            "timing_s/step": others + old_log_prob + teacher,
+        found[step] = {
+            "critic/score/mean": 0.25 + 0.6 * t + shift,
+            "response_length/mean": 61 - 14 * t,
+            "actor/entropy": 0.62 - 0.3 * t,
+            "timing_s/old_log_prob": 6.5 + step % 3,
+            "timing_s/step": 44.0 + step % 5 - 9 * (not cast),
         }
         if step % 5 == 0:
-            values["val-core/chain_sum/acc/mean@4"] = noisy(0.2 + 0.6 * t, 0.03)
+            found[step]["val-core/chain_sum/acc/mean@4"] = 0.2 + 0.6 * t
         if cast:
-            mixed, all_wrong = 0.75 - 0.45 * t, 0.2 * (1 - t) ** 2
-            mean, width = noisy(-0.16 + 0.1 * t, 0.01), 0.5 - 0.2 * t
-            values.update(
-                {
-                    "cast/group/mixed_share": mixed,
-                    "cast/group/all_wrong_share": all_wrong,
-                    "cast/group/all_correct_share": 1 - mixed - all_wrong,
-                    "cast/base/abs_mean": noisy(0.93, 0.02),
-                    "cast/gap/mean": mean,
-                    "cast/gap/abs_mean": noisy(0.34 - 0.15 * t, 0.01),
-                    **{
-                        f"cast/gap/p{q:02d}": mean + width * z
-                        for q, z in ((5, -1.9), (25, -0.4), (50, 0.05), (75, 0.3), (95, 0.9))
-                    },
-                    "cast/gap/deadzone_share": 0.0,
-                    "cast/gap/correct_mean": mean + 0.05,
-                    "cast/gap/wrong_mean": mean - 0.08,
-                    "cast/gap/correctness_corr": noisy(agreement + 0.1, 0.1),
-                    "cast/gap/correctness_corr_in_group": noisy(agreement, 0.1),
-                    "cast/weight/clipped_share": noisy(0.7, 0.02),
-                    "cast/flip/share": noisy(0.45, 0.02),
-                    "cast/flip/correct_share": noisy(0.5 - 0.1 * t, 0.02),
-                    "cast/flip/wrong_share": noisy(0.38, 0.02),
-                    "cast/advantage/mean": noisy(-0.1, 0.02),
-                    "cast/advantage/abs_mean": noisy(0.95, 0.01),
-                    "cast/advantage/clipped_share": noisy(0.12, 0.01),
-                    "cast/advantage/zero_variance_mass": 1 - mixed,
-                    "cast/length/correct_mean": noisy(52 - 8 * t, 1.5),
-                    "cast/length/wrong_mean": noisy(65 - 10 * t, 2),
-                    "cast/entropy/correct_mean": noisy(0.5 - 0.25 * t, 0.02),
-                    "cast/entropy/wrong_mean": noisy(0.7 - 0.25 * t, 0.02),
-                    "timing_s/cast_teacher": teacher,
-                }
-            )
-            if step % 8 == 1:
-                values.update({"cast/noise/p99": noisy(6e-5, 4e-6), "cast/noise/gap_share": 0.001})
-        found[step] = values
+            shares = {"mixed": 0.75 - 0.45 * t, "all_wrong": 0.2 * (1 - t), "all_correct": 0.05 + 0.65 * t}
+            of_cast = {
+                **{f"group/{kind}_share": share for kind, share in shares.items()},
+                **{f"gap/p{q:02d}": q / 100 - 0.6 for q in (5, 25, 50, 75, 95)},
+                "gap/mean": -0.16 + 0.1 * t,
+                "gap/abs_mean": 0.34,
+                "gap/deadzone_share": 0.0,
+                "gap/correctness_corr": 0.4,
+                "gap/correctness_corr_in_group": 0.3 + 0.1 * (step % 2),
+                "flip/correct_share": 0.5 - 0.1 * t,
+                "flip/wrong_share": 0.38,
+                "advantage/zero_variance_mass": 0.25 + 0.45 * t,
+                "entropy/correct_mean": 0.5,
+                "noise/gap_share": 0.001,
+                "noise/p99": 6e-5,
+            }
+            found[step] |= {f"cast/{name}": value for name, value in of_cast.items()} | {"timing_s/cast_teacher": 9.4}
     return found
 
 
@@ -215,55 +130,41 @@ def test_the_numbers_are_those_of_verls_own_file_logger(tmp_path, monkeypatch):
         logger.log({name: np.float64(value) for name, value in values.items()}, step)
     logger.finish()
     with (tmp_path / "metrics.jsonl").open("a") as file:  # as Python's json writes it
-        file.write('{"step": 5, "data": {"actor/entropy": Infinity}}\n')
-    metrics[5] = {"actor/entropy": math.nan}
-    read = metrics_file.read(tmp_path / "metrics.jsonl")
+        file.write('{"step": 5, "data": {"actor/entropy": Infinity, "text": "x"}}\n')
+    steps, remarks = metrics_file.read(tmp_path / "metrics.jsonl")
     metrics[3]["actor/entropy"] = math.nan
-    np.testing.assert_equal(read.steps, metrics)
-    assert ["actor/grad_norm (1)" in r and "actor/entropy (2)" in r for r in read.remarks] == [True]
+    np.testing.assert_equal(steps, {**metrics, 5: {"actor/entropy": math.nan}})
+    assert remarks == []
 
 
-def test_a_half_written_last_line_is_skipped_and_said(tmp_path):
-    path = write_jsonl(tmp_path / "metrics.jsonl", metrics_of_a_run(3))
-    assert metrics_file.read(path).remarks == []
-    path.write_text(path.read_text()[:-9])
-    read = metrics_file.read(path)
-    assert list(read.steps) == [1, 2]
-    assert [remark.startswith(f"{path}, line 3: the last line is incomplete") for remark in read.remarks] == [True]
-
-
-def test_garbled_lines_are_skipped_and_named(tmp_path):
-    path = write_jsonl(tmp_path / "metrics.jsonl", metrics_of_a_run(6))
+def test_garbled_lines_and_a_half_written_last_line_are_skipped_and_named(tmp_path):
+    path = write_jsonl(tmp_path / "metrics.jsonl", metrics_of_a_run(7))
     lines = path.read_text().splitlines()
-    lines[1], lines[3] = lines[1][:70], '{"step": "x", "data": 3}'
+    lines[1], lines[3] = lines[1][:70], '{"step": "x", "data": {}}'
     lines[4] = '{"step": 5, "data": {"critic/score/mean": 1' + 400 * "0" + "}}"  # too large for a float
-    path.write_bytes(("\n".join(lines) + "\n").encode() + b"\xff\xfe\n")
-    read = metrics_file.read(path)
-    assert list(read.steps) == [1, 3, 6]
-    assert [str(path) in remark and "skipped: 2, 4, 5, 7." in remark for remark in read.remarks] == [True]
+    lines[5] = "3"
+    path.write_bytes("\n".join([*lines, "\ufffd"]).encode() + b"\xff\n" + lines[-1].encode()[:-9])
+    steps, remarks = metrics_file.read(path)
+    assert list(steps) == [1, 3, 7]
+    assert remarks[0].startswith(f"{path}, line 9: the last line is incomplete")
+    assert str(path) in remarks[1] and "skipped: 2, 4, 5, 6, 8." in remarks[1] and len(remarks) == 2
 
 
 def test_steps_that_come_again_after_a_resume_count_once(tmp_path):
-    first, second = metrics_of_a_run(10, seed=1), metrics_of_a_run(7, seed=2)
+    first, second = metrics_of_a_run(10), metrics_of_a_run(7, shift=0.1)
     path = write_jsonl(tmp_path / "metrics.jsonl", first)
     with path.open("a") as file:
         file.writelines(json.dumps({"step": s, "data": second[s]}) + "\n" for s in (6, 7))
-    read = metrics_file.read(path)
-    assert list(read.steps) == [1, 2, 3, 4, 5, 6, 7]
-    assert read.steps[5] == first[5] and read.steps[6] == second[6] and read.steps[7] == second[7]
-    assert len(read.remarks) == 1 and "went back to step 6 " in read.remarks[0] and "step 8, 9, 10" in read.remarks[0]
+    steps, remarks = metrics_file.read(path)
+    assert steps == {**{s: first[s] for s in range(1, 6)}, 6: {**first[6], **second[6]}, 7: second[7]}
+    assert len(remarks) == 1 and "went back to step 6 " in remarks[0]
 
 
 def test_validation_logged_apart_from_training_joins_its_step(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    entries = [
-        (0, {"val-core/a/acc/mean@1": 0.1}),
-        (1, {"critic/score/mean": 0.5}),
-        (1, {"val-core/a/acc/mean@1": 0.2}),
-    ]
+    entries = [(0, {"val-core/a": 0.1}), (1, {"critic/score/mean": 0.5}), (1, {"val-core/a": 0.2})]
     path.write_text("".join(json.dumps({"step": s, "data": d}) + "\n" for s, d in entries))
-    read = metrics_file.read(path)
-    assert read.steps == {0: entries[0][1], 1: {**entries[1][1], **entries[2][1]}} and read.remarks == []
+    assert metrics_file.read(path) == ({0: entries[0][1], 1: {**entries[1][1], **entries[2][1]}}, [])
 
 
 # ---- which runs ----
@@ -281,26 +182,23 @@ def test_runs_their_names_and_their_dumps(tmp_path):
     metrics = metrics_of_a_run(2)
     for parent in ("a", "b"):
         write_jsonl(tmp_path / parent / "cast" / "metrics.jsonl", metrics)
-    write_dump(tmp_path / "b" / "cast" / "checkpoints" / "cast_trajectories", steps=(1,), num_groups=1, size=2)
-    rollouts = '{"input": "x", "output": "y", "step": 1}\n'  # verl's rollout dump
-    (tmp_path / "b" / "cast" / "0.jsonl").write_text(30 * rollouts)
-    for skipped in ("ray", "global_step_2"):
-        write_jsonl(tmp_path / "b" / "cast" / skipped / "metrics.jsonl", metrics)
+    write_dump(tmp_path / "b" / "cast" / "checkpoints" / "cast_trajectories", steps=(1,))
+    (tmp_path / "b" / "cast" / "0.jsonl").write_text('{"input": "x", "step": 1}\n')  # verl's rollout dump
     found = runs.find([tmp_path / "a" / "cast", tmp_path / "b" / "cast", tmp_path / "b" / "cast" / "metrics.jsonl"])
     assert [(run.name, list(run.dump_files)) for run in found] == [("a/cast", []), ("b/cast", [1])]
 
     project = tmp_path / "project"  # verl's default paths
     write_jsonl(project / "one.jsonl", metrics)
-    write_jsonl(project / "two.jsonl", metrics_of_a_run(2, seed=1))
-    write_dump(project / "checkpoints" / "two" / "cast_trajectories", steps=(2,), num_groups=1, size=2)
+    write_jsonl(project / "two.jsonl", metrics)
+    write_dump(project / "checkpoints" / "two" / "cast_trajectories", steps=(2,))
     found = runs.find([project])
     assert [(run.name, list(run.dump_files), run.is_cast) for run in found] == [("one", [], True), ("two", [2], True)]
 
 
 def test_a_dump_belongs_to_a_run_that_logs_cast_metrics(tmp_path):
     """A GRPO twin in the same directory does not get it."""
-    grpo = write_jsonl(tmp_path / "run" / "grpo.jsonl", metrics_of_a_run(2, cast=False))
-    write_dump(grpo.parent / "cast_trajectories", steps=(1,), num_groups=1, size=2)
+    grpo = write_jsonl(tmp_path / "run" / "metrics.jsonl", metrics_of_a_run(2, cast=False))
+    write_dump(grpo.parent / "cast_trajectories", steps=(1,))
     twin, dumped = runs.find([grpo.parent])
     assert (twin.metrics_path, twin.dump_files, twin.kind) == (grpo, {}, "not CAST")
     assert (dumped.metrics_path, list(dumped.dump_files), dumped.kind) == (None, [1], "CAST")
@@ -373,36 +271,31 @@ BAD = {
         **{"cast/reward/varies_on_one_side_share": 0.4, "critic/score/min": 0.0},
     },
 }
-OUTSIDE = {
-    rule.outside: lambda t, rule=rule: {f"cast/{rule.metric}": HEALTHY[rule.metric].high + 0.05}
-    for rule in findings.BANDED
-}
+OUTSIDE = [lambda t, name=name: {f"cast/{name}": HEALTHY[name].high + 0.05} for name in findings.BANDED]
 
 
 @pytest.mark.parametrize("title", BAD)
 def test_what_ruins_a_run_is_a_warning(title):
     assert found_in(changed(30, BAD[title]))[title].level == notes.WARNING
     for steps in (1, 4):  # few steps are no ground for a warning; a NaN is
-        warned = {
-            note.title for note in findings.notes(a_run(changed(steps, BAD[title]))) if note.level == notes.WARNING
-        }
+        found = found_in(changed(steps, BAD[title])).values()
+        warned = {note.title for note in found if note.level == notes.WARNING}
         assert warned <= {"Values that are not finite numbers"}
 
 
-@pytest.mark.parametrize("rule", findings.BANDED, ids=lambda rule: rule.metric)
-def test_no_tick_stands_beside_a_figure_outside_its_healthy_range(rule):
+@pytest.mark.parametrize("metric", findings.BANDED)
+def test_no_tick_stands_beside_a_figure_outside_its_healthy_range(metric):
     """The finding and the ground of the figure read one number."""
-    limit, drawn = HEALTHY[rule.metric].high, f"{{method}}/{rule.metric}"
-    for value, is_healthy in ((limit - 0.01, True), (limit + 0.01, False)):
-        run = a_run(changed(12, lambda t, value=value: {f"cast/{rule.metric}": value}))
-        found = {note.title: note for note in findings.notes(run)}
-        assert (rule.what in found, rule.outside in found) == (is_healthy, not is_healthy)
-        assert f"healthy: {HEALTHY[rule.metric]}" in found[rule.what if is_healthy else rule.outside].seen
-        for figure in (figure for _, chosen in figures.SECTIONS for figure in chosen):
-            if next(iter(figure.lines.values())) == drawn:
+    healthy = HEALTHY[metric]
+    for value, is_healthy in ((healthy.high - 0.01, True), (healthy.high + 0.01, False)):
+        run = a_run(changed(12, lambda t, value=value: {f"cast/{metric}": value}))
+        note = found_in(run.steps)[findings.BANDED[metric][0]]
+        assert note.level == (notes.OK if is_healthy else notes.LOOK) and f"healthy: {healthy}" in note.seen
+        for figure in figures.FIGURES:
+            if next(iter(figure.lines.values())) == f"cast/{metric}":
                 (ground,) = drawing.draw(figure, [run], (0, 13))["layout"]["shapes"]
                 assert (ground["y0"] <= value <= ground["y1"]) == is_healthy
-                assert str(HEALTHY[rule.metric]) in figure.healthy
+                assert str(healthy) in figure.healthy
 
 
 def test_healthy_ranges_are_those_of_the_metric_table():
@@ -413,7 +306,7 @@ def test_healthy_ranges_are_those_of_the_metric_table():
 def test_all_settings_in_advice_can_be_pasted():
     """Every ++algorithm.cast word is a setting that CastConfig takes."""
     words = []
-    for change in (*BAD.values(), *OUTSIDE.values()):
+    for change in (*BAD.values(), *OUTSIDE):
         for note in findings.notes(a_run(changed(30, change))):
             words += re.findall(r"algorithm\.cast\.\S+=\S+", note.advice)
             assert len(re.findall(r"\w=\S", note.advice)) == len(re.findall(r"\+\+algorithm\.cast\.\S+=", note.advice))
@@ -436,17 +329,9 @@ def test_rewards_that_never_cross_the_threshold_ask_for_no_easier_data():
     assert not any("easier data" in note.advice for note in found.values())
 
 
-def test_steps_that_one_outweighs_are_few():
-    metrics = metrics_of_a_run(6)
-    for step, values in metrics.items():
-        values["cast/gap/correctness_corr_in_group"] = -0.9 if step == 3 else -0.8
-        values["cast/group/mixed_share"] = 0.9 if step == 3 else 0.02
-    assert found_in(metrics)["Too few steps to compare teacher and verifier"].level == notes.LOOK
-
-
 def test_a_step_with_one_mixed_group_does_not_speak_for_the_teacher():
-    metrics = metrics_of_a_run(12, agreement=0.5)
-    metrics[12].update({"cast/gap/correctness_corr_in_group": -1.0, "cast/group/mixed_share": 0.02})
+    metrics = metrics_of_a_run(12)
+    metrics[12]["cast/gap/correctness_corr_in_group"] = -1.0
     assert found_in(metrics)["The teacher agrees with the verifier"].level == notes.OK
 
 
@@ -460,28 +345,26 @@ def test_numbers_name_the_steps_they_are_means_of():
     assert "over step 1, " in found_in(sparse)["The reward rose"].seen
 
 
-def trusted_in(steps, total=24):
+def trusted_in(steps):
     def of(t):
-        step = round(t * (total - 1)) + 1
-        share = {"cast/trust/teacher_share": 0.9} if step % 10 == 1 else {}
-        return {"cast/trust/trusted": float(step in steps), "cast/trust/policy_share": 0.3, **share}
+        step = round(t * 23) + 1
+        shares = {"cast/trust/teacher_share": 0.9, "cast/trust/policy_share": 0.3} if step % 10 == 1 else {}
+        return {"cast/trust/trusted": float(step in steps), **shares}
 
-    return changed(total, of)
+    return changed(24, of)
 
 
 def test_trust_is_said_in_plain_words_and_drawn():
     some = a_run(trusted_in((*range(1, 11), 21, 22)))
-    note = next(note for note in findings.notes(some) if note.title == "The teacher was trusted at times")
-    assert "Trusted at steps 1 to 10, steps 21 to 22; in all other steps the run was GRPO" in note.seen
+    note = found_in(some.steps)["The teacher was trusted in 12 of 24 steps"]
+    assert "Trusted at steps 1 to 10, steps 21 to 22; any other step was GRPO's" in note.seen
     assert "0.90 at step 1 (policy 0.30); 0.90 at step 21 (policy 0.30)" in note.seen and note.level == notes.OK
-    figure = next(figure for _, chosen in figures.with_data([some]) for figure in chosen if figure.key == "trust")
+    figure = next(one for one in figures.with_data([some])["Is the teacher better?"] if one.marks)
     drawn = drawing.draw(figure, [some], (0, 25))
     assert [shape["x0"] + 0.5 for shape in drawn["layout"]["shapes"]] == [*range(1, 11), 21, 22]
-    assert [len(trace["x"]) for trace in drawn["data"]] == [3, 24]
+    assert [trace["x"] for trace in drawn["data"]] == [[1, 11, 21]] * 2
 
-    never = found_in(trusted_in(()))
-    assert never["The teacher was never trusted: the run was GRPO"].level == notes.LOOK
-    assert "The teacher was trusted in every step" in found_in(trusted_in(range(1, 25)))
+    assert found_in(trusted_in(()))["The teacher was never trusted: the run was GRPO"].level == notes.LOOK
     assert not any("trusted" in title for title in found_in(metrics_of_a_run(12))), "no such metric, no such finding"
 
 
@@ -511,24 +394,20 @@ def test_a_run_before_its_first_step_is_called_neither(tmp_path, capsys):
 
 
 def test_a_baseline_is_called_by_its_name_and_drawn_where_casts_numbers_stand():
-    cast = runs.Run("cast", metrics_of_a_run(), None)
-    baseline = runs.Run(
-        "rlsd",
-        {step: {n.replace("cast/", "rlsd/"): v for n, v in values.items()} for step, values in cast.steps.items()},
-        None,
-    )
+    cast = a_run(metrics_of_a_run())
+    renamed = {s: {n.replace("cast/", "rlsd/"): v for n, v in values.items()} for s, values in cast.steps.items()}
+    baseline = a_run(renamed)
     assert (cast.kind, baseline.kind) == ("CAST", "RLSD, not CAST") and not baseline.is_cast
-    assert baseline.values("{method}/gap/mean") == cast.values("cast/gap/mean") != {}
-    titles = {run.name: {note.title for note in findings.notes(run)} for run in (cast, baseline)}
-    assert "Not a CAST run: RLSD" in titles["rlsd"] - titles["cast"]
-    assert "Cost" in titles["cast"] - titles["rlsd"], "what is healthy for CAST is said only of CAST"
+    assert figures.series(baseline, "cast/gap/mean") == figures.series(cast, "cast/gap/mean") != {}
+    cost = {"Cost"}  # what is healthy for CAST is said only of CAST
+    assert cost <= found_in(cast.steps).keys() and not cost <= found_in(baseline.steps).keys()
 
 
 def test_a_run_without_cast_is_in_no_figure_about_cast_and_no_figure_is_empty():
     twin = a_run(metrics_of_a_run(12, cast=False))
-    assert found_in(twin.steps)["Not a CAST run"].level == notes.OK
-    drawn = [figure for _, chosen in figures.with_data([twin]) for figure in chosen]
-    assert {figure.key for figure in drawn} == {"reward", "validation_0", "entropy", "length"}
+    drawn = [figure for chosen in figures.with_data([twin]).values() for figure in chosen]
+    titles = {"Mean reward", "Validation: chain_sum/acc/mean@4", "Entropy of the policy", "Response length"}
+    assert {figure.title for figure in drawn} == titles
     for figure in drawn:
         assert [len(trace["x"]) > 0 for trace in drawing.draw(figure, [twin], (0, 13))["data"]] == [True]
 
@@ -536,18 +415,17 @@ def test_a_run_without_cast_is_in_no_figure_about_cast_and_no_figure_is_empty():
 def test_a_runs_name_is_text_in_a_figure():
     """plotly reads some HTML in names."""
     both = [runs.Run(name, metrics_of_a_run(2), None) for name in ("<b>a</b>", "b")]
-    drawn = drawing.draw(figures.SECTIONS[0][1][0], both, (0, 3))
+    drawn = drawing.draw(figures.FIGURES[0], both, (0, 3))
     assert [trace["name"] for trace in drawn["data"]] == ["&lt;b&gt;a&lt;/b&gt;", "b"]
 
 
 def test_every_metric_in_a_figure_or_a_finding_is_one_that_is_logged():
     """A figure of a metric that is never logged would never be drawn, and no other test would fail."""
-    all_figures = [figure for _, chosen in figures.SECTIONS for figure in chosen]
-    named = {part for figure in all_figures for metric in figure.lines.values() for part in metric.split(" over ")}
-    named |= {metric for figure in all_figures for pair in figure.between for metric in pair}
-    named = {name.replace("{method}", "cast") for name in named} | {f"cast/{name}" for name in HEALTHY}
+    assert len({figure.title for figure in figures.FIGURES}) == len(figures.FIGURES)
+    named = {part for figure in figures.FIGURES for metric in figure.lines.values() for part in metric.split(" over ")}
+    named |= {metric for figure in figures.FIGURES for pair in figure.between for metric in pair}
+    named |= {f"cast/{name}" for name in HEALTHY}
     of_verl = {"critic/score/mean", "actor/entropy", "response_length/mean", "timing_s/step"}
-    assert of_verl <= metrics_of_a_run(1)[1].keys()
     assert named - of_verl <= metric_table.rows().keys()
 
 
@@ -587,14 +465,18 @@ def browser():
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """(page, rows by step, metrics) of a CAST run and its GRPO twin. The last dump's first response is hostile."""
+    """(page, rows by step, metrics) of a CAST run and its GRPO twin.
+
+    The last dump's first response is hostile, and its third token has a tiny gap.
+    """
     root = tmp_path_factory.mktemp("pair")
-    metrics = {name: metrics_of_a_run(12, cast=name == "cast", seed=i) for i, name in enumerate(("cast", "grpo"))}
+    metrics = {name: metrics_of_a_run(12, cast=name == "cast") for name in ("cast", "grpo")}
     for name, values in metrics.items():
         write_jsonl(root / name / "metrics.jsonl", values)
     directory = root / "cast" / "cast_trajectories"
-    written = write_dump(directory, steps=(5, 10), size=4)
+    written = write_dump(directory, steps=(5, 10), deadzone=0.2)
     row = written[10][0]
+    row["gap"][2], row["old_log_probs"][2], row["teacher_log_probs"][2] = -3e-6, -0.1, -0.100003
     row["response_text"][0], row["response_text"][1] = HOSTILE, "\n\n"
     row["messages"] = json.dumps([{"role": "user", "content": f"{HOSTILE} {{{{ 7 * 7 }}}}"}])
     row["teacher_prompt"] = HOSTILE
@@ -608,20 +490,14 @@ def open_page(browser):
     """open_page(path) -> a page in a browser without network. A request, or a line on the console, fails the test."""
     contexts, wrong = [], []
 
-    def open_(path, drawn=False, fragment="", **kwargs):
+    def open_(path, **kwargs):
         contexts.append(browser.new_context(offline=True, **{"viewport": {"width": 1280, "height": 900}, **kwargs}))
+        contexts[-1].set_default_timeout(100_000)  # a busy machine is slow, which is no fault of the page
         page = contexts[-1].new_page()
-
-        def requested(request):
-            if request.url.split("#")[0] != path.as_uri() and not request.url.startswith("blob:"):
-                wrong.append(request.url)
-
-        page.on("request", requested)
+        page.on("request", lambda one: one.url in (path.as_uri(), "data:,") or wrong.append(one.url))
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.goto(path.as_uri() + fragment)
-        if drawn:
-            page.wait_for_selector("html[data-figures=drawn]")
+        page.goto(path.as_uri())
         return page
 
     yield open_
@@ -630,24 +506,31 @@ def open_page(browser):
     assert wrong == []
 
 
-def test_figures_are_drawn_with_every_point_and_no_request(pair, open_page):
+def drawn(page):
+    page.wait_for_selector("html[data-figures=drawn]")
+    return page
+
+
+def shown_step(page):
+    return page.locator("#choose-step").evaluate("s => s.selectedOptions[0].text")
+
+
+def test_figures_are_drawn_with_every_point_and_a_click_shows_the_nearest_dumped_step(pair, open_page):
     path, _, metrics = pair
-    page = open_page(path, drawn=True)
-    keys = page.eval_on_selector_all(".plot", "nodes => nodes.map(n => n.dataset.figure)")
-    assert {"reward", "agreement", "gap", "groups", "flips", "noise", "cost"} <= set(keys)
+    page = drawn(open_page(path))
+    titles = page.eval_on_selector_all(".plot", "nodes => nodes.map(n => n.dataset.figure)")
+    assert {"Groups", "Correlation of gap and correctness", "CAST's share of a step"} <= set(titles)
     points = "n => [...n.querySelectorAll('.scatterlayer .trace')].map(t => t.querySelectorAll('path.point').length)"
-    assert page.eval_on_selector("[data-figure=reward]", points) == [12, 12]
-    assert page.eval_on_selector("[data-figure=flips]", points) == [12, 12]  # correct and wrong, only for CAST
-    drawn = page.eval_on_selector("[data-figure=reward]", "n => n.data.map(t => t.y)")
-    for trace, name in zip(drawn, ("cast", "grpo"), strict=True):
-        np.testing.assert_allclose(trace, [v["critic/score/mean"] for v in metrics[name].values()], rtol=1e-5)
+    reward = "[data-figure='Mean reward']"
+    assert page.eval_on_selector(reward, points) == [12, 12]
+    assert page.eval_on_selector("[data-figure='Flipped tokens']", points) == [12, 12]  # correct, wrong: only CAST's
+    for trace, name in zip(page.eval_on_selector(reward, "n => n.data.map(t => t.y)"), ("cast", "grpo"), strict=True):
+        np.testing.assert_allclose(trace, [v["critic/score/mean"] for v in metrics[name].values()], rtol=1e-4)
     axes = page.eval_on_selector_all(".plot", "nodes => nodes.map(n => n._fullLayout.xaxis.range)")
     assert all(axis == axes[0] for axis in axes)
 
-
-def test_a_click_on_a_point_shows_the_nearest_dumped_step(pair, open_page):
-    page = open_page(pair[0], drawn=True)
-    fourth = page.locator("[data-figure=reward] .scatterlayer path.point").nth(3)
+    assert shown_step(page) == "10", "the page opens with the newest step"
+    fourth = page.locator(f"{reward} .scatterlayer path.point").nth(3)
     fourth.scroll_into_view_if_needed()
     box = fourth.bounding_box()
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)  # step 4; dumps are of steps 5 and 10
@@ -656,45 +539,38 @@ def test_a_click_on_a_point_shows_the_nearest_dumped_step(pair, open_page):
 
 def test_dark_mode_follows_the_system_until_the_reader_chooses(pair, open_page):
     def shown(page):
-        page.wait_for_selector("html[data-figures=drawn]")
         colours = "s => getComputedStyle(document.querySelector(s))"
-        ground = page.evaluate(f"({colours})('body').backgroundColor")
-        token = page.locator(".response .tok[style*=background]").first
         return (
-            ground,
+            page.evaluate(f"({colours})('body').backgroundColor"),
             page.evaluate(f"({colours})('.plot .xtick text').fill"),
-            token.evaluate("t => getComputedStyle(t).backgroundColor"),
+            page.evaluate(f"({colours})('.response .tok[style*=background]').backgroundColor"),
         )
 
-    light = shown(open_page(pair[0], color_scheme="light"))
-    page = open_page(pair[0], color_scheme="dark")
+    light = shown(drawn(open_page(pair[0], color_scheme="light")))
+    page = drawn(open_page(pair[0], color_scheme="dark"))
     assert all(a != b for a, b in zip(light, shown(page), strict=True))
     page.get_by_role("button", name="dark").click()
-    assert shown(page) == light
-    page.reload()
     assert shown(page) == light
 
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_is_wider_than_the_screen(pair, open_page, width):
-    page = open_page(pair[0], drawn=True, viewport={"width": width, "height": 800}, has_touch=width == 390)
+    page = drawn(open_page(pair[0], viewport={"width": width, "height": 800}, has_touch=width == 390))
     assert page.evaluate("document.documentElement.scrollWidth") == width
-    top = page.locator("#findings").bounding_box()["y"]
-    assert top < page.locator("#figures").bounding_box()["y"] < page.locator("#trajectory").bounding_box()["y"]
+    places = [page.locator(place).bounding_box()["y"] for place in ("#findings", "#figures", "#trajectory")]
+    assert places == sorted(places)
     plot, figure = (page.locator(s).first.bounding_box() for s in (".plot .main-svg", "figure"))
     assert plot["width"] <= figure["width"]
 
 
-def chosen_rows(written, step, group):
-    names = list(dict.fromkeys(row["group"] for row in written[step]))
-    return [row for row in written[step] if row["group"] == names[group]]
+def rows_of_group(rows, group):
+    return [row for row in rows if row["kind"] == KINDS[group]]
 
 
 def test_trajectory_view_shows_the_dump_and_nothing_of_it_runs(pair, open_page):
     path, written, _ = pair
-    page = open_page(path, drawn=True)
-    rows = chosen_rows(written, 10, 0)  # the page opens with the newest step and its mixed group
-    assert page.locator("#choose-step").evaluate("s => s.selectedOptions[0].text") == "10"
+    page = drawn(open_page(path))
+    rows = rows_of_group(written[10], 0)  # the page opens with the newest step and its mixed group
     assert page.locator(".response").count() == len(rows)
     for i, row in enumerate(rows):
         response = page.locator(".response").nth(i)
@@ -736,11 +612,15 @@ def of_token(row, i):
 def test_tooltip_has_the_tokens_numbers_by_mouse_and_by_keyboard(pair, open_page):
     path, written, _ = pair
     page = open_page(path)
-    row = chosen_rows(written, 10, 0)[1]
-    tokens = page.locator(".response").nth(1).locator(".tok")
-    tokens.nth(4).hover()
-    assert tooltip(page) == of_token(row, 4)
-    assert json.dumps(row["response_text"][4]) in page.locator("#tooltip").inner_text()
+    row = rows_of_group(written[10], 0)[0]
+    tokens = page.locator(".response").first.locator(".tok")
+    exact = [old == teacher for old, teacher in zip(row["old_log_probs"], row["teacher_log_probs"], strict=True)]
+    within = next(i for i, gap in enumerate(row["gap"]) if gap == 0 and not exact[i])
+    for i, in_deadzone in ((2, False), (exact.index(True), False), (within, True)):
+        tokens.nth(i).hover()
+        text = page.locator("#tooltip").inner_text()
+        assert tooltip(page) == of_token(row, i) and json.dumps(row["response_text"][i]) in text
+        assert ("dead zone" in text) == in_deadzone
     below, above = (page.locator(s).bounding_box() for s in ("[aria-describedby=tooltip]", "#tooltip"))
     assert abs(above["x"] - below["x"]) < 300 and abs(above["y"] - below["y"]) < 300
     page.mouse.move(1, 1)
@@ -749,7 +629,7 @@ def test_tooltip_has_the_tokens_numbers_by_mouse_and_by_keyboard(pair, open_page
     tokens.nth(0).focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
-    assert tooltip(page) == of_token(row, 2)
+    assert tooltip(page) == of_token(row, 2) and tooltip(page)["gap g"] == pytest.approx(-3e-6), "no gap looks like 0"
     page.keyboard.press("f")
     assert tooltip(page) == of_token(row, row["flipped"].index(True, 3))
     assert "flipped" in page.locator("#tooltip").inner_text()
@@ -761,40 +641,24 @@ def test_choosing_step_and_group(pair, open_page):
     path, written, _ = pair
     page = open_page(path)
     page.locator("#choose-step").select_option(label="5")
-    table = [
-        [cell.strip() for cell in row.split("\t")]
-        for row in page.locator("#group-table tbody").inner_text().split("\n")
-    ]
-    groups = [chosen_rows(written, 5, g) for g in range(3)]
-    assert [row[1] for row in table] == [g[0]["kind"].replace("_", " ") for g in groups]
+    table = [row.split("\t") for row in page.locator("#group-table tbody").inner_text().split("\n")]
+    groups = [rows_of_group(written[5], g) for g in range(3)]
+    assert [row[1].strip() for row in table] == [kind.replace("_", " ") for kind in KINDS]
     assert [row[2] for row in table] == [f"{sum(r['correct'] for r in g)} / {len(g)}" for g in groups]
     for cells, rows in zip(table, groups, strict=True):
         tokens = sum(sum(r["response_mask"]) for r in rows)
         assert float(cells[3]) == pytest.approx(sum(abs(a) for r in rows for a in r["advantages"]) / tokens, abs=0.006)
-        assert float(cells[4].rstrip(" %")) == pytest.approx(
-            100 * sum(sum(r["flipped"]) for r in rows) / tokens, abs=0.51
-        )
+        flipped = 100 * sum(sum(r["flipped"]) for r in rows) / tokens
+        assert float(cells[4].rstrip(" %")) == pytest.approx(flipped, abs=0.06)
     page.locator("#group-table tbody tr").nth(2).locator("button").press("Enter")
     assert page.locator(".response").first.locator(".tok").count() == len(groups[2][0]["response_text"])
-    assert page.url.endswith("#group=0,5,2")
-    again = open_page(path, fragment="#group=0,5,2")  # a link to a group opens there
-    assert again.locator("#choose-step").evaluate("s => s.selectedOptions[0].text") == "5"
-    assert again.locator("#group-table tr.chosen").evaluate("r => r.rowIndex") == 3
+    assert page.locator("#group-table tr.chosen").evaluate("r => r.rowIndex") == 3
 
 
 def test_the_text_is_there_without_javascript(pair, open_page):
     text = open_page(pair[0], java_script_enabled=False).locator("body").inner_text()
-    for expected in ("Not a CAST run", "The reward rose", "cast and grpo: cost", "Flipped tokens", "below 0.6"):
+    for expected in ("not CAST", "The reward rose", "cast and grpo: cost", "below 0.6", "algorithm.cast.x"):
         assert expected in text
-
-
-def test_settings_that_differ_are_named_and_those_of_another_version_are_said(pair, tmp_path, capsys, open_page):
-    cast = {"flip_groups": "zero_variance", "base_correct": 0.0}
-    write_dump(tmp_path / "run" / "cast_trajectories", steps=(1,), num_groups=1, size=2, cast=cast)
-    assert report(tmp_path / "run") == 0
-    text = open_page(tmp_path / "run" / "report.html").locator(".head").inner_text()
-    assert "flip_groups=zero_variance base_correct=0 teacher.context=teacher.jinja" in text
-    assert "algorithm.cast.x" in open_page(pair[0]).locator(".remarks").inner_text()
 
 
 def test_what_had_no_room_and_what_could_not_be_read_is_said(tmp_path, capsys, open_page):
@@ -802,7 +666,7 @@ def test_what_had_no_room_and_what_could_not_be_read_is_said(tmp_path, capsys, o
 
     write_jsonl(tmp_path / "cast" / "metrics.jsonl", metrics_of_a_run(4))
     directory = tmp_path / "cast" / "cast_trajectories"
-    written = write_dump(directory, steps=(1, 2, 3, 4, 5), size=2, num_groups=1)
+    written = write_dump(directory, steps=(1, 2, 3, 4, 5))
     tokens = {step: sum(len(row["response_ids"]) for row in rows) for step, rows in written.items()}
     trajectories.write(directory, 3, written[3], model="m", cast={"flip": "none"})
     cut, other = directory / "step_00000002.parquet", directory / "step_00000004.parquet"
@@ -813,45 +677,23 @@ def test_what_had_no_room_and_what_could_not_be_read_is_said(tmp_path, capsys, o
     said = capsys.readouterr().out
     assert "algorithm.cast at step 3 differs from the newest dump" in said
     assert f"{cut} is no whole Parquet file" in said and f"{other} is a trajectory dump of version 99" in said
-    assert "omits the tokens of 1 of the dumped groups" in said
+    assert "It shows 6 groups, of 2 of the 5 dumped steps: the newest and the first ones" in said
     page = open_page(tmp_path / "cast" / "report.html")
     assert page.locator(".remarks li").count() == 4
-    shown = {}
-    for i, step in enumerate(page.locator("#choose-step option").all_inner_texts()):
-        page.locator("#choose-step").select_option(index=i)
-        shown[step] = page.locator(".response").count() > 0
-    assert shown == {"1": True, "3": False, "5": True}  # the newest and the first
-
-
-def test_small_gaps_keep_their_sign_and_the_dead_zone_is_named(tmp_path, open_page):
-    directory = tmp_path / "cast" / "cast_trajectories"
-    rows = dump_rows(1, np.random.default_rng(0), num_groups=1, size=2, deadzone=0.2)
-    rows[0]["gap"][0], rows[0]["old_log_probs"][0], rows[0]["teacher_log_probs"][0] = -3e-6, -0.1, -0.100003
-    trajectories.write(directory, 1, rows, model="m", cast={})
-    assert report(tmp_path / "cast") == 0
-    page = open_page(tmp_path / "cast" / "report.html")
-    page.locator(".toggle label", has_text="gap g").click()
-    tokens = page.locator(".response").first.locator(".tok")
-    tokens.nth(0).hover()
-    assert tooltip(page)["gap g"] == pytest.approx(-3e-6) and "zone" not in page.locator("#tooltip").inner_text()
-    assert "--negative" in tokens.nth(0).evaluate("t => t.style.background")
-    pairs = zip(rows[0]["old_log_probs"], rows[0]["teacher_log_probs"], strict=True)
-    exact = [old == teacher for old, teacher in pairs]
-    within = next(i for i, gap in enumerate(rows[0]["gap"]) if gap == 0 and not exact[i])
-    for i, named in ((within, True), (exact.index(True), False)):
-        tokens.nth(i).hover()
-        assert ("dead zone" in page.locator("#tooltip").inner_text()) == named
-        assert tooltip(page)["gap g"] == 0 and tokens.nth(i).evaluate("t => t.style.background") == ""
+    assert page.locator("#choose-step option").all_inner_texts() == ["1", "5"]
 
 
 def test_dumps_without_metrics_and_metrics_without_dumps(tmp_path, open_page):
-    write_dump(tmp_path / "dump" / "cast_trajectories", steps=(1,), size=2, num_groups=1, teacher_prompt=None)
+    cast = {"flip_groups": "zero_variance", "base_correct": 0.0, "teacher": {"context": "teacher.jinja"}}
+    write_dump(tmp_path / "dump" / "cast_trajectories", steps=(1,), cast=cast, groups=1, size=2, teacher_prompt=None)
     assert report(tmp_path / "dump") == 0
     page = open_page(tmp_path / "dump" / "report.html")
     assert page.locator(".plot").count() == 0 and page.locator(".response").count() == 2
     assert "The teacher saw the student's own prompt." in page.locator("#prompt").inner_text()
+    settings = "flip_groups=zero_variance base_correct=0 teacher.context=teacher.jinja"
+    assert settings in page.locator(".head").inner_text()
 
     write_jsonl(tmp_path / "grpo" / "metrics.jsonl", metrics_of_a_run(90, cast=False))
     assert report(tmp_path / "grpo") == 0
-    page = open_page(tmp_path / "grpo" / "report.html", drawn=True)
-    assert page.locator("#groups").count() == 0 and page.locator("[data-figure=reward] .trace").count() == 1
+    page = drawn(open_page(tmp_path / "grpo" / "report.html"))
+    assert page.locator("#groups").count() == 0 and page.locator("[data-figure='Mean reward'] .trace").count() == 1

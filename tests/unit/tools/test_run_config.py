@@ -1,13 +1,15 @@
 """Laws of the commands that doctor and diagnosis take: what launches verl does not matter, and errors name the word."""
 
+import argparse
 import os
+import re
 import shlex
 
 import pytest
 import scripts
 
 from verl_cast.tools.cli import UserError
-from verl_cast.tools.run_config import compose, without_program
+from verl_cast.tools.run_config import add_arguments, compose
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")]
 ROLLOUT = "actor_rollout_ref.rollout"
@@ -29,51 +31,59 @@ def test_a_config_of_ones_own_is_found_where_hydra_finds_it(tmp_path):
 COMMAND = ["python", "-m", "verl.trainer.main_ppo"]
 
 
+def parsed(*words):
+    """What a subcommand with an option reads: overrides, name and directory of the config, and the option."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--no-ray", action="store_true")
+    add_arguments(parser)
+    args = parser.parse_args(words)
+    return args.overrides, args.config_name, args.config_path, args.no_ray
+
+
 @pytest.mark.parametrize(
-    "words, plain",
+    "command",
     [
-        (["a=1", "+b=[c, d]"], ["a=1", "+b=[c, d]"]),
-        (["--no-ray", "--config-name=mine", "a=1"], ["--no-ray", "--config-name=mine", "a=1"]),
-        (["--no-ray", *COMMAND, "a=1", "--config-name=mine"], ["--no-ray", "--config-name=mine", "a=1"]),
-        (
-            ["/opt/bin/python3.11", *COMMAND[1:], "-cn", "mine", "a=1", "--config-path", "/p"],
-            ["--config-name=mine", "--config-path=/p", "a=1"],
-        ),
-        # as $(DRY_RUN=1 bash ...) splits it: at every blank, with the quotes
-        ([*COMMAND, "'+a=[b,", "c]'", "d=e"], ["+a=[b, c]", "d=e"]),
-        # launchers
-        (["nohup", *COMMAND, "a=1"], ["a=1"]),
-        (["python3", "-u", *COMMAND[1:], "a=1"], ["a=1"]),
-        (["--no-ray", "uv", "run", "--with", "x", *COMMAND, "a=1"], ["--no-ray", "a=1"]),
-        (["--config-name", "mine", "torchrun", "--nnodes", "1", *COMMAND[1:], "a=1"], ["--config-name", "mine", "a=1"]),
-        (
-            ["ray", "job", "submit", "--address", "http://h:1", "--", *COMMAND, "a=1", "-cn=m"],
-            ["--config-name=m", "a=1"],
-        ),
-        (["python", "/opt/verl/trainer/main_ppo.py", "a=1"], ["a=1"]),
-        # as the shell passes it: hydra's own quotes stay
-        ([*COMMAND, 'a="b,c"'], ['a="b,c"']),
+        [],
+        COMMAND,
+        ["/opt/bin/python3.11", *COMMAND[1:]],
+        ["python", "/opt/verl/trainer/main_ppo.py"],
+        ["nohup", "python3", "-u", *COMMAND[1:]],
+        ["uv", "run", "--with", "x", *COMMAND],
+        ["torchrun", "--nnodes", "1", *COMMAND[1:]],
+        ["--", "ray", "job", "submit", "--address", "http://h:1", "--", *COMMAND],
     ],
+    ids=" ".join,
 )
-def test_a_whole_command_is_as_good_as_its_overrides(words, plain):
-    assert without_program(words) == plain
+def test_a_whole_command_is_as_good_as_its_overrides(command):
+    overrides = ["a=1", "+b=[c, d]", 'e="f,g"']  # as the shell passes them: hydra's own quotes stay
+    assert parsed(*command, *overrides) == (overrides, "ppo_trainer", None, False)
+    assert parsed("--no-ray", "-cn", "mine", *command, *overrides) == (overrides, "mine", None, True)
+    if command:  # hydra takes its options anywhere
+        words = ["a=1", "-cn=mine", *overrides[1:], "--config-path", "/p"]
+        assert parsed("--no-ray", *command, *words) == (overrides, "mine", "/p", True)
+
+
+def test_an_option_after_the_command_is_named():
+    with pytest.raises(UserError, match="--no-ray: verl's command has no such option; those of verl-cast come before"):
+        parsed("a=1", "--no-ray")
 
 
 def test_variables_before_a_command_hold_for_the_checks(monkeypatch):
     monkeypatch.setenv("VERL_PLATFORM", "cpu")
     words = ["ray", "job", "submit", "--", "env", "VERL_PLATFORM=nvidia", "nohup", "EMPTY=", *COMMAND, "a=1"]
-    assert without_program(words) == ["a=1"]
+    assert parsed(*words)[0] == ["a=1"]
     assert (os.environ["VERL_PLATFORM"], os.environ.pop("EMPTY")) == ("nvidia", "")
 
 
 def test_a_script_is_asked_for_its_command():
-    """The scripts of examples/, by their dry run; the shell's way gives the same."""
-    words = without_program(["--no-ray", "--", "SIZE=8b", "bash", str(scripts.EXAMPLES / scripts.FSDP), "a='b  c'"])
+    """The scripts of examples/, by their dry run; $(DRY_RUN=1 ...), which splits at every blank, gives the same."""
+    asked = parsed("--no-ray", "--", "SIZE=8b", "bash", str(scripts.EXAMPLES / scripts.FSDP), "a='b c'")
     os.environ.pop("SIZE")
-    assert words[:2] == ["--no-ray", "--config-name=cast_trainer"] and words[-1] == "a='b  c'"
-    assert "actor_rollout_ref.model.path=Qwen/Qwen3-8B" in words
+    overrides, *others = asked
+    assert others == ["cast_trainer", None, True] and overrides[-1] == "a='b c'"
+    assert "actor_rollout_ref.model.path=Qwen/Qwen3-8B" in overrides
     printed = scripts.dry_run(scripts.FSDP, "SIZE=8b", arguments=["a='b c'"]).stdout.split()
-    assert without_program(["--no-ray", *printed]) == [*words[:-1], "a='b c'"]
+    assert parsed("--no-ray", *printed) == asked
 
 
 @pytest.mark.parametrize(
@@ -89,15 +99,14 @@ def test_a_script_that_cannot_be_asked_is_named(tmp_path, text, says):
     script = tmp_path / "run.sh"
     if text is not None:
         script.write_text(text)
-    with pytest.raises(UserError) as problem:
-        without_program(["--", "bash", str(script)])
-    assert says in str(problem.value)
+    with pytest.raises(UserError, match=re.escape(says)):
+        parsed("--", "bash", str(script))
     assert not (tmp_path / "started").exists()
 
 
 def test_another_program_is_named():
     with pytest.raises(UserError, match="python -m recipe.main: only commands of `python -m verl.trainer.main_ppo`"):
-        without_program(["python", "-m", "recipe.main", "a=1"])
+        parsed("python", "-m", "recipe.main", "a=1")
 
 
 @pytest.mark.parametrize("value", ["/x/step=100", "/data/\u65b0\u52a0\u5377/model"])

@@ -15,12 +15,13 @@ import tiny
 import torch
 from estimator_calls import call_of
 from omegaconf import OmegaConf
+from tensordict import NonTensorStack, TensorDict
 
 import verl_cast
 from verl_cast import CastConfig, CastConfigError, trajectories
 from verl_cast.teacher.context import TeacherContext
 from verl_cast.tools.report.dump_view import _in_deadzone
-from verl_cast.training.dump import TrajectoryDump, _estimator_columns, token_texts
+from verl_cast.training.dump import TrajectoryDump, token_texts
 from verl_cast.training.estimator import ESTIMATORS, estimator_call
 
 LENGTHS = [4, 2, 3, 4, 1, 4]
@@ -66,16 +67,26 @@ def batch(cast):
 def written(tmp_path, context="plain", **settings):
     writer, cast = dump(tmp_path, **settings)
     result, data = batch(cast)
-    rows = writer.choose(KEYS, result)
-    chosen = {name: [values[row] for row in rows] for name, values in data.items()}
-    tokenizer = tiny.tokenizer()
-    writer.write(4, KEYS, rows, chosen, result, tokenizer, TeacherContext(context, None, tokenizer), 3)
+    write(writer, data, result, context)
     (path,) = trajectories.files(writer.directory).values()
-    return path, cast, data, result, rows
+    return path, cast, data, result
+
+
+def write(writer, data, result, context="plain"):
+    """As the trainer does; `data`: of all rows, from which verl's storage gives those that are asked for."""
+
+    def read(keys):
+        chosen = {name: [values[KEYS.index(key)] for key in keys] for name, values in data.items()}
+        plain = {name: NonTensorStack(*chosen.pop(name)) for name in ("raw_prompt", "reward_model")}
+        nested = {name: torch.nested.as_nested_tensor(values, layout=torch.jagged) for name, values in chosen.items()}
+        return TensorDict(nested | plain, batch_size=len(keys))
+
+    tokenizer = tiny.tokenizer()
+    writer.write(4, KEYS, read, result, tokenizer, TeacherContext(context, None, tokenizer), 3)
 
 
 def test_what_is_read_is_what_the_estimator_knew(tmp_path):
-    path, cast, data, result, rows = written(tmp_path)
+    path, cast, data, result = written(tmp_path)
     assert path == tmp_path / "cast_trajectories" / "step_00000004.parquet"
     records, about = trajectories.read(path)
     assert about == {
@@ -87,7 +98,8 @@ def test_what_is_read_is_what_the_estimator_knew(tmp_path):
     }
     assert [record["row"] for record in records] == ["u0_0_0", "u1_0_0", "u1_1_0"]
     assert [record["kind"] for record in records] == ["all_correct", "all_wrong", "all_wrong"]
-    for record, row in zip(records, rows, strict=True):
+    for record in records:
+        row = KEYS.index(record["row"])
         length = LENGTHS[row]
         assert record["step"] == 4 and record["teacher_age"] == 3 and record["reward"] == REWARDS[row]
         assert record["reference"] == str(row) and record["prompt_ids"] == [5, 6, 7]
@@ -109,9 +121,8 @@ def test_what_is_read_is_what_the_estimator_knew(tmp_path):
 
 
 def test_whole_groups_that_count_are_chosen(tmp_path):
-    writer, cast = dump(tmp_path, groups=99)
-    result, _ = batch(cast)
-    chosen = [KEYS[row] for row in writer.choose(KEYS, result)]
+    records, _ = trajectories.read(written(tmp_path, groups=99)[0])
+    chosen = [record["row"] for record in records]
     assert chosen == ["u0_0_0", "u1_0_0", "u1_1_0", "u2_0_0", "u2_1_0"], "padding is no group"
 
 
@@ -141,10 +152,8 @@ def test_a_full_disk_is_said_and_training_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(pq, "write_table", full)
     writer, cast = dump(tmp_path)
     result, data = batch(cast)
-    tokenizer = tiny.tokenizer()
     with pytest.warns(UserWarning, match="trajectories of step 4 could not be dumped: .*No space left"):
-        with writer.errors_logged(4):
-            writer.write(4, KEYS, [0], data, result, tokenizer, TeacherContext("same", None, tokenizer), None)
+        write(writer, data, result)
     assert trajectories.files(writer.directory) == {}
 
 
@@ -163,13 +172,9 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
     pq.write_table(table.replace_schema_metadata({}), path)
     with pytest.raises(trajectories.DumpError, match="is no trajectory dump"):
         trajectories.read(path)
-
-
-def test_a_half_written_file_is_not_of_the_dump(tmp_path):
-    path, *_ = written(tmp_path)
     path.with_name("step_00000005.tmp").write_text("PAR1")
     path.with_name("step_x.parquet").write_text("PAR1")
-    assert list(trajectories.files(path.parent)) == [4]
+    assert list(trajectories.files(path.parent)) == [4], "a half-written file is not of the dump"
 
 
 def test_token_texts_join_to_the_text():
@@ -196,11 +201,12 @@ def test_a_response_that_the_teacher_did_not_score_has_no_log_probs_of_it(tmp_pa
 
     The dump writes NaN for them. None of their tokens counts as inside the dead zone.
     """
-    _, cast = dump(tmp_path)
+    writer, cast = dump(tmp_path, groups=99)
     result, data = batch(cast)
-    result = dataclasses.replace(result, scored=torch.tensor([True, False, True, True, True, True]))
-    rows = ({name: values[row] for name, values in data.items()} for row in (0, 1))
-    scored, unscored = (_estimator_columns(row, values, result) for row, values in enumerate(rows))
+    write(writer, data, dataclasses.replace(result, scored=torch.tensor([True, False, True, True, True, True])))
+    (path,) = trajectories.files(writer.directory).values()
+    rows = {record["row"]: record for record in trajectories.read(path)[0]}
+    scored, unscored = rows[KEYS[0]], rows[KEYS[1]]
     assert scored["teacher_log_probs"] == data["teacher_log_probs"][0].tolist()
     assert LENGTHS[1] > 0 and all(math.isnan(value) for value in unscored["teacher_log_probs"])
     assert "1" not in _in_deadzone({**unscored, "gap": [0.0] * LENGTHS[1]})

@@ -37,11 +37,9 @@ AGE_1 = {"is_policy": False, "age": 1, "noise_floor": 1e-6}
     "overrides, reason",
     [
         ((), None),
-        ((f"{ACTOR}.entropy_coeff=0.01", f"{ACTOR}.use_kl_loss=True"), None),
-        (("actor_rollout_ref.rollout.calculate_log_probs=True",), None),
-        (("trainer.v1.trainer_mode=colocate_async",), None),
+        ((f"{ACTOR}.entropy_coeff=0.01", f"{ACTOR}.use_kl_loss=True", f"{ACTOR}.shuffle=True"), None),
+        (("actor_rollout_ref.rollout.calculate_log_probs=True", "trainer.v1.trainer_mode=colocate_async"), None),
         (("trainer.v1.trainer_mode=separate_async", "trainer.v1.separate_async.parameter_sync_step=1"), None),
-        ((f"{ACTOR}.shuffle=True",), None),
         (("+algorithm.cast.teacher.context=same",), None),
         (("+algorithm.cast.teacher.context=same", f"{ACTOR}.shuffle=True"), f"{ACTOR}.shuffle=True: with context=same"),
         (("data.train_batch_size=4",), f"{ACTOR}.ppo_mini_batch_size=2: the policy moves"),
@@ -310,7 +308,7 @@ def test_the_loss_that_forms_the_gap_has_the_gradient_of_two_passes(compose, nam
         stock(outputs_of(values)[1], data)  # without the loss around it the batch has no advantages
     one, model_output = outputs_of(values)
     entropy = torch.rand(1, 12)
-    loss_function = OnePassLossOnLogits(stock, rule, False, lambda logits: logits.sum(-1))
+    loss_function = OnePassLossOnLogits(stock, rule, False, entropy_function=lambda logits: logits.sum(-1))
     handed = loss_function.process_logits(torch.stack([entropy, torch.zeros_like(entropy)], -1), data)
     responses = torch.tensor([1, 2, 3, 4, 8, 9, 10])  # positions of the response tokens, each one earlier
     assert torch.equal(handed[ENTROPY][0].nonzero()[:, 0], responses)

@@ -1,12 +1,12 @@
 """The processes in which math-verify runs: they are killed, replaced, and end with their caller."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 
 from verl_cast.verifier import compute_score, processes
@@ -19,17 +19,9 @@ def score(response, reference, timeout=10):
     return compute_score("math", response, reference, tail_fraction=0, timeout=timeout)["score"]
 
 
-def pool_processes() -> list[int]:
+def pool_processes(pid: int | None = None) -> list[psutil.Process]:
     """The pool's processes: children that multiprocessing spawned, without its resource tracker."""
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{name}/stat") as stat, open(f"/proc/{name}/cmdline") as command:
-                if int(stat.read().rsplit(")", 1)[1].split()[1]) == os.getpid() and "spawn_main" in command.read():
-                    found.append(int(name))
-        except OSError:  # the process has ended
-            pass
-    return found
+    return [child for child in psutil.Process(pid).children() if "spawn_main" in " ".join(child.cmdline())]
 
 
 def test_outside_the_main_thread_and_from_many_threads():
@@ -42,8 +34,8 @@ def test_outside_the_main_thread_and_from_many_threads():
 
 def test_a_killed_process_costs_one_verdict_at_most():
     score(*ROOTS)
-    for pid in pool_processes():
-        os.kill(pid, signal.SIGKILL)
+    for process in pool_processes():
+        process.kill()
     score(*ROOTS)
     assert score(*ROOTS) == 1
 
@@ -70,11 +62,6 @@ if __name__ == "__main__":
 """
 
 
-def children(pid):
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
-    return [int(child) for child in listed.split()]
-
-
 def alive_in_group(group):
     """Processes of the group, without zombies that only wait for init."""
     listed = subprocess.run(["ps", "-eo", "pgid=,ppid=,stat="], capture_output=True, text=True).stdout
@@ -92,7 +79,7 @@ def test_nothing_is_left_behind(tmp_path, end):
     assert program.stdout.readline() == "1.0 []\n"  # the calling process imports nothing heavy
     if end != "exit":
         time.sleep(0.5)
-        assert children(program.pid)
+        assert pool_processes(program.pid)
         program.kill()
     program.wait(timeout=20)
     give_up = time.monotonic() + 15

@@ -8,7 +8,7 @@ In BOXED, kind by kind, an answer is what stands in \boxed{...}; in RESPONSES it
 BOXED = {
     "mixed numbers": [
         ("7/4", ["1 3/4", r"1\frac{3}{4}", r"1\frac34", r"1 \dfrac{3}{4}", "1.75", "1¾", r"\frac{7}{4}", r"1\,\frac{3}{4}"],
-         ["13/4", "1 4/3", "3/4", "1", "1 3/8", r"1\cdot\frac{3}{4}", "-1 3/4"]),
+         ["13/4", "1 4/3", "1 3/4 1", "3/4", "1", "1 3/8", r"1\cdot\frac{3}{4}", "-1 3/4"]),
         ("13/4", ["3 1/4", "3.25", "3¼", r"3\tfrac14"], ["1 3/4", "31/4", "3/4", "3 4/1"]),
         ("31/4", ["7 3/4"], ["3 1/4", "3 1 / 4"]),
         (r"-\frac{7}{4}", ["-1 3/4", r"-1\frac{3}{4}", "−1 3/4"], ["1 3/4", "-1/4", "-13/4"]),
@@ -119,7 +119,7 @@ BOXED = {
     "units": [
         ("36", ["36 cm", r"36\text{ cm}^2", r"36\,\mathrm{cm}^{2}", r"36\text{ square units}", "36 apples", "36厘米", r"36^\circ", "36°", "36 km/h", r"36\text{ m/s}", r"36 \text{ (hours)}", "36 people", r"36\ \text{mph}", "36个", "36cm"],
          [r"36\text{ thousand}", "36 dozen", "36 squared", "36%0", r"36\text{ or so}", r"36\text{ halves}", "36 hundredths", "36 million", r"36\text{ is wrong}", "36 factorial", "36万", r"36\text{ and more}", "36?", "36 minus 1", "36 not", r"36\text{ or } 37", "36倍左右", "36 at most", r"36\text{ tenths}"]),
-        (r"5\text{ cm}", ["5", "5cm", r"5\,\mathrm{cm}", "5 centimeters"], [r"5\text{ m}", r"5\text{ mm}", r"5\text{ cm}^2", "6 cm"]),
+        (r"5\text{ cm}", ["5", "5cm", r"5\,\mathrm{cm}", "5 centimeters"], [r"5\text{ m}", r"5\text{ cm/s}", r"5\text{ mm}", r"5\text{ cm}^2", "6 cm"]),
         (r"60^\circ", ["60", "60°", "60 degrees", r"60^{\circ}", r"60\text{ degrees}"], ["60 rad", "6^\\circ", "600", r"\frac{\pi}{6}"]),
     ],
     "equations": [
@@ -139,7 +139,8 @@ BOXED = {
         ("42", ["42", r"\text{42}", r"\text{The answer is }42", "= 42", r"\mathbf{42}", "42.", r"42 \checkmark"],
          ["41 or 42", "either 42 or 43", "not 42", "¬42", "maybe 42", "about 42", "approximately 42", r"\approx 42", "~42", "<42", "> 42", "≥42", "at least 42", "at most 42", "no more than 42", "fewer than 42", "up to 42",
           "between 41 and 42", "41-42", "41–42", "40 to 42", "41/42", "41|42", "42?", "42 (or 43)", "42 or maybe 43", "42, no 43", "43, no wait, 42", "I think 42", "probably 42", "n/a 42", "42 is wrong", "anything but 42",
-          "any number except 42", "1,2,3,42", r"\{41,42\}", "1 2 3 42", "42 43", "43 → 42", r"43 \to 42", r"43 \Rightarrow 42", "not 41 but 42", "forty-two", "42 is not the answer", "unless 42", "≠42", r"\neg 42", "1..42", "42+", "42±1", "x is 42 y is 41", "42 if x > 0", "one of 41, 42", "42 xor 43", "my 1st guess is 42"]),
+          "any number except 42", "1,2,3,42", r"\{41,42\}", "1 2 3 42", "42 43", "43 → 42", r"43 \to 42", r"43 \Rightarrow 42", "not 41 but 42", "forty-two", "42 is not the answer", "unless 42", "≠42", r"\neg 42", "1..42", "42+", "42±1", "x is 42 y is 41", "42 if x > 0", "one of 41, 42", "42 xor 43", "my 1st guess is 42",
+          "**~42**", "is ~42", "~~42~~", "42 (rounded)", "42 excluded", "-x = 42", "-42", r"42√(1"]),
         (r"\frac{2}{3}", [r"\text{Probability} = \frac{2}{3}", "2:3"], [r"\text{not }\frac23", r"1-\frac{2}{3}", r"\frac{1}{3}\text{ or }\frac{2}{3}", r"\text{less than }\frac23", r"1 \text{ in } \frac23", r"\frac{2}{3}\text{?}"]),
     ],
 }  # fmt: skip
@@ -155,10 +156,10 @@ RESPONSES = [
     ], [
         "Answer: 16", "**Answer:** 51", "答案：14", "答案不是15", "答案可能是15", "答案是15或16", "答案是15吗？", "答案是15左右", "大约15个", "至少15个", "答案是16，不是15", "The answer is not 15.", "The answer isn't 15", "The answer is definitely not 15",
         "The answer could be 15", "I think it is 15", "Maybe 15", "Not 15", "It can't be 15", "Answer: 15 or 16", "Answer: 16. Wait, 15", "Answer: 14, I mean 15", "Answer: between 14 and 15", "Answer: at least 15", "Answer: less than 15", "Answer: more than 15",
-        "Answer: about 15", "Answer: roughly 15", "Answer: 14/15", "Answer: 15 or so", "x^2 = 15", "2x = 15", "x not = 15", "15 at minimum", "The answer is 14 or 15.", "The answer is either 14 or 15", "It is 15 times 2", "It is half of 15", "It is double 15", "\\boxed{14} or \\boxed{15}", "\\boxed{14}, \\boxed{15}",
+        "Answer: about 15", "Answer: roughly 15", "Answer: 14/15", "Answer: 15 or so", "x^2 = 15", "2x = 15", "x not = 15", "15 at minimum", "The answer is 14 or 15.", "The answer is either 14 or 15", "It is 15 times 2", "It is half of 15", "It is double 15", "\\boxed{14} or \\boxed{15}", "\\boxed{14}, \\boxed{15}", "\\boxed{14}\\\\\\boxed{15}",
         "\\boxed{14} and \\boxed{15}", "$\\boxed{14}$ or $\\boxed{15}$", "Answer: 16 (not 15)", "Answer: 15 (or 16)", "Answer: x² + 15", "Answer: 15√2", "Answer: 15x", "So it is not 15", "Nobody has 15", "The answer is 15?", "The answer is 16, so not 15",
         "Everything but 15", "Anything except 15", "The answer minus 1 is 15", "Twice the answer is 15", "It has 15 as a factor", "Answer: 1, 2, 3, ..., 15", "Answer: 10 < 15", "She has 14 apples and he has 15", "If it rains, 15", "Answer: 15 is wrong", "There are 14 or 15, so 15", "Answer: twelve plus 15",
-        "答案：15或16", "答案：小于15", "答案：15万", "Answer: 16\nAnswer: 16", "I would say 15", "I guess 15", "The answer lies close to 15", "x > 15", "x ≠ 15", "The answer is anything but **15**", "I would rule out $15$", "<answer>not 15</answer>", "<answer>14 or 15</answer>", "Answer: 15 or", "Answer: 14 → 15", "the opposite of 15",
+        "答案：15或16", "答案：小于15", "答案：15万", "答案：15的平方", "答案：15（舍）", "Answer: 16\nAnswer: 16", "I would say 15", "I guess 15", "The answer lies close to 15", "x > 15", "x ≠ 15", "The answer is anything but **15**", "I would rule out $15$", "<answer>not 15</answer>", "<answer>14 or 15</answer>", "Answer: 15 or", "Answer: 14 → 15", "the opposite of 15",
     ]),
     ("D", ["Answer: D", "**Answer: D**", "The answer is (D).", "The correct option is D", "答案：D", "故选D。", "应选 D", "Answer: (D) 12", "\\boxed{D}", "Answer: $\\textbf{(D)}$", "选D"], ["Answer: C", "Answer: C or D", "The answer is not D", "答案：C", "Answer: A, B, C, D", "Answer: C, not D"]),
     ("[2,5)", ["Answer: [2, 5)", "The final answer is $[2,5)$. I hope it is correct.", "答案：$[2,5)$"], ["Answer: (2,5)", "Answer: 2", "Answer: [2,5]"]),

@@ -18,15 +18,14 @@ MIN_PROBLEMS = 10
 IN_THE_RUN = f"{command_words({'trust': 'measured'})} makes this measurement in the run, at every refresh."
 
 
-def summarize(name: str, outputs: Sequence[Any], rewards: np.ndarray, threshold: float) -> dict[str, Any]:
+def summarize(name: str, outputs: Sequence[Any], correct: np.ndarray) -> dict[str, Any]:
     """Accuracy, length and truncation of the samples in one context.
 
     Args:
         name: `student`, or the teacher's context.
         outputs: the samples of every problem, from `sampling.sample`.
-        rewards: (problems, samples).
+        correct: (problems, samples) bool.
     """
-    correct = rewards > threshold
     return {
         "context": name,
         "accuracy": float(correct.mean()),

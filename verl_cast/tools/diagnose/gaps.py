@@ -5,7 +5,7 @@ split into correct and wrong responses, and by position and class of token.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -23,59 +23,69 @@ SHOWN, SHOWN_TOKENS = 4, 400  # responses of the token view, as many correct as 
 FIFTHS = ("first fifth", "second fifth", "third fifth", "fourth fifth", "last fifth")
 
 
-@dataclass(frozen=True)
-class Responses:
-    """N responses to student's prompts, as policy and teachers score them.
+def token_table(
+    log_probs: dict[str, list[np.ndarray]],
+    ids: Sequence[Sequence[int]],
+    texts: Sequence[Sequence[str]],
+    correct: np.ndarray,
+    problems: np.ndarray,
+    special_ids: frozenset[int],
+) -> pandas.DataFrame:
+    """The tokens of N responses to student's prompts, one a row.
 
-    Attributes:
-        context: of the run's own teacher.
-        questions: (N,) last message of the prompt.
-        groups: (N,) problem of the response, as 0, 1, 2, ...
-        correct: (N,) bool.
-        ids, texts: N lists of the T tokens.
+    Args:
         log_probs: N arrays (T,) by STUDENT and by teacher: contexts, PRIVILEGED.
+        ids, texts: N lists of the T tokens.
+        correct: (N,) bool.
+        problems: (N,) number of the response's problem.
+        special_ids: the tokenizer's special tokens.
+
+    Returns:
+        columns response and problem (numbers), responses (correct, wrong), text, position, last, class, and under every
+        teacher's name the gap in nats (method section 3).
     """
-
-    context: str
-    questions: list[str]
-    groups: np.ndarray
-    correct: np.ndarray
-    ids: list[list[int]]
-    texts: list[list[str]]
-    log_probs: dict[str, list[np.ndarray]]
-
-    @property
-    def teachers(self) -> list[str]:
-        return [name for name in self.log_probs if name != STUDENT]
-
-    def gaps(self, teacher: str) -> list[np.ndarray]:
-        """N arrays (T,), the gap of every token in nats (method section 3)."""
-        pairs = zip(self.log_probs[teacher], self.log_probs[STUDENT], strict=True)
-        return [scored.astype(np.float64) - old for scored, old in pairs]
+    lengths = [len(one) for one in ids]
+    tokens = zip(chain(*ids), chain(*texts), strict=True)
+    columns = {
+        "response": np.repeat(np.arange(len(ids)), lengths),
+        "problem": np.repeat(problems, lengths),
+        "responses": np.repeat(np.where(correct, "correct", "wrong"), lengths),
+        "text": list(chain(*texts)),
+        "position": np.concatenate([np.array(FIFTHS)[np.arange(n) * 5 // n] for n in lengths]),
+        "last": np.concatenate([np.arange(n) == n - 1 for n in lengths]),
+        "class": ["special" if token in special_ids else token_class(text) for token, text in tokens],
+    }
+    old = np.concatenate(log_probs[STUDENT]).astype(np.float64)
+    gaps = {name: np.concatenate(scored) - old for name, scored in log_probs.items() if name != STUDENT}
+    return pandas.DataFrame({**columns, **gaps})
 
 
-def analyse(responses: Responses, special_ids: frozenset[int], seed: int) -> dict[str, Any]:
+def analyse(
+    table: pandas.DataFrame, teachers: Sequence[str], context: str, questions: Sequence[str], seed: int
+) -> dict[str, Any]:
     """All results about the teachers' gaps.
 
     Args:
-        special_ids: the tokenizer's special tokens.
+        table: from `token_table`.
+        teachers: columns of it.
+        context: the run's own teacher.
+        questions: of every problem.
     """
-    table = token_table(responses, special_ids)
     by_side = {"all": table, **dict(iter(table.groupby("responses")))}
     result = {
         "teachers": [
             {
                 "teacher": name,
                 "gap": {side: stats.distribution(tokens[name].to_numpy()) for side, tokens in by_side.items()},
-                **relation(responses, name, seed),
+                **relation(table, name, seed),
             }
-            for name in responses.teachers
+            for name in teachers
         ],
-        "tokens": _shown(responses, seed),
+        "tokens": _shown(table, teachers, questions, seed),
         "compared": None,
     }
-    if PRIVILEGED in responses.teachers and responses.context != "same":  # whose gap is 0 here
-        pair = (responses.context, PRIVILEGED)
+    if PRIVILEGED in teachers and context != "same":  # whose gap is 0 here
+        pair = (context, PRIVILEGED)
         last = table[table["last"]].assign(position="last token")
         result["compared"] = {
             "agreement": [
@@ -90,26 +100,14 @@ def analyse(responses: Responses, special_ids: frozenset[int], seed: int) -> dic
     return result
 
 
-def token_table(responses: Responses, special_ids: frozenset[int]) -> pandas.DataFrame:
-    """One row per token: responses (correct, wrong), position, last, class, and each teacher's gap."""
-    lengths = [len(ids) for ids in responses.ids]
-    tokens = zip(chain(*responses.ids), chain(*responses.texts), strict=True)
-    columns = {
-        "responses": np.repeat(np.where(responses.correct, "correct", "wrong"), lengths),
-        "position": np.concatenate([np.array(FIFTHS)[np.arange(n) * 5 // n] for n in lengths]),
-        "last": np.concatenate([np.arange(n) == n - 1 for n in lengths]),
-        "class": ["special" if token in special_ids else token_class(text) for token, text in tokens],
-    }
-    return pandas.DataFrame({**columns, **{name: np.concatenate(responses.gaps(name)) for name in responses.teachers}})
-
-
-def relation(responses: Responses, teacher: str, seed: int) -> dict[str, Any]:
+def relation(table: pandas.DataFrame, teacher: str, seed: int) -> dict[str, Any]:
     """A response's mean gap against its correctness: correlation and AUC, each {"value", "interval"}.
 
     Positive (AUC above 0.5): the teacher finds correct responses more likely, relative to the policy, than wrong ones.
     """
-    mean_gap = np.array([gap.mean() for gap in responses.gaps(teacher)])
-    correct, groups = responses.correct, responses.groups
+    responses = table.groupby("response")
+    mean_gap, groups = responses[teacher].mean().to_numpy(), responses["problem"].first().to_numpy()
+    correct = (responses["responses"].first() == "correct").to_numpy()
     # Centred before resampling: a group keeps its own mean, however often it is drawn.
     in_group, truth = centred(mean_gap, groups), centred(correct.astype(float), groups)
     statistics = {
@@ -166,18 +164,22 @@ def _histogram(table: pandas.DataFrame, pair: tuple[str, str]) -> list[dict[str,
     return rows
 
 
-def _shown(responses: Responses, seed: int) -> list[dict[str, Any]]:
+def _shown(
+    table: pandas.DataFrame, teachers: Sequence[str], questions: Sequence[str], seed: int
+) -> list[dict[str, Any]]:
     """The token view: responses drawn at random, with the text and the gaps of every token."""
-    order = np.random.default_rng(seed).permutation(len(responses.ids))
-    chosen = [i for side in (True, False) for i in order[responses.correct[order] == side][: SHOWN // 2]]
-    gaps = {name: responses.gaps(name) for name in responses.teachers}
-    return [
-        {
-            "question": responses.questions[i],
-            "responses": "correct" if responses.correct[i] else "wrong",
-            "tokens": responses.texts[i][:SHOWN_TOKENS],
-            "left_out": max(0, len(responses.texts[i]) - SHOWN_TOKENS),
-            "gaps": {name: values[i][:SHOWN_TOKENS].tolist() for name, values in gaps.items()},
-        }
-        for i in chosen
-    ]
+    order = table.drop_duplicates("response").sample(frac=1, random_state=seed)
+    chosen = order.groupby("responses").head(SHOWN // 2).sort_values("responses", kind="stable")
+    shown = []
+    for number, problem, side in chosen[["response", "problem", "responses"]].itertuples(index=False):
+        tokens = table[table["response"] == number]
+        shown.append(
+            {
+                "question": questions[problem],
+                "responses": side,
+                "tokens": tokens["text"][:SHOWN_TOKENS].to_list(),
+                "left_out": max(0, len(tokens) - SHOWN_TOKENS),
+                "gaps": {name: tokens[name][:SHOWN_TOKENS].to_list() for name in teachers},
+            }
+        )
+    return shown

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import markupsafe
-import numpy as np
 import pandas
 import plotly.express as px
 import plotly.graph_objects as go
@@ -24,7 +23,7 @@ STRONGEST = 1.0  # nats; larger gaps have the same colour
 
 def render(result: dict[str, Any]) -> str:
     """The page of one diagnosis; `result` is what `command.py` writes as JSON."""
-    compared, figures = result["gaps"]["compared"], {"accuracy": _accuracy(result["accuracy"])}
+    compared, figures = result["gaps"]["compared"], {}
     if compared is not None:
         figures["histogram"] = _bars(compared["histogram"], "gap", "share")
         figures["position"] = _bars(compared["position"], "part", "mean", [*FIFTHS, "last token"])
@@ -32,8 +31,11 @@ def render(result: dict[str, Any]) -> str:
     return html_page.render(
         __package__,
         "page.html.jinja",
-        {**{f.__name__: f for f in (summary.short, summary.number, summary.percent, summary.interval)}, "shade": shade},
+        {"short": summary.short, "number": summary.number, "shade": shade},
         result=result,
+        accuracy=summary.accuracy(result),
+        gaps=summary.gaps(result),
+        agreement=summary.agreement(result) if compared is not None else [],
         verdicts=summary.verdicts(result),
         verdict=next((one["verdict"] for one in result["accuracy"][1:] if one["context"] == result["context"]), ""),
         figures={name: _html(figure) for name, figure in figures.items()},
@@ -43,24 +45,6 @@ def render(result: dict[str, Any]) -> str:
 def shade(gap: float) -> str:
     """The background of a token with this gap."""
     return f"rgba({'37,99,235' if gap > 0 else '220,38,38'},{min(1, abs(gap) / STRONGEST) * 0.6:.2f})"
-
-
-def _accuracy(accuracy: list[dict[str, Any]]) -> go.Figure:
-    """Accuracy in each context with its 95 % interval; the dotted line is the student's."""
-    rows = pandas.DataFrame(accuracy)
-    low, high = np.array(rows["interval"].tolist()).T
-    figure = px.scatter(
-        x=rows["accuracy"],
-        y=[html.escape(summary.short(name)) for name in rows["context"]],  # plotly reads tags in its labels
-        error_x=high - rows["accuracy"],
-        error_x_minus=rows["accuracy"] - low,
-        labels={"x": "share of correct responses, 95 % interval", "y": ""},
-        range_x=(-0.02, 1.02),
-        height=130 + 46 * len(rows),
-    )
-    figure.update_traces(marker=dict(size=12, color="#3763c6"))
-    figure.add_vline(x=rows["accuracy"][0], line=dict(dash="dot", width=1))
-    return figure.update_yaxes(autorange="reversed", automargin=True)
 
 
 def _bars(rows: list[dict[str, Any]], x: str, y: str, order: Sequence[str] = ()) -> go.Figure:

@@ -7,7 +7,7 @@ CAST's teacher is answer-free (method section 8). The diagnosis compares its gap
 from collections.abc import Mapping
 from typing import Any
 
-from verl_cast.teacher.privileged.context import reference_messages
+from verl_cast.teacher.privileged import reference_messages
 from verl_cast.tools.cli import UserError
 
 _WITHOUT = "leave the privileged teacher out with --no-gaps."

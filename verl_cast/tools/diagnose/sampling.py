@@ -31,7 +31,7 @@ def sample(setup: Any, prompts: Sequence[Sequence[int]], samples: int, seed: int
     rollout = setup.rollout
     parameters = SamplingParams(
         n=samples,
-        temperature=setup.temperature,
+        temperature=float(rollout.temperature),
         top_p=float(rollout.top_p),
         top_k=int(rollout.top_k),
         repetition_penalty=float(rollout.get("repetition_penalty", 1.0)),
@@ -45,8 +45,8 @@ def sample(setup: Any, prompts: Sequence[Sequence[int]], samples: int, seed: int
         engine.llm_engine.engine_core.shutdown()  # frees the accelerator for the scoring
     except Exception as error:  # vLLM raises whatever its parts raise
         raise UserError(
-            f"vLLM cannot sample from {setup.model_path} (its reason is above): {first_line(error)} Its settings are "
-            "those of actor_rollout_ref.rollout; engine_kwargs.vllm there goes to it unchanged."
+            f"vLLM cannot sample from {setup.model_config.path} (its reason is above): {first_line(error)} Its "
+            "settings are those of actor_rollout_ref.rollout; engine_kwargs.vllm there goes to it unchanged."
         ) from error
     return [
         [{"ids": list(one.token_ids), "truncated": one.finish_reason == "length"} for one in output.outputs]
@@ -58,12 +58,12 @@ def engine_arguments(setup: Any, longest_prompt: int) -> dict[str, Any]:
     """vLLM's arguments, from the run's own `actor_rollout_ref.rollout`."""
     from vllm.platforms import current_platform
 
-    rollout = setup.rollout
+    rollout, model = setup.rollout, setup.model_config
     own = OmegaConf.to_container(rollout.engine_kwargs, resolve=True).get("vllm") or {}
     arguments = {
-        "model": setup.model_path,
-        "tokenizer": str(setup.config.actor_rollout_ref.model.get("tokenizer_path", None) or setup.model_path),
-        "trust_remote_code": setup.trust_remote_code,
+        "model": model.local_path,
+        "tokenizer": model.local_tokenizer_path,
+        "trust_remote_code": model.trust_remote_code,
         "dtype": rollout.dtype,
         "enforce_eager": bool(rollout.enforce_eager),
         "gpu_memory_utilization": float(rollout.gpu_memory_utilization),

@@ -5,48 +5,49 @@ temperature (method section 3); logits and log-softmax are in float32. The respo
 (the key-value cache). Models whose state is no key-value cache (state-space models) are not supported.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from verl_cast.teacher.limits import max_positions
 from verl_cast.tools.cli import UserError, first_line
+from verl_cast.tools.run_parts import MODEL_KEY
 
-MAX_ROWS = 16  # responses to one prompt that share a batch
-MAX_LOGITS = 2**27  # logits of a batch at a time, half a GiB in float32
+SLICE = 1024  # tokens of a response at a time, for the memory of their logits
 
 
 class Scorer:
-    """A model that scores responses.
+    """The run's model, which scores responses.
 
     Args:
-        path: directory or hub name of a Hugging Face causal language model.
-        temperature: of the sampling.
+        setup: a `Setup`.
 
     Raises:
         UserError: transformers cannot load it.
     """
 
-    def __init__(self, path: str, temperature: float, trust_remote_code: bool = False):
+    def __init__(self, setup: Any):
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = torch.float32 if self.device.type == "cpu" else "auto"
+        dtype, config = torch.float32 if self.device.type == "cpu" else "auto", setup.model_config
         try:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
+            model = AutoModelForCausalLM.from_pretrained(
+                config.local_path, dtype=dtype, trust_remote_code=config.trust_remote_code
+            )
         except (OSError, ValueError) as error:
             raise UserError(
-                f"actor_rollout_ref.model.path={path} holds no causal language model that transformers can load; name "
-                f"one ({first_line(error)})"
+                f"{MODEL_KEY}={config.path} holds no causal language model that transformers can load; name one "
+                f"({first_line(error)})"
             ) from error
         self.model: Any = model.to(self.device).eval()
-        self.temperature = temperature
+        self.temperature = float(setup.rollout.temperature)
 
     def log_probs(
         self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[Sequence[int]]], label: str
@@ -73,37 +74,21 @@ class Scorer:
         scored: list[np.ndarray] = []
         pairs = zip(prompts, responses, strict=True)
         for prompt, group in tqdm(pairs, total=len(prompts), desc=f"scoring ({label})", leave=False, disable=None):
-            for start in range(0, len(group), MAX_ROWS):
-                scored += self._score(prompt, group[start : start + MAX_ROWS])
+            scored += self._score(prompt, group)
         return scored
 
     @torch.inference_mode()
     def _score(self, prompt: Sequence[int], responses: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """The prompt runs once; the responses continue its cache, a slice of their width at a time."""
-        number, before = len(responses), len(prompt)
+        """The prompt runs once; each response continues its cache, a slice at a time."""
         output = self.model(torch.tensor([prompt], device=self.device), use_cache=True, logits_to_keep=1)
-        cache = output.past_key_values
-        cache.batch_repeat_interleave(number)
-        rows = [torch.tensor(list(response), device=self.device) for response in responses]
-        ids = pad_sequence(rows, batch_first=True)
-        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        mask = torch.cat([mask.new_ones(number, before), mask], dim=1)
-        values = [self._gather(output.logits.expand(number, -1, -1), ids[:, :1])]  # from the prompt's last token
-        stride = max(1, MAX_LOGITS // (number * output.logits.shape[-1]))
-        for begin in range(0, ids.shape[1] - 1, stride):
-            end = min(begin + stride, ids.shape[1] - 1)
-            part = self.model(
-                ids[:, begin:end],
-                attention_mask=mask[:, : before + end],
-                position_ids=torch.arange(before + begin, before + end, device=self.device).expand(number, -1),
-                past_key_values=cache,
-                use_cache=True,
-            )
-            values.append(self._gather(part.logits, ids[:, begin + 1 : end + 1]))
-        log_probs = torch.cat(values, dim=1).cpu().numpy()
-        return [log_probs[i, : len(response)] for i, response in enumerate(responses)]
-
-    def _gather(self, logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """log π of the tokens `ids` (N, T), from their logits (N, T, vocabulary), float32."""
-        log_probs = torch.log_softmax(logits.float() / self.temperature, dim=-1)
-        return log_probs.gather(-1, ids[..., None]).squeeze(-1)
+        scored = []
+        for response in responses:
+            cache, last, values = copy.deepcopy(output.past_key_values), output.logits, []
+            for ids in torch.tensor([response], device=self.device).split(SLICE, dim=1):
+                logits = self.model(ids, past_key_values=cache, use_cache=True).logits
+                shifted = torch.cat([last, logits[:, :-1]], dim=1)  # a token's log-prob is in the logits before it
+                log_probs = torch.log_softmax(shifted.float() / self.temperature, dim=-1)
+                values.append(log_probs.gather(-1, ids[..., None]).flatten())
+                last = logits[:, -1:]
+            scored.append(torch.cat(values).cpu().numpy())
+        return scored

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from typing import TextIO
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -30,22 +31,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    print(f"verl-cast doctor {verl_cast.__version__}")
-    with _quiet():
+    with _without_noise() as screen:
+        print(f"verl-cast doctor {verl_cast.__version__}", file=screen, flush=True)
         verl, config, refusal = installation.check_verl(), None, None
         if args.overrides and verl.mark != "error":  # the config needs verl
             try:
                 config = run_config.compose(args.overrides, args.config_name, args.config_path)
             except UserError as problem:
                 refusal = str(problem)
-    marks, sections = [], _sections(verl, config, refusal, args.no_ray)
-    while True:
-        with _quiet():
-            title, lines = next(sections, (None, []))
-        if title is None:
-            break
-        print(f"\n{title}", *lines, sep="\n", flush=True)
-        marks += [line.mark for line in lines]
+        marks = []
+        for title, lines in _sections(verl, config, refusal, args.no_ray):
+            print(f"\n{title}", *lines, sep="\n", file=screen, flush=True)
+            marks += [line.mark for line in lines]
     errors = marks.count("error")
     verdict = f"Not ready: {_count(errors, 'error')}" if errors else f"Ready: {_subject(config)}"
     print(f"\n{verdict}, {_count(marks.count('warning'), 'warning')}.")
@@ -96,30 +93,30 @@ def _has_errors(lines: list[Line]) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _without_noise() -> Iterator[TextIO]:
     """Keep the output of libraries off the screen; if one crashes, show it before the traceback.
 
     The file descriptors are redirected, because some output bypasses Python. A log handler that is made here keeps
     the sys.stderr of that moment, so sys.stderr itself must not change.
+
+    Yields:
+        the screen, for what is to be seen.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with tempfile.TemporaryFile("w+", errors="replace") as noise:
+    with tempfile.TemporaryFile("w+", errors="replace") as noise, contextlib.ExitStack() as redirected:
+        screen = redirected.enter_context(open(os.dup(1), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors))
+        for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
+            saved = os.dup(descriptor)
+            stream.flush()
+            os.dup2(noise.fileno(), descriptor)
+            redirected.callback(os.close, saved)
+            redirected.callback(os.dup2, saved, descriptor)
+            redirected.callback(stream.flush)
+        redirected.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
         try:
-            with contextlib.ExitStack() as redirected:
-                for descriptor in (1, 2):
-                    saved = os.dup(descriptor)
-                    os.dup2(noise.fileno(), descriptor)
-                    redirected.callback(os.close, saved)
-                    redirected.callback(os.dup2, saved, descriptor)
-                redirected.enter_context(warnings.catch_warnings())
-                warnings.simplefilter("ignore")
-                try:
-                    yield
-                finally:
-                    sys.stdout.flush()
-                    sys.stderr.flush()
+            yield screen
         except BaseException:
+            redirected.close()
             noise.seek(0)
             sys.stderr.write(noise.read()[-20000:])
             raise

@@ -9,32 +9,31 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from verl_cast.config.cast import TeacherConfig
-from verl_cast.config.words import command_words
+from verl_cast.checks.trust import same_context
+from verl_cast.config.cast import CastConfig
 from verl_cast.teacher.context import TeacherContext, chat_template_kwargs, load_template, problem_text
 from verl_cast.teacher.limits import max_positions
 from verl_cast.tools.cli import first_line
 from verl_cast.tools.doctor.lines import Line, error, note, ok, warning
-
-_SAME = command_words({"teacher.context": "same"})
+from verl_cast.tools.run_parts import prompt_ids
 
 
 def check(
-    config: DictConfig, teacher: TeacherConfig | None, model_config: Any, chats: Sequence[Sequence[dict]]
+    config: DictConfig, method: CastConfig | None, model_config: Any, chats: Sequence[Sequence[dict]]
 ) -> list[Line]:
     """Show the prompts of the first chat, and measure those of all.
 
     Args:
-        teacher: CAST's; None for other methods.
+        method: None where the run does not train CAST.
         model_config: verl's HFModelConfig.
         chats: messages of some training rows, at least one.
     """
     is_text = all(isinstance(message["content"], str) for chat in chats for message in chat)
-    if not is_text and (teacher is None or teacher.context == "same"):
+    if not is_text and (method is None or method.teacher.context == "same"):
         return [note("prompts", "not shown: they hold parts besides text")]
     lines = _refused_by_template(config, model_config, chats)
     try:
-        student_ids = _student_ids(config, model_config, chats)
+        student_ids = prompt_ids(config, model_config, chats)
     except Exception as problem:  # chat templates are the user's code
         return [*lines, error("prompts", f"a prompt cannot be rendered: {first_line(problem)}")]
     lines.append(_shown("student reads", student_ids, model_config.tokenizer))
@@ -44,19 +43,7 @@ def check(
         lines.append(
             warning("prompts", f"a prompt of {longest} tokens is longer than data.max_prompt_length={limit}: {cut}.")
         )
-    return lines if teacher is None else lines + _teacher_lines(config, teacher, model_config, chats, student_ids)
-
-
-def _student_ids(config: DictConfig, model_config: Any, chats: Sequence[Sequence[dict]]) -> list[list[int]]:
-    from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
-
-    builder = create_continuous_token_builder(
-        model_config.tokenizer,
-        hf_model_type=model_config.hf_config.model_type,
-        chat_template_kwargs=chat_template_kwargs(config),
-        processor=model_config.processor,
-    )
-    return [list(builder.build_initial_tokens(list(chat))) for chat in chats]
+    return lines if method is None else lines + _teacher_lines(config, method, model_config, chats, student_ids)
 
 
 def _refused_by_template(config: DictConfig, model_config: Any, chats: Sequence[Sequence[dict]]) -> list[Line]:
@@ -73,11 +60,12 @@ def _refused_by_template(config: DictConfig, model_config: Any, chats: Sequence[
 
 def _teacher_lines(
     config: DictConfig,
-    teacher: TeacherConfig,
+    method: CastConfig,
     model_config: Any,
     chats: Sequence[Sequence[dict]],
     student_ids: list[list[int]],
 ) -> list[Line]:
+    teacher, same = method.teacher, same_context(method)
     if teacher.context == "same":
         return [note("teacher reads", "the same tokens (context=same)")]
     key = f"{teacher.KEY}.context={teacher.context}"
@@ -94,9 +82,9 @@ def _teacher_lines(
         lines.append(error("prompts", f"{key}: {blank}"))
     if teacher.context == "plain" and any(len(chat) > 1 for chat in chats):
         hides = "shows the teacher only the last user message, and these prompts have more"
-        lines.append(warning("prompts", f"{key} {hides}. If it needs those, use {_SAME} or a template file."))
+        lines.append(warning("prompts", f"{key} {hides}. If it needs those, use {same} or a template file."))
     if ids == student_ids:
-        lines.append(warning("prompts", f"{key} gives the student's own prompt; use {_SAME}, whose gap has no noise."))
+        lines.append(warning("prompts", f"{key} gives the student's own prompt; use {same}, whose gap has no noise."))
     longest, limit = max(map(len, ids)), max_positions(model_config.hf_config.get_text_config())
     response = config.data.max_response_length
     said = f"teacher context ({longest}) + data.max_response_length ({response}) = {longest + response} tokens"

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from verl_cast.checks.data import check_rows
 from verl_cast.config.cast import CastConfigError
-from verl_cast.tools.cli import first_line
-from verl_cast.tools.doctor.lines import Line, cause_of, error, ok
+from verl_cast.tools.cli import cause_of, first_line
+from verl_cast.tools.doctor.lines import Line, error, ok
+from verl_cast.tools.run_parts import load_dataset
 
 ROWS = 64
 _FILTER = "data.filter_overlong_prompts"
@@ -54,9 +55,9 @@ def check(config: DictConfig, model_config: Any, is_accepted: bool) -> Data:
 
 
 def _look_at(config: DictConfig, key: str, model_config: Any, is_accepted: bool, found: Data) -> None:
-    dataset = whole = _dataset(config, key, model_config)
+    dataset = whole = load_dataset(config, key, model_config)
     if config.data.get("filter_overlong_prompts"):
-        whole = _dataset(config, key, model_config, filter_overlong_prompts=False)
+        whole = load_dataset(config, key, model_config, filter_overlong_prompts=False)
     dropped = f"{_FILTER}=True drops {len(whole) - len(dataset)} of {len(whole)}"
     if key == "train_files":
         found.total = len(dataset)
@@ -77,20 +78,6 @@ def _look_at(config: DictConfig, key: str, model_config: Any, is_accepted: bool,
         rows = [dataset[row] for row in range(min(ROWS, len(dataset)))]
         found.chats = found.chats or [list(row["raw_prompt"]) for row in rows]
         _add_sources(dataset, rows, found.of_source)
-
-
-def _dataset(config: DictConfig, key: str, model_config: Any, **changed: Any) -> Any:
-    """As verl's trainer loads it; `changed` are settings of `data`."""
-    from verl.trainer.ppo.utils import create_rl_dataset
-
-    return create_rl_dataset(
-        config.data[key],
-        OmegaConf.merge(config.data, changed),
-        model_config.tokenizer,
-        model_config.processor,
-        is_train=key == "train_files",
-        max_samples=config.data.get(f"{key.removesuffix('_files')}_max_samples", -1),
-    )
 
 
 def _columns(config: DictConfig, dataset: Any) -> list[Line]:

@@ -79,17 +79,14 @@ def check_seams(with_megatron: bool) -> list[Line]:
         with_megatron: on the CPU platform, check what it changes of Megatron, too.
     """
     lines, departures = [], _departures(with_megatron) if is_cpu() else []
-    for module_name in SEAMS:
-        try:
-            lines += [error(name, problem) for name, problem in changed_seams(module_name)]
-        except Exception as problem:  # an import beside unknown versions may raise anything
-            label = module_name.rpartition(".")[2]
-            lines.append(error(label, f"{module_name} cannot be imported: {first_line(problem)}"))
-    for module_name in dict.fromkeys(departures):
+    for module_name in dict.fromkeys([*SEAMS, *departures]):
         try:
             importlib.import_module(module_name)  # the CPU platform checks its own seams then
-        except Exception as problem:  # SeamChanged, or as above
-            lines.append(error("CPU platform", f"{module_name}: {first_line(problem)}"))
+            changed = changed_seams(module_name) if module_name in SEAMS else []
+            lines += [error(name, problem) for name, problem in changed]
+        except Exception as problem:  # SeamChanged, or whatever an import beside unknown versions raises
+            label = module_name.rpartition(".")[2]
+            lines.append(error(label, f"{module_name} cannot be imported: {first_line(problem)}"))
     count = sum(map(len, SEAMS.values()))
     cpu = f", and {len(departures)} departures of the CPU platform" if departures else ""
     return lines or [ok("verl", f"{count} functions in {len(SEAMS)} modules match what verl_cast was written for{cpu}")]

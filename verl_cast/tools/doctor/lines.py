@@ -35,8 +35,3 @@ ok, note, warning, error = (partial(Line, mark) for mark in _WORDS)
 def _harmless(text: str) -> str:
     """Control characters are escaped, so that they cannot change the terminal."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], text.expandtabs(4))
-
-
-def cause_of(problem: BaseException) -> BaseException:
-    """The original exception if verl or hydra wrapped it, else the exception itself."""
-    return problem.__cause__ or problem

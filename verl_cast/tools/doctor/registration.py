@@ -13,8 +13,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 import verl_cast
-from verl_cast.tools.cli import first_line
-from verl_cast.tools.doctor.lines import Line, cause_of, error, ok, warning
+from verl_cast.tools.cli import cause_of, first_line
+from verl_cast.tools.doctor.lines import Line, error, ok, warning
 
 GROUP, NAME, TARGET = "verl.plugins", "cast", "verl_cast.plugin"
 _WORKER_SECONDS = 120

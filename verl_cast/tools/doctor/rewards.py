@@ -5,8 +5,8 @@ so it is loaded and called in a child process with a time limit. Left out: rewar
 server or more than one response.
 """
 
+import asyncio
 import contextlib
-import math
 import multiprocessing
 import os
 import signal
@@ -17,11 +17,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from verl_cast.config.words import command_words
-from verl_cast.tools.cli import first_line
-from verl_cast.tools.doctor.lines import Line, cause_of, error, note, ok, warning
+from verl_cast.tools.cli import cause_of, first_line
+from verl_cast.tools.doctor.lines import Line, error, note, ok, warning
+from verl_cast.tools.run_parts import load_reward, not_graded
 
 KEY = "reward.custom_reward_function"
-MANAGERS = ("naive", "dapo")  # verl's managers that grade one response by its text, in this process
 SECONDS = 60  # for loading, and for each data source
 WRONG = "I do not know."
 # Each reward function looks for an answer in its own place. A response is right if it is right in one of these forms.
@@ -36,13 +36,11 @@ def check(config: DictConfig, tokenizer: Any, rows: Sequence[Mapping[str, Any]],
         rows: one of every data source, as verl's dataset class gives them.
         threshold: a response with a greater reward is correct.
     """
-    manager, skipped = config.reward.reward_manager, None
-    if manager.source != "register" or manager.name not in MANAGERS:
-        skipped = f"reward.reward_manager.name={manager.name} is none of {', '.join(MANAGERS)}"
-    elif config.reward.reward_model.enable:
-        skipped = "reward.reward_model.enable=True"
+    skipped = not_graded(config)
     lines = _in_child(_lines(config, tokenizer, [] if skipped else rows, threshold))
-    return [*lines, note("verifier", f"not called: {skipped}")] if skipped else lines
+    if skipped is not None:
+        lines.append(note("verifier", f"not called: {skipped} does not grade responses one by one in this process"))
+    return lines
 
 
 def _in_child(said: Iterator[Line | str]) -> list[Line]:
@@ -77,8 +75,6 @@ def _in_child(said: Iterator[Line | str]) -> list[Line]:
 
 
 def _send(sender: Connection, said: Iterator[Line | str]) -> None:
-    import asyncio
-
     os.setsid()
     asyncio.set_event_loop(asyncio.new_event_loop())  # the parent's would be shared
     for item in said:
@@ -97,7 +93,7 @@ def _lines(
         if path is not None:
             load_extern_object(path, function)
             yield ok("verifier", f"{name} loads")
-        score = _scorer(config, tokenizer) if rows else None
+        reward_of = load_reward(config, tokenizer) if rows else None
     except BaseException as problem:  # the user's file may raise anything
         yield error("verifier", f"{KEY}: {name} does not load: {first_line(cause_of(problem))}")
         return
@@ -105,42 +101,19 @@ def _lines(
         source = row["data_source"]
         yield f"{name}, called for data_source {source},"
         try:
-            yield _scored(score, row, threshold)
+            yield _scored(reward_of, tokenizer, row, threshold)
         except BaseException as problem:  # SystemExit, too: it would end a worker
             what = f"{name} fails for data_source {source}: {type(problem).__name__}"
             yield error("verifier", f"{what}: {first_line(problem)} Mend it, or {_ANOTHER}.")
 
 
-def _scorer(config: DictConfig, tokenizer: Any) -> Callable[[Mapping[str, Any], str], float]:
-    """A function that grades a response to a row by verl's reward manager."""
-    import numpy as np
-    import torch
-    from verl import DataProto
-    from verl.trainer.ppo.reward import load_reward_manager
-
-    manager = load_reward_manager(config, tokenizer)
-
-    def score(row: Mapping[str, Any], response: str) -> float:
-        responses = torch.tensor([tokenizer(response, add_special_tokens=False)["input_ids"]])
-        fields = {"data_source": row["data_source"], "reward_model": row["reward_model"]}
-        fields["extra_info"] = dict(row["extra_info"])  # verl writes into it
-        data = DataProto.from_dict(
-            tensors={"responses": responses, "attention_mask": torch.ones_like(responses)},
-            non_tensors={name: np.array([value], dtype=object) for name, value in fields.items()},
-        )
-        reward = float(manager.loop.run_until_complete(manager.run_single(data))["reward_score"])
-        if not math.isfinite(reward):
-            raise ValueError(f"the reward of {response!r} is {reward}, not a finite number")
-        return reward
-
-    return score
-
-
-def _scored(score: Callable[[Mapping[str, Any], str], float], row: Mapping[str, Any], threshold: float) -> Line:
+def _scored(reward_of: Callable, tokenizer: Any, row: Mapping[str, Any], threshold: float) -> Line:
     """The rewards of a wrong and of right responses to one row, and what they say of the threshold."""
-    answer, wrong = _answer(row["reward_model"]["ground_truth"]), score(row, WRONG)
-    right = {form.format(answer): score(row, form.format(answer)) for form in (FORMS if answer else ())}
-    best, limit = max(right.values(), default=wrong), f"correct_threshold={threshold:g}"
+    answer = _answer(row["reward_model"]["ground_truth"])
+    texts = [WRONG, *(form.format(answer) for form in FORMS if answer)]
+    wrong, *rewards = (reward_of(row, tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+    right = dict(zip(texts[1:], rewards, strict=True))
+    best, limit = max(rewards, default=wrong), f"correct_threshold={threshold:g}"
     seen = f"data_source {row['data_source']}: reward {wrong:g} for {WRONG!r}"
     if wrong > threshold:
         return warning("verifier", f"{seen}, which counts as correct (above {limit}); check the reward function.")

@@ -14,14 +14,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from verl_cast.checks import advice
-from verl_cast.checks.run import check_micro_batches, check_run, summary
+from verl_cast.checks.run import check_run, summary
 from verl_cast.checks.spelling import TWIN, flat, settings_of_a_twin
-from verl_cast.checks.stack import check_stack, stack_warnings
+from verl_cast.checks.stack import stack_warnings
 from verl_cast.config.cast import CastConfig, CastConfigError, MethodConfig
 from verl_cast.config.methods import ESTIMATOR_KEY, is_cast_run, method_class, method_config
-from verl_cast.tools.cli import first_line
+from verl_cast.tools.cli import UserError, cause_of
 from verl_cast.tools.doctor import contexts, data, memory, rewards, start
-from verl_cast.tools.doctor.lines import Line, Section, cause_of, error, note, ok, warning
+from verl_cast.tools.doctor.lines import Line, Section, error, note, ok, warning
+from verl_cast.tools.run_parts import load_model_config
 from verl_cast.training.passes import why_two_passes
 
 # Groups of verl's old config, each key null, which its V1 trainer ignores.
@@ -45,13 +46,17 @@ def sections(config: DictConfig) -> Iterator[Section]:
         return
     yield "Command", refused or [ok("settings", "accepted by verl_cast and by verl")]
     method = None if refused or method_class(config) is None else method_config(config)
-    model_config, lines = _model(config)
-    found = data.check(config, model_config, is_accepted=not refused) if model_config else data.Data()
+    model_config, found = None, data.Data()
+    try:
+        model_config = load_model_config(config)
+        found = data.check(config, model_config, is_accepted=not refused)
+    except UserError as problem:
+        found.lines.append(error("model", str(problem)))
     if not refused:
         threshold = CastConfig.correct_threshold if method is None else method.correct_threshold
         tokenizer = None if model_config is None else model_config.tokenizer
         found.lines += rewards.check(config, tokenizer, list(found.of_source.values()), threshold)
-    yield "Data and verifier", [*lines, *found.lines]
+    yield "Data and verifier", found.lines
     if refused:  # the other checks need valid settings; data can be checked without
         yield "Everything else", [note("", "skipped: these checks need a command that verl_cast and verl accept")]
         return
@@ -59,8 +64,8 @@ def sections(config: DictConfig) -> Iterator[Section]:
     title = "GRPO" if method is None else method.TITLE
     yield f"What {title} will do", [*_settings(config, method), *counted, *start.resume(config, method, steps)]
     if found.chats:
-        teacher = method.teacher if isinstance(method, CastConfig) else None
-        yield "Prompts", contexts.check(config, teacher, model_config, found.chats)
+        cast = method if isinstance(method, CastConfig) else None
+        yield "Prompts", contexts.check(config, cast, model_config, found.chats)
     if model_config is not None and method is not None:
         yield "Memory", memory.check(config, method.teacher, model_config.hf_config)
     warnings = _warnings(config, steps, None if model_config is None else model_config.hf_config)
@@ -77,11 +82,10 @@ def _refusals(config: DictConfig) -> list[Line]:
         OmegaConf.update(config, engine, "vllm")  # so that all other checks can run
         lines.append(error("rollout", f"{engine} is not set; use {engine}=vllm, for example."))
     # A twin is refused by verl in its first step, or not at all; a run of ours at its start.
-    for check in (check_run,) if method_class(config) is not None else (check_run, check_micro_batches, check_stack):
-        try:
-            check(config)
-        except CastConfigError as problem:
-            lines += [error("settings", complaint) for complaint in problem.complaints]
+    try:
+        check_run(config, twin_as_well=True)
+    except CastConfigError as problem:
+        lines += [error("settings", complaint) for complaint in problem.complaints]
     # verl's own function: the plugin's wrapper around it would repeat the checks above.
     stock = inspect.unwrap(validate_config)
     try:
@@ -89,18 +93,6 @@ def _refusals(config: DictConfig) -> list[Line]:
     except (AssertionError, ValueError, TypeError, HydraException, OmegaConfBaseException) as problem:
         lines.append(error("verl", f"verl refuses this command: {cause_of(problem)}"))
     return lines
-
-
-def _model(config: DictConfig) -> tuple[Any, list[Line]]:
-    """verl's own HFModelConfig: tokenizer, processor and Hugging Face config of the policy; no weights."""
-    from verl.utils.config import omega_conf_to_dataclass
-
-    try:
-        return omega_conf_to_dataclass(config.actor_rollout_ref.model), []
-    except HydraException as problem:  # hydra wraps everything that verl's HFModelConfig raises
-        key, reason = "actor_rollout_ref.model.path", first_line(cause_of(problem))
-        path = OmegaConf.select(config, key)
-        return None, [error("model", f"{key}={path}: tokenizer or config cannot be loaded: {reason}")]
 
 
 def _settings(config: DictConfig, method: MethodConfig | None) -> list[Line]:

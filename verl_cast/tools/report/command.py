@@ -31,8 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    if args.max_tokens < 1:
-        raise UserError(f"--max-tokens {args.max_tokens}: must be at least 1.")
     try:
         found = runs.find(args.runs)
     except OSError as error:
@@ -54,6 +52,5 @@ def main(args: argparse.Namespace) -> int:
         for note in findings.notes(run):
             if note.level != notes.OK:
                 print(f"  {note.level}: {note.title}. {note.seen}")
-    size = f"{output.stat().st_size / 2**20:.1f} MiB, opens without network"
-    print(f"report: {output} ({size})")
+    print(f"report: {output} ({output.stat().st_size / 2**20:.1f} MiB, opens without network)")
     return 0

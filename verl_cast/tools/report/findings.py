@@ -4,12 +4,11 @@ Numbers are as verl logs them. Healthy ranges are those of healthy.py; other thr
 note gives the numbers. Settings in an advice are whole words, which can be pasted behind a command.
 """
 
+import functools
 import itertools
 import math
 import statistics
-from dataclasses import dataclass
 
-from verl_cast.config.methods import METHODS
 from verl_cast.config.words import command_words
 from verl_cast.tools.report.healthy import HEALTHY
 from verl_cast.tools.report.metrics_file import listed
@@ -18,6 +17,7 @@ from verl_cast.tools.report.notes import (
     LEVELS,
     LOOK,
     OK,
+    TWIN,
     WARNING,
     Note,
     ends,
@@ -34,35 +34,27 @@ NO_TEACHER = "With measured trust a step is GRPO's while the teacher is not bett
 )
 
 
-def kind(run: Run) -> Note | None:
-    if run.is_cast or not run.steps:
+def not_started(run: Run) -> Note | None:
+    if run.num_steps or not run.steps:
         return None
-    if not run.num_steps:
-        return Note(
-            LOOK,
-            "No training step was logged",
-            f"Only a validation was logged, at step {listed(list(run.steps))}. It does not show whether the run uses "
-            "CAST.",
-            "The run is still in its first step, or ended before it was complete: look at its console log.",
-        )
-    if run.method:
-        title = METHODS[run.method].TITLE
-        return Note(OK, f"Not a CAST run: {title}", f"The figures show its {run.method}/* in place of CAST's cast/*.")
-    return Note(OK, "Not a CAST run", "No cast/* metric was logged: the run used another estimator (GRPO, ...).")
+    return Note(
+        LOOK,
+        "No training step was logged",
+        f"Only a validation was logged, at step {listed(list(run.steps))}. It does not show whether the run uses CAST.",
+        "The run is still in its first step, or ended before it was complete: look at its console log.",
+    )
 
 
 def not_finite(run: Run) -> Note | None:
-    found = {}
+    first = {}
     for step, values in run.steps.items():
-        for name, value in values.items():
-            if math.isnan(value):
-                found.setdefault(name, []).append(step)
-    if not found:
+        first = {name: step for name, value in values.items() if math.isnan(value)} | first
+    if not first:
         return None
     return Note(
         WARNING,
         "Values that are not finite numbers",
-        f"NaN or infinity: {listed([f'{name} at step {steps[0]}' for name, steps in found.items()])}.",
+        f"NaN or infinity, first: {listed([f'{name} at step {step}' for name, step in first.items()])}.",
         "A NaN in a loss, gradient or log-prob ruins the weights: resume from a checkpoint before the first NaN.",
     )
 
@@ -103,15 +95,10 @@ def trust(run: Run) -> Note | None:
     trusted = run.values("cast/trust/trusted")
     if not trusted:
         return None
-    measured = [
-        (step, share, run.values("cast/trust/policy_share").get(step))
-        for step, share in run.values("cast/trust/teacher_share").items()
-    ]
-    seen = "; ".join(
-        f"{share:.2f} at step {step}" + ("" if policy is None else f" (policy {policy:.2f})")
-        for step, share, policy in dict.fromkeys((measured[0], measured[-1]) if measured else ())
-    )
-    seen = f" The teacher's measured share of correct responses: {seen}." if seen else ""
+    teacher, policy = run.values("cast/trust/teacher_share"), run.values("cast/trust/policy_share")
+    shown = sorted({min(teacher), max(teacher)}) if teacher else []
+    shares = "; ".join(f"{teacher[step]:.2f} at step {step} (policy {policy[step]:.2f})" for step in shown)
+    measured = f" The teacher's measured share of correct responses: {shares}." if shares else ""
     # as stretches without a step of 0 between them
     stretches = itertools.groupby(trusted, key=lambda step: trusted[step] > 0)
     steps = [span(list(stretch)) for is_trusted, stretch in stretches if is_trusted]
@@ -119,26 +106,21 @@ def trust(run: Run) -> Note | None:
         return Note(
             LOOK,
             "The teacher was never trusted: the run was GRPO",
-            f"None of {len(trusted)} steps used the teacher.{seen}",
+            f"None of {len(trusted)} steps used the teacher.{measured}",
             f"Its context does not make a better policy so far. {DIAGNOSE}, or write another context.",
         )
-    if all(trusted.values()):
-        return Note(OK, "The teacher was trusted in every step", f"Trusted at {steps[0]}.{seen}")
-    text = f"Trusted at {listed(steps)}; in all other steps the run was GRPO.{seen}"
-    return Note(OK, "The teacher was trusted at times", text)
+    title = f"The teacher was trusted in {sum(map(bool, trusted.values()))} of {len(trusted)} steps"
+    return Note(OK, title, f"Trusted at {listed(steps)}; any other step was GRPO's.{measured}")
 
 
 def agreement(run: Run) -> Note | None:
-    """Within groups. Only mixed groups have a correlation, so a step's weight is its share of mixed groups."""
-    weights = run.values("cast/group/mixed_share")
+    """Within groups, so that the difficulty of problems plays no part."""
     values = run.values("cast/gap/correctness_corr_in_group")
-    values = {step: value for step, value in values.items() if weights.get(step, 0) > 0}
     if not values:
         return None
-    whole = mean(values, weights)
     # The last third, if it is conclusive; otherwise all steps.
-    late = mean(last_third(values), weights)
-    corr = late if late.enough and abs(late.value) > 2 * late.error else whole
+    late = mean(last_third(values))
+    corr = late if late.enough and abs(late.value) > 2 * late.error else mean(values)
     seen = f"Correlation of gap and correctness within groups: {corr.value:+.2f} "
     if not corr.enough:
         return Note(
@@ -192,69 +174,47 @@ def _threshold(run: Run) -> str:
     return f"Choose a threshold between the rewards, which lie in {lowest:g} to {highest:g}: for example {words}"
 
 
-@dataclass(frozen=True)
-class Banded:
-    """A rule about one metric's healthy range, over the last third of its steps."""
-
-    metric: str
-    what: str
-    outside: str
-    advice: str
-
-
-BANDED = (
-    Banded(
-        "flip/correct_share",
+SMALL_GAPS = f"Small gaps flip nothing with {command_words({'gap_deadzone': 1})}"
+# Metric with a healthy range -> what it is, and what to do outside of that range.
+BANDED = {
+    "flip/correct_share": (
         "Flipped tokens of correct responses",
-        "Most tokens of correct responses are flipped",
-        f"The teacher finds them less likely than the policy does. {DIAGNOSE}. Small gaps flip nothing with "
-        f"{command_words({'gap_deadzone': 1})}, correct responses never with {command_words({'flip': 'wrong'})}",
+        f"The teacher finds most tokens less likely than the policy does. {DIAGNOSE}. {SMALL_GAPS}, correct responses "
+        f"never with {command_words({'flip': 'wrong'})}",
     ),
-    Banded(
-        "flip/wrong_share",
+    "flip/wrong_share": (
         "Flipped tokens of wrong responses",
-        "Most tokens of wrong responses are flipped",
-        f"The teacher finds them more likely than the policy does. {DIAGNOSE}. Small gaps flip nothing with "
-        f"{command_words({'gap_deadzone': 1})}, wrong responses never with {command_words({'flip': 'correct'})}",
+        f"The teacher finds most tokens more likely than the policy does. {DIAGNOSE}. {SMALL_GAPS}, wrong responses "
+        f"never with {command_words({'flip': 'correct'})}",
     ),
-    Banded(
-        "noise/gap_share",
+    "noise/gap_share": (
         "Gaps within the engine's noise",
-        "Gaps near the engine's noise",
         f"The sign of such a gap is chance. Set {command_words({'gap_deadzone': 'noise'})}",
     ),
-    Banded(
-        "gap/deadzone_share",
+    "gap/deadzone_share": (
         "Gaps inside the dead zone",
-        "The dead zone removes most gaps",
         "What remains is GRPO with base advantages in all-correct and all-wrong groups. Lower gap_deadzone.",
     ),
-    Banded(
-        "advantage/zero_variance_mass",
+    "advantage/zero_variance_mass": (
         "Advantage mass of all-correct and all-wrong groups",
-        "Only the self-teacher drives the run",
-        "In these groups only the gap tells tokens apart. Change the data's difficulty, or lower the bases: "
-        + command_words({"base_correct": 0, "base_wrong": 0.1}),
+        "Only the self-teacher drives the run: in these groups only the gap tells tokens apart. Change the data's "
+        f"difficulty, or lower the bases: {command_words({'base_correct': 0, 'base_wrong': 0.1})}",
     ),
-    Banded(
-        "gap/mean",
+    "gap/mean": (
         "Mean gap",
-        "The mean gap is above 0",
         "Over the policy's own samples its expectation is at most 0. Check the sampling (top_p, top_k), whether an "
         "older policy made the samples, and whether rollout engine and trainer agree.",
     ),
-)
+}
 
 
-def banded(run: Run, rule: Banded) -> Note | None:
-    found = recent(run, f"cast/{rule.metric}")
+def banded(run: Run, metric: str) -> Note | None:
+    """A metric's healthy range, over the last third of its steps."""
+    found, (title, advice) = recent(run, f"cast/{metric}"), BANDED[metric]
     if found is None:
         return None
-    healthy = HEALTHY[rule.metric]
-    seen = f"{found.value:.3g} over {found.span} (healthy: {healthy})."
-    if found.value in healthy:
-        return Note(OK, rule.what, seen)
-    return Note(LOOK, rule.outside, f"{rule.what}: {seen}", rule.advice)
+    seen = f"{found.value:.3g} over {found.span} (healthy: {HEALTHY[metric]})."
+    return Note(OK, title, seen) if found.value in HEALTHY[metric] else Note(LOOK, title, seen, advice)
 
 
 def entropy(run: Run) -> Note | None:
@@ -293,35 +253,32 @@ def _reward_gain(run: Run) -> float:
 
 
 def cost(run: Run) -> Note | None:
-    shares = run.values("timing_s/cast_teacher", over="timing_s/step")
-    if not run.is_cast or not shares:
+    shares, trust = (run.values(f"timing_s/cast_{part} over timing_s/step") for part in ("teacher", "trust"))
+    if not shares:
         return None
-    seen = f"The teacher's pass takes {_mean(shares):.2f} of a step"
-    measuring = run.values("timing_s/cast_trust", over="timing_s/step")
-    if measuring:
-        seen += f", and measuring trust {sum(measuring.values()) / run.num_steps:.3f}"
+    seen = f"The teacher's pass takes {mean(shares).value:.2f} of a step"
+    if trust:
+        seen += f", and measuring trust {sum(trust.values()) / run.num_steps:.3f}"
     if any(run.values("cast/one_pass").values()):
         return Note(OK, "Cost", f"{seen}. One pass: it replaces the pass for old log-probs.")
-    passes = run.values("timing_s/cast_teacher", over="timing_s/old_log_prob")
+    passes = run.values("timing_s/cast_teacher over timing_s/old_log_prob")
     if not passes:
         return Note(OK, "Cost", f"{seen}.")
-    seen += f"; the pass takes {_mean(passes):.2f} × the pass for old log-probs."
-    if _mean(passes) > 1.5:
+    ratio = mean(passes).value
+    seen += f"; the pass takes {ratio:.2f} × the pass for old log-probs."
+    if ratio > 1.5:
         advice = "It should take the ratio of context lengths: check the context's length, and parameter offload."
         return Note(LOOK, "The teacher's pass costs more than that for old log-probs", seen, advice)
     return Note(OK, "Cost", seen)
 
 
-def _mean(values: dict[int, float]) -> float:
-    return statistics.fmean(values.values())
-
-
-RULES = (kind, not_finite, few_steps, late_start, reward, trust, agreement, groups, entropy, length, cost)
+CAST_RULES = (trust, agreement, groups, cost, *(functools.partial(banded, metric=metric) for metric in BANDED))
 
 
 def notes(run: Run) -> list[Note]:
     """The notes of all rules on a run, the most urgent first."""
-    found = [rule(run) for rule in RULES] + [banded(run, rule) for rule in BANDED]
+    rules = (not_started, not_finite, few_steps, late_start, reward, *(CAST_RULES if run.is_cast else ()))
+    found = [rule(run) for rule in (*rules, entropy, length)]
     return sorted(filter(None, found), key=lambda note: LEVELS.index(note.level))
 
 
@@ -338,13 +295,13 @@ def comparison(runs: list[Run]) -> list[Note]:
             if len(seconds[0]) >= ENOUGH_STEPS:
                 a, b = map(statistics.median, seconds)
                 text = f"{a:.3g} and {b:.3g} s a step (medians of {len(seconds[0])} common steps): {a / b:.2f} ×."
-                found.append(Note(OK, f"{pair}: cost", text))
+                found.append(Note(TWIN, f"{pair}: cost", text))
             rewards = _common(run, other, "critic/score/mean")
             if len(rewards[0]) >= ENOUGH_STEPS:
                 last = len(rewards[0]) // 5
                 a, b = (statistics.fmean(values[-last:]) for values in rewards)
                 text = f"{a:.3f} and {b:.3f} over the last {last} of the {len(rewards[0])} steps that both have."
-                found.append(Note(OK, f"{pair}: reward", text, "One run each: other seeds may differ as much."))
+                found.append(Note(TWIN, f"{pair}: reward", text, "One run each: other seeds may differ as much."))
     return found
 
 

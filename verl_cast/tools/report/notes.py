@@ -1,12 +1,15 @@
 """What a note of the report is, and the statistics that the rules of findings.py share."""
 
 import math
+import statistics
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from verl_cast.tools.report.runs import Run
 
 OK, LOOK, WARNING = "ok", "look", "warning"
 LEVELS = (WARNING, LOOK, OK)
+TWIN = "twin"  # of a note that compares two runs, and judges neither
 ENOUGH_STEPS = 5  # a trend needs this many, and a mean over fewer never causes a warning
 
 
@@ -24,37 +27,29 @@ class Note:
 class Mean:
     """Mean of a metric over some steps, with its standard error.
 
-    The error takes the steps as independent. For one step it is infinite.
+    The error takes the steps as independent. For fewer than ENOUGH_STEPS it is infinite.
 
     Attributes:
         span: the steps, in words.
-        effective: effective number of steps, (Σ weight)² / Σ weight².
     """
 
     value: float
     error: float
     span: str
-    effective: float
 
     @property
     def enough(self) -> bool:
-        """Whether there are enough steps, and no one or two of them outweigh all others."""
-        return self.effective >= 0.6 * ENOUGH_STEPS and not math.isinf(self.error)
+        return math.isfinite(self.error)
 
 
-def mean(values: dict[int, float], weights: dict[int, float] | None = None) -> Mean:
-    """Mean of {step: value}; not all weights are 0. Fewer than ENOUGH_STEPS have an infinite error."""
-    weights = weights or dict.fromkeys(values, 1.0)
-    total = sum(weights[step] for step in values)
-    value = sum(v * weights[step] for step, v in values.items()) / total
-    squares = sum((weights[step] * (v - value)) ** 2 for step, v in values.items())
-    effective = total**2 / sum(weights[step] ** 2 for step in values)
-    n = len(values)
-    error = math.sqrt(squares * n / (n - 1)) / total if n >= ENOUGH_STEPS else math.inf
-    return Mean(value, error, span(values), effective)
+def mean(values: dict[int, float]) -> Mean:
+    """Mean of {step: value}."""
+    n, numbers = len(values), list(values.values())
+    error = statistics.stdev(numbers) / math.sqrt(n) if n >= ENOUGH_STEPS else math.inf
+    return Mean(statistics.fmean(numbers), error, span(values))
 
 
-def span(steps) -> str:
+def span(steps: Collection[int]) -> str:
     """`step 3`, or `steps 1 to 8`."""
     first, last = min(steps), max(steps)
     return f"step {first}" if first == last else f"steps {first} to {last}"

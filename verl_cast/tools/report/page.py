@@ -1,16 +1,13 @@
 """Writes the page: page.html.jinja, filled with the other modules' results, as one self-contained file.
 
-Jinja escapes text. Data goes into JSON blocks without any `<`, and the page's script turns it into text nodes only. So
-nothing that a policy wrote can run as code.
+Jinja escapes text. Data goes into JSON blocks without any `<` (Jinja's `tojson`), and the page's script turns it into
+text nodes only. So nothing that a policy wrote can run as code.
 """
 
 import datetime
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from markupsafe import Markup
 
 import verl_cast
 from verl_cast.config.cast import CastConfig, CastConfigError
@@ -18,7 +15,6 @@ from verl_cast.config.words import narration
 from verl_cast.files import whole_file
 from verl_cast.tools import html_page
 from verl_cast.tools.report import drawing, dump_view, figures, findings
-from verl_cast.tools.report.notes import OK
 from verl_cast.tools.report.runs import Run
 
 
@@ -32,7 +28,7 @@ def write(runs: list[Run], output: Path, max_tokens: int) -> None:
         OSError: the file cannot be written.
     """
     view, abouts = dump_view.collect(runs, max_tokens)
-    heads = [_head(run, abouts.get(run.name)) for run in runs]
+    settings = {run.name: _settings(run, abouts[run.name]["cast"]) for run in runs if run.name in abouts}
     sections = figures.with_data(runs)
     steps = [step for run in runs for step in run.steps] or [0, 1]
     margin = max(0.5, 0.02 * (max(steps) - min(steps)))
@@ -40,12 +36,16 @@ def write(runs: list[Run], output: Path, max_tokens: int) -> None:
     html = html_page.render(
         __package__,
         "page.html.jinja",
-        {"data": _data, "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False)},
-        title=" · ".join(run.name for run in runs),
-        heads=heads,
+        {},
+        runs=runs,
+        abouts=abouts,
+        settings=settings,
+        notes={run.name: findings.notes(run) for run in runs},
         comparison=findings.comparison(runs),
         sections=sections,
-        figure_data={figure.key: drawing.draw(figure, runs, x_range) for _, chosen in sections for figure in chosen},
+        figure_data={
+            figure.title: drawing.draw(figure, runs, x_range) for chosen in sections.values() for figure in chosen
+        },
         view=view,
         colour=drawing.run_colour,
         version=verl_cast.__version__,
@@ -56,17 +56,6 @@ def write(runs: list[Run], output: Path, max_tokens: int) -> None:
         scratch.write_text(html, encoding="utf-8", errors="replace")  # a path may hold bytes that are not UTF-8
 
 
-def _head(run: Run, about: dict[str, Any] | None) -> dict[str, Any]:
-    found = findings.notes(run)
-    return {
-        "run": run,
-        "about": about,
-        "settings": _settings(run, about["cast"]) if about else None,
-        "urgent": [note for note in found if note.level != OK],
-        "fine": [note for note in found if note.level == OK],
-    }
-
-
 def _settings(run: Run, cast: Mapping[str, Any]) -> str:
     """What differs from the defaults, in words; a dump of another version may have keys that this one lacks."""
     try:
@@ -74,11 +63,3 @@ def _settings(run: Run, cast: Mapping[str, Any]) -> str:
     except CastConfigError as error:
         run.remarks.append(f"{run.name}: the dump's settings are not those of this version ({error.complaints[0]})")
         return "see all settings"
-
-
-def _data(value: Any) -> Markup:
-    """JSON for a <script type="application/json"> block: no character in it can end the block."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)

@@ -1,7 +1,7 @@
 """The runs below the given paths: each with its metrics, its trajectory dumps and a unique name.
 
 Every file of verl's file logger is one run. A dump belongs to the CAST run whose metrics lie nearest. If no run logged
-cast/*, the dump is a run. Directories that hold no metrics are skipped: checkpoints, Ray's sessions, other loggers'.
+cast/*, the dump is a run.
 """
 
 import functools
@@ -16,9 +16,6 @@ from verl_cast.config.methods import METHODS
 from verl_cast.tools.cli import UserError
 from verl_cast.tools.report import metrics_file
 
-MAX_DEPTH = 5
-SKIPPED_DIRECTORIES = ("ray", "wandb", "swanlog", "tensorboard_log", "mlruns", "__pycache__", "node_modules")
-SKIPPED_PREFIXES = (".", "global_step_", "session_")
 VALIDATION_PREFIXES = ("val-", "val/")  # of all metrics that verl logs at step 0, before training
 REMEDY = (
     "The report reads verl's file logger: add 'file' to trainer.logger (trainer.logger=[console,file]) and name the "
@@ -69,23 +66,23 @@ class Run:
         """Number of training steps. A step with only a validation, such as step 0, is not one."""
         return sum(any(not n.startswith(VALIDATION_PREFIXES) for n in values) for values in self.steps.values())
 
-    def series(self, name: str, over: str = "") -> dict[int, float]:
+    def series(self, metric: str) -> dict[int, float]:
         """{step: value} of a metric, NaN included.
 
         Args:
-            name: of the metric; `{method}` in it stands for the run's method (`{method}/gap/mean`).
-            over: of a metric to divide by, at the steps that have both.
+            metric: `cast/...` stands for the same metric of the run's own method. `a over b` is the ratio of two, at
+                the steps that have both.
         """
-        name = name.replace("{method}", str(self.method))
+        metric, _, over = metric.replace("cast/", f"{self.method}/", 1).partition(" over ")
         return {
-            step: values[name] / values[over] if over else values[name]
+            step: values[metric] / values[over] if over else values[metric]
             for step, values in self.steps.items()
-            if name in values and (not over or values.get(over))
+            if metric in values and (not over or values.get(over))
         }
 
-    def values(self, name: str, over: str = "") -> dict[int, float]:
+    def values(self, metric: str) -> dict[int, float]:
         """As `series`, without NaN."""
-        return {step: value for step, value in self.series(name, over).items() if not math.isnan(value)}
+        return {step: value for step, value in self.series(metric).items() if not math.isnan(value)}
 
 
 def find(paths: list[Path]) -> list[Run]:
@@ -94,7 +91,7 @@ def find(paths: list[Path]) -> list[Run]:
     Raises:
         UserError: a path does not exist, or holds no run.
     """
-    found: dict[Path, tuple[Run, Path]] = {}  # by its file, each with the path that names it
+    found: dict[Path, Run] = {}  # by what names it: its file, the directory of its metrics.jsonl or of its dump
     for path in paths:
         if not path.exists():
             raise UserError(f"{path} does not exist; name a run's directory, or its .jsonl file.")
@@ -102,70 +99,38 @@ def find(paths: list[Path]) -> list[Run]:
         if not runs:
             raise UserError(f"{path} holds no metrics. {REMEDY}")
         for run in runs:
-            file = run.metrics_path or next(iter(run.dump_files.values()))
-            named = path if path.is_dir() and len(runs) == 1 else file.parent if run.metrics_path is None else file
-            if named.stem in ("metrics", trajectories.DIRECTORY):
-                named = named.parent
-            found.setdefault(file.resolve(), (run, named))
-    names = _unique_names([named.resolve() for _, named in found.values()])
-    for (run, _), name in zip(found.values(), names, strict=True):
-        run.name = name
-    return [run for run, _ in found.values()]
+            place = (run.metrics_path or next(iter(run.dump_files.values())).parent).resolve()
+            found.setdefault(place.parent if place.name == "metrics.jsonl" else place, run)
+    common = Path(os.path.commonpath([place.parent for place in found]))
+    for place, run in found.items():
+        run.name = str(place.relative_to(common)).removesuffix(metrics_file.SUFFIX)
+    return list(found.values())
 
 
 def _of_files(paths: list[Path]) -> list[Run]:
-    read = ((path, metrics_file.read(path)) for path in paths)
-    return [Run("", metrics.steps, path, {}, metrics.remarks) for path, metrics in read if metrics.steps]
+    read = ((path, *metrics_file.read(path)) for path in paths)
+    return [Run("", steps, path, {}, remarks) for path, steps, remarks in read if steps]
 
 
 def _of_directory(root: Path) -> list[Run]:
-    metrics, dumps = _walk(root)
-    runs = _of_files(metrics)
+    runs = _of_files(sorted(path for path in root.rglob(f"*{metrics_file.SUFFIX}") if path.is_file()))
     cast = [run for run in runs if run.is_cast]
-    for dump in dumps:
-        if not cast:
+    for dump in sorted({file.parent for file in root.rglob("step_*.parquet")}):
+        files = trajectories.files(dump)
+        if files and not cast:
             remark = f"{dump} holds trajectories of a CAST run whose metrics are not here. {REMEDY}"
-            runs.append(Run("", {}, None, trajectories.files(dump), [remark]))
-            continue
-        run = max(cast, key=lambda one: _nearness(one.metrics_path, dump))
-        if run.dump_files:
-            first = next(iter(run.dump_files.values())).parent
-            run.remarks.append(f"{dump} is a second trajectory dump of this run, besides {first}.")
-        # If two dumps hold the same step, the one found first counts.
-        run.dump_files = dict(sorted({**trajectories.files(dump), **run.dump_files}.items()))
+            runs.append(Run("", {}, None, files, [remark]))
+        elif files:
+            run = max(cast, key=lambda one: _nearness(one.metrics_path, dump))
+            if run.dump_files:
+                first = next(iter(run.dump_files.values())).parent
+                run.remarks.append(f"{dump} is a second trajectory dump of this run, besides {first}.")
+            # If two dumps hold the same step, the one found first counts.
+            run.dump_files = dict(sorted({**files, **run.dump_files}.items()))
     return runs
-
-
-def _walk(root: Path) -> tuple[list[Path], list[Path]]:
-    """JSON-lines files and dump directories below `root`."""
-    metrics, dumps = [], []
-    for name, directories, names in os.walk(root):
-        directory = Path(name)
-        if trajectories.files(directory):
-            dumps.append(directory)
-            directories.clear()
-            continue
-        deep = len(directory.relative_to(root).parts) >= MAX_DEPTH
-        directories[:] = sorted(
-            d for d in directories if not (deep or d in SKIPPED_DIRECTORIES or d.startswith(SKIPPED_PREFIXES))
-        )
-        metrics += [directory / n for n in sorted(names) if n.endswith(metrics_file.SUFFIX)]
-    return metrics, dumps
 
 
 def _nearness(metrics_path: Path, dump: Path) -> tuple[int, bool]:
     """How many directories they have in common, then whether the file's name is in the dump's path."""
     common = Path(os.path.commonpath([metrics_path.parent.resolve(), dump.resolve()]))
     return len(common.parts), metrics_path.stem in dump.parts
-
-
-def _unique_names(paths: list[Path]) -> list[str]:
-    """For every path, its shortest ending that no other path has."""
-    all_parts = [(*path.parent.parts[1:], path.name.removesuffix(metrics_file.SUFFIX)) for path in paths]
-    names = []
-    for i, parts in enumerate(all_parts):
-        others = all_parts[:i] + all_parts[i + 1 :]
-        endings = (parts[-n:] for n in range(1, len(parts) + 1))
-        unique = (ending for ending in endings if all(ending != other[-len(ending) :] for other in others))
-        names.append("/".join(next(unique, parts)))
-    return names

@@ -17,9 +17,6 @@ from verl_cast.tools import cli
 from verl_cast.tools.doctor import installation, registration
 from verl_cast.tools.doctor.lines import WIDTH, error, note
 
-# These tests do not check the warnings that verl and Megatron emit on import.
-pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")]
-
 
 def test_a_good_setup_is_ready(good_command):
     """The whole command, as a user calls it. It starts its own Ray with one worker."""
@@ -35,6 +32,7 @@ def test_a_good_setup_is_ready(good_command):
     assert "the plugin registers `cast` in a fresh worker (verl 0.9." in result.stdout
     assert "departures of the CPU" in " ".join(result.stdout.split()), "the CPU platform's seams too"
     assert "| What is 0 + 0?" in result.stdout, "an example prompt"
+    assert "from step 0; there is no checkpoint" in result.stdout
 
 
 def test_a_plugin_that_is_switched_off_is_named():
@@ -43,20 +41,6 @@ def test_a_plugin_that_is_switched_off_is_named():
     folded = " ".join(result.stdout.split())
     assert "ERROR this process VERL_USE_EXTERNAL_PLUGINS='none' keeps verl from loading the plugin `cast`" in folded
     assert "Not ready: 1 error, no warnings." in folded
-
-
-CLUSTER = """
-import sys, ray
-context = ray.init("local", num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
-print(context.address_info["gcs_address"], flush=True)
-sys.stdin.read()
-"""
-LOOK = """
-from verl_cast.tools.doctor import registration
-here = registration.probe()
-for line in registration.check_here(here) + registration.check_workers(None, here):
-    print(f"{line.mark}: {line.text}")
-"""
 
 
 def test_a_cluster_that_does_not_answer_is_said_at_once(monkeypatch):
@@ -70,33 +54,37 @@ def test_a_cluster_that_does_not_answer_is_said_at_once(monkeypatch):
     assert time.monotonic() - started < 60, "Ray's own patience is two minutes"
 
 
-def test_a_node_whose_environment_is_another_is_named():
+CLUSTER = """
+import sys, ray
+context = ray.init("local", num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
+print(context.address_info["gcs_address"], flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_node_whose_environment_is_another_is_named(monkeypatch):
     """The cluster was started earlier. Its workers have their node's environment, not that of this shell."""
-    shell = {**os.environ, "RAY_AUTH_MODE": "disabled"}  # otherwise Ray creates a token and requires it
-    environment = {**shell, "VERL_USE_EXTERNAL_PLUGINS": "other"}
-    cluster = subprocess.Popen(
-        [sys.executable, "-c", CLUSTER], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # otherwise Ray creates a token and requires it
+    environment = {**os.environ, "VERL_USE_EXTERNAL_PLUGINS": "other"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    cluster = subprocess.Popen([sys.executable, "-c", CLUSTER], env=environment, text=True, **pipes)
     try:
         address = next(line for line in cluster.stdout if ":" in line).strip()
-        environment = {**shell, "RAY_ADDRESS": address}
-        output = subprocess.check_output([sys.executable, "-c", LOOK], env=environment, text=True, timeout=170)
-        here, there = output.splitlines()[-2:]
-        assert here.startswith("ok: `cast` is in verl's estimator and loss registries")
-        assert there.startswith("error: ") and "VERL_USE_EXTERNAL_PLUGINS='other' keeps verl from" in there
+        said = " ".join(doctor(environment={"RAY_ADDRESS": address}).stdout.split())
+        assert "ok this process `cast` is in verl's estimator and loss registries" in said
+        assert "VERL_USE_EXTERNAL_PLUGINS='other' keeps verl from" in said and "Not ready: 1 error" in said
     finally:
         cluster.communicate("", timeout=60)  # the cluster stops at the end of its input
 
 
-@pytest.mark.parametrize("version", ["0.8.0", "unknown"])
-def test_a_verl_that_is_too_old_is_named_and_nothing_of_it_imported(tmp_path, version):
+def test_a_verl_that_is_too_old_is_named_and_nothing_of_it_imported(tmp_path):
     package = tmp_path / "verl"
     (package / "version").mkdir(parents=True)
-    (package / "version" / "version").write_text(version)
+    (package / "version" / "version").write_text("0.8.0")
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     result = doctor("algorithm.adv_estimator=cast", environment={"PYTHONPATH": str(tmp_path)})
     assert result.returncode == 1, result.stderr
-    assert f"verl {version} is installed, and verl_cast needs 0.9.0 or newer." in " ".join(result.stdout.split())
+    assert "verl 0.8.0 is installed, and verl_cast needs 0.9.0 or newer." in " ".join(result.stdout.split())
     assert "Not ready: 1 error" in result.stdout
 
 
@@ -119,11 +107,11 @@ def test_the_command_line_says_its_version_and_names_users_errors(capsys):
 def test_a_broken_seam_is_named(monkeypatch):
     broken = {
         **verl_cast.seams.SEAMS["verl.utils.config"],
-        "check_everything": ("config",),
-        "omega_conf_to_dataclass": (),
+        "check_everything": "config",
+        "omega_conf_to_dataclass": "config, other",
     }
     monkeypatch.setitem(verl_cast.seams.SEAMS, "verl.utils.config", broken)
-    monkeypatch.setitem(verl_cast.seams.SEAMS, "verl.no_such_module", {"f": ()})
+    monkeypatch.setitem(verl_cast.seams.SEAMS, "verl.no_such_module", {"f": ""})
     monkeypatch.delenv("VERL_PLATFORM", raising=False)
     lines = installation.check_seams(with_megatron=False)
     assert [line.label for line in lines] == ["check_everything", "omega_conf_to_dataclass", "no_such_module"]
@@ -139,15 +127,11 @@ def test_a_package_is_an_error_only_where_it_is_needed(monkeypatch):
         return line.mark
 
     assert (mark(set()), mark({"fsdp2", "vllm"}), mark({"megatron", "vllm"})) == ("note", "note", "error")
-
-
-def test_flash_attention_is_missed_on_accelerators_only(monkeypatch):
     monkeypatch.setattr(installation, "installed", lambda *names: None)
-    missed = {}
-    for platform in ("cpu", "nvidia"):
+    for platform, missed in (("cpu", []), ("nvidia", ["warning"])):
         monkeypatch.setenv("VERL_PLATFORM", platform)
-        missed[platform] = [line.mark for line in installation.check_packages(set()) if line.label == "flash-attn"]
-    assert missed == {"cpu": [], "nvidia": ["warning"]}
+        marks = [line.mark for line in installation.check_packages(set()) if line.label == "flash-attn"]
+        assert marks == missed, "missed on accelerators only"
 
 
 def test_what_is_wrong_with_a_plugin_is_named(monkeypatch, tmp_path):
@@ -183,11 +167,7 @@ def test_lines_fit_the_terminal_and_cannot_command_it():
     assert "".join(row[12:] for row in rows if set(row[12:]) == {"x"}) == "x" * 250
 
 
-@pytest.mark.parametrize(
-    "version, mark", [("0.8.3", "error"), ("0.9.0", "warning"), ("0.9.1", "ok"), ("0.10.2", "warning")]
-)
-def test_an_untested_verl_is_a_warning_and_an_old_one_an_error(monkeypatch, version, mark):
-    monkeypatch.setattr(installation, "verl_version", lambda: version)
+def test_an_untested_verl_is_a_warning(monkeypatch):
+    monkeypatch.setattr(installation, "verl_version", lambda: "0.10.2")
     line = installation.check_verl()
-    assert line.mark == mark and version in line.text
-    assert ("pip install verl==0.9.1" in line.text) == (mark != "ok")
+    assert line.mark == "warning" and "0.10.2" in line.text and "pip install verl==0.9.1" in line.text

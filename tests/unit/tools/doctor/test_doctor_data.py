@@ -2,25 +2,16 @@
 
 import json
 
-import pyarrow.parquet as pq
 import pytest
 from doctor_runs import CAST, TEXT_ROW, changed, look, texts, with_rows
 
-# These tests do not check the warnings that verl and Megatron emit on import.
-pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")]
 
-
-@pytest.mark.parametrize(
-    "damage, says", [("truncated", "not a parquet file"), ("empty", "BatchSize"), ("text", "Unsupported file format")]
-)
-def test_damaged_data_are_named(good_run, tiny_directory, tmp_path, damage, says):
-    path = tmp_path / ("train.txt" if damage == "text" else "train.parquet")
+@pytest.mark.parametrize("key", ["train", "val"])
+def test_damaged_data_are_named(good_run, tiny_directory, tmp_path, key):
     whole = (tiny_directory / "train.parquet").read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    if damage == "empty":
-        pq.write_table(pq.read_table(tiny_directory / "train.parquet").slice(0, 0), path)
-    [text] = texts(look(changed(good_run, **{"data.train_files": str(path)})), "error")
-    assert text.startswith("data.train_files: ") and says in text
+    (tmp_path / "half.parquet").write_bytes(whole[: len(whole) // 2])
+    [text] = texts(look(changed(good_run, **{f"data.{key}_files": str(tmp_path / "half.parquet")})), "error")
+    assert text.startswith(f"data.{key}_files: ") and "not a parquet file" in text
 
 
 def test_files_whose_columns_differ_are_refused_as_by_verl(good_run, tmp_path):
@@ -36,11 +27,11 @@ def test_files_whose_columns_differ_are_refused_as_by_verl(good_run, tmp_path):
 def test_every_form_that_verl_reads_is_read(good_run, tmp_path):
     """One array on one line, and a byte order mark."""
     path = tmp_path / "rows.json"
-    for content in (json.dumps(4 * [TEXT_ROW]), "\ufeff" + 4 * (json.dumps(TEXT_ROW) + "\n")):
+    for content in (json.dumps(32 * [TEXT_ROW]), "\ufeff" + 32 * (json.dumps(TEXT_ROW) + "\n")):
         path.write_text(content)
         sections = look(changed(good_run, **{"data.train_files": str(path)}))
         assert texts(sections, "error") == []
-        assert "data.train_files: 4 rows" in texts(sections, "ok")
+        assert "data.train_files: 32 rows" in texts(sections, "ok")
 
 
 REFUSES_SYSTEM = (
@@ -49,26 +40,24 @@ REFUSES_SYSTEM = (
 )
 
 
-def test_rows_that_the_filter_drops_are_counted(good_run, tmp_path):
-    rows = 4 * [TEXT_ROW] + 2 * [{**TEXT_ROW, "prompt": [{"role": "user", "content": "x" * 200}]}]
-    config = with_rows(good_run, tmp_path / "rows.jsonl", rows, **{"data.filter_overlong_prompts": True})
-    said = texts(look(config), "ok")
-    assert any("4 rows are left: data.filter_overlong_prompts=True drops 2 of 6" in text for text in said)
-
-
 def test_a_template_that_refuses_the_messages_is_quoted(good_run, tmp_path):
-    """verl renders such rows in another way, and its filter drops them."""
+    """verl renders such rows in another way, and its filter drops them. What it drops is counted."""
     system = {"role": "system", "content": "Be brief."}
-    rows = 4 * [{**TEXT_ROW, "prompt": [system, *TEXT_ROW["prompt"]]}]
+    refused = {**TEXT_ROW, "prompt": [system, *TEXT_ROW["prompt"]]}
     settings = {"actor_rollout_ref.model.custom_chat_template": REFUSES_SYSTEM, f"{CAST}.teacher.context": "same"}
-    settings |= {f"{CAST}.teacher.weights": "ema"}
-    config = with_rows(good_run, tmp_path / "rows.jsonl", rows, **settings)
+    settings |= {f"{CAST}.teacher.weights": "ema", f"{CAST}.trust": "always"}
+    config = with_rows(good_run, tmp_path / "rows.jsonl", 4 * [refused], **settings)
     sections = look(config)
     assert texts(sections, "error") == []
     [text] = texts(sections, "warning")
     assert "the model's chat template refuses these messages: System role not supported." in text
-    errors = texts(look(changed(config, **{"data.filter_overlong_prompts": True})), "error")
-    assert len(errors) == 1 and "no row is left" in errors[0] and "drops 4 of 4" in errors[0]
+    settings["data.filter_overlong_prompts"] = True
+    [text] = texts(look(changed(config, **settings)), "error")
+    assert "no row is left" in text and "drops 4 of 4" in text
+    config = with_rows(good_run, tmp_path / "some.jsonl", [*4 * [TEXT_ROW], refused], **settings)
+    assert any(
+        "4 rows are left: data.filter_overlong_prompts=True drops 1 of 5" in t for t in texts(look(config), "ok")
+    )
 
 
 STRUCT, SOURCE, INFO, CHAT = (
@@ -89,7 +78,7 @@ STRUCT, SOURCE, INFO, CHAT = (
     ],
 )
 def test_rows_without_what_verl_reads_are_named_with_their_columns(good_run, tmp_path, row, problems):
-    errors = texts(look(with_rows(good_run, tmp_path / "rows.jsonl", 4 * [row])), "error")
+    errors = texts(look(with_rows(good_run, tmp_path / "rows.jsonl", 32 * [row])), "error")
     columns = ", ".join(f"{name} ({type(value).__name__})" for name, value in row.items())
     assert errors == [f"{problem}; the columns are {columns}." for problem in problems]
 

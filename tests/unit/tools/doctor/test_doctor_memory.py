@@ -12,8 +12,6 @@ from verl_cast.teacher.weights import build_teacher
 from verl_cast.tools.doctor import memory
 from verl_cast.tools.run_config import compose
 
-# These tests do not check the warnings that verl and Megatron emit on import.
-pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")]
 PARAMETERS = sum(parameter.numel() for parameter in tiny.model().parameters())
 MODEL = "actor_rollout_ref.model"
 

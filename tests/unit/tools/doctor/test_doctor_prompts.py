@@ -1,10 +1,6 @@
 """Laws of the prompts that the doctor shows, as student and teacher read them."""
 
-import pytest
 from doctor_runs import CAST, TEXT_ROW, changed, look, texts, with_rows
-
-# These tests do not check the warnings that verl and Megatron emit on import.
-pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")]
 
 
 def test_a_template_that_reads_the_question_and_never_shows_it_is_refused(good_run, tmp_path):
@@ -17,11 +13,12 @@ def test_a_template_that_reads_the_question_and_never_shows_it_is_refused(good_r
 def test_a_context_that_hides_part_of_the_prompt_is_said(good_run, tmp_path):
     system = {"role": "system", "content": "Answer in French."}
     row = {**TEXT_ROW, "prompt": [system, {"role": "user", "content": "x" * 90}]}
-    config = with_rows(good_run, tmp_path / "rows.jsonl", 4 * [row])
+    config = with_rows(good_run, tmp_path / "rows.jsonl", 32 * [row])
     length, system = texts(look(config), "warning")
     assert "shows the teacher only the last user message" in system
     assert "longer than data.max_prompt_length=96" in length
-    same = changed(config, **{f"{CAST}.teacher.context": "same", "data.max_prompt_length": 300})
+    settings = {f"{CAST}.teacher.context": "same", f"{CAST}.trust": "always", "data.max_prompt_length": 300}
+    same = changed(config, **settings)
     assert texts(look(same), "warning") == []
 
 

@@ -10,9 +10,6 @@ from doctor_runs import TEXT_ROW, changed, look, texts, with_rows
 
 from verl_cast.tools.doctor import rewards
 
-# These tests do not check the warnings that verl and Megatron emit on import.
-pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")]
-
 
 def graded(config, tmp_path, body, sources=("tiny",)):
     """The run with a reward function of this body, and a row of every source."""
@@ -20,7 +17,7 @@ def graded(config, tmp_path, body, sources=("tiny",)):
     if body is not None:
         path = tmp_path / f"reward_{len(list(tmp_path.iterdir()))}.py"  # verl keeps a module by its path
         path.write_text(body)
-    rows = [{**TEXT_ROW, "data_source": source} for source in [*sources, *3 * sources[:1]]]
+    rows = [{**TEXT_ROW, "data_source": source} for source in [*sources, *31 * sources[:1]]]
     settings = {
         "reward.custom_reward_function.path": path and str(path),
         "data.val_files": str(tmp_path / "rows.jsonl"),
@@ -36,16 +33,10 @@ BAD_REWARDS = {
     ),
     "does not load": ("import a_package_that_is_not_there", "a_package_that_is_not_there"),
     "ends the process at loading": ("import os; os._exit(3)", "loading the reward function ends its process"),
-    "raises": (f"{SCORE}return {{}}[data_source]", "fails for data_source tiny: KeyError: 'tiny'"),
     "leaves": (f"{SCORE}raise SystemExit(9)", "fails for data_source tiny: SystemExit: 9"),
     "crashes": (f"import os\n{SCORE}os._exit(3)", "called for data_source tiny, ends its process"),
-    "no number": (f"{SCORE}return 'correct'", "fails for data_source tiny: ValueError: could not convert"),
     "not finite": (f"{SCORE}return float('nan')", "is nan, not a finite number"),
-    "no score": (f"{SCORE}return {{'acc': 1.0}}", "fails for data_source tiny: KeyError: 'score'"),
-    "verl's own, which does not know it": (
-        None,
-        "verl's own reward function fails for data_source tiny: NotImplementedError",
-    ),
+    "verl's own": (None, "verl's own reward function fails for data_source tiny: NotImplementedError"),
 }
 
 
@@ -66,14 +57,7 @@ def test_a_reward_that_hangs_does_not_hang_the_doctor(good_run, tmp_path, monkey
     assert set(multiprocessing.active_children()) <= others
 
 
-@pytest.mark.parametrize(
-    "source, right",
-    [
-        ("openai/gsm8k", "#### 72"),
-        ("math_dapo", "\\\\boxed{72}"),
-        ("lighteval/MATH", "\\\\boxed{72}"),
-    ],
-)
+@pytest.mark.parametrize("source, right", [("openai/gsm8k", "#### 72"), ("lighteval/MATH", "\\\\boxed{72}")])
 def test_verls_own_rewards_find_their_answers(good_run, tmp_path, source, right):
     sections = look(graded(good_run, tmp_path, None, [source]))
     assert texts(sections, "error") == texts(sections, "warning") == []
@@ -110,3 +94,10 @@ def test_rewards_on_one_side_of_the_threshold_are_shown_with_a_threshold_between
     assert "use ++algorithm.cast.correct_threshold=0.2." in text
     [text] = texts(look(graded(good_run, tmp_path, f"{SCORE}return 0.2")), "warning")
     assert "++" not in text and "check the reward function" in text
+
+
+def test_a_reward_that_another_process_computes_is_not_called(good_run, tmp_path):
+    config = graded(good_run, tmp_path, f"{SCORE}raise SystemExit(9)")
+    sections = look(changed(config, **{"reward.reward_manager.name": "gdpo"}))
+    assert texts(sections, "error") == []
+    assert any(text.startswith("not called: reward.reward_manager.name=gdpo") for text in texts(sections, "note"))

@@ -7,20 +7,12 @@ from verl_cast.checks.run import summary
 from verl_cast.tools.doctor import run
 from verl_cast.tools.run_config import compose
 
-# These tests do not check the warnings that verl and Megatron emit on import.
-pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")]
-
-
 ESTIMATOR = "algorithm.adv_estimator"
 
 
-def test_the_good_run_has_no_error_and_no_warning(good_run):
-    sections = look(good_run)
-    assert texts(sections, "error") == texts(sections, "warning") == []
-
-
 def test_a_baseline_is_checked_under_its_own_name(good_command):
-    sections = look(compose([*good_command[0], "algorithm.adv_estimator=rlsd"]))
+    words = [word for word in good_command[0] if "algorithm.cast" not in word]
+    sections = look(compose([*words, "algorithm.adv_estimator=rlsd"]))
     assert texts(sections, "error") == [] and not any("What CAST will do" in title for title in sections)
     assert any("(a baseline, not CAST) is active" in text and "PRIVILEGED" in text for text in texts(sections, "note"))
     assert sections["Data and verifier"]
@@ -31,17 +23,13 @@ BAD = {
         {f"{ACTOR}.loss_agg_mode": "median"},
         "verl refuses this command: Invalid loss_agg",
     ),
-    "no validation data": ({"data.val_files": ["/nowhere/v.parquet"]}, "/nowhere/v.parquet"),
-    "no such column": ({"data.prompt_key": "question"}, "column question (data.prompt_key) must hold chat messages"),
-    "no such reward function": ({"reward.custom_reward_function.name": "grade"}, "grade of "),
-    "no reward file": ({"reward.custom_reward_function.path": "/nowhere/r.py"}, "/nowhere/r.py does not load"),
-    "too few rows": ({"data.train_max_samples": 3}, "3 training rows are fewer than data.train_batch_size=4"),
+    "too few rows": (
+        {"data.train_max_samples": 3, f"{CAST}.trust": "always"},
+        "3 training rows are fewer than data.train_batch_size=4",
+    ),
     "no model": ({"actor_rollout_ref.model.path": "/nowhere/model"}, "actor_rollout_ref.model.path=/nowhere/model: "),
     "too long": ({"data.max_response_length": 480}, "max_position_embeddings allows 512, and a longer sequence ends"),
-    "another estimator": (
-        {ESTIMATOR: "rloo"},
-        "this command would train rloo, not CAST: add algorithm.adv_estimator=cast",
-    ),
+    "another estimator": ({ESTIMATOR: "rloo"}, "would train rloo, not CAST: add algorithm.adv_estimator=cast"),
     "in capitals": ({ESTIMATOR: "CAST"}, "lower case; use algorithm.adv_estimator=cast."),
 }
 
@@ -88,61 +76,21 @@ def test_advice_knows_how_many_steps_the_data_give(good_run):
     assert texts(look(changed(good_run, **{**settings, "trainer.total_epochs": 2})), "warning") == []
 
 
-@pytest.mark.parametrize(
-    "key",
-    ["custom_reward_function.path", "reward_model.model.path"],
-)
-def test_old_keys_that_verl_ignores_are_named(good_run, key):
-    [text] = texts(look(changed(good_run, **{key: "dapo"})), "warning")
-    assert text.startswith(f"{key}=dapo is an old key of verl, which its V1 trainer ignores")
-
-
-def test_a_checkpoint_without_a_teacher_is_found_before_the_run(good_run, tmp_path):
-    config = changed(good_run, **{"trainer.resume_mode": "auto", "trainer.default_local_dir": str(tmp_path)})
-    assert texts(look(config), "error") == []
-    actor = tmp_path / "global_step_20" / "actor"
-    actor.mkdir(parents=True)
-    (tmp_path / "latest_checkpointed_iteration.txt").write_text("20")
-    (actor / "cast_self_teacher_world_size_2_rank_0.pt").touch()
-    [text] = texts(look(config), "error")
-    assert "global_step_20, which holds no self-teacher of 1 rank(s)" in text and "missing_state=snapshot" in text
-    anew = changed(config, **{f"{CAST}.teacher.missing_state": "snapshot"})
-    assert "a new one starts" in texts(look(anew), "warning")[0] and texts(look(anew), "error") == []
-    current = changed(config, **{f"{CAST}.teacher.weights": "current"})
-    assert texts(look(current), "error") == [], "it has no state"
-    twin = changed(config, **{"algorithm.adv_estimator": "grpo", f"{ACTOR}.policy_loss.loss_mode": "vanilla"})
-    assert texts(look(twin), "error") == [], "it has no teacher"
-    (actor / "cast_self_teacher_world_size_1_rank_0.pt").touch()
-    assert texts(look(config), "error") == []
-
-
-def test_a_checkpoint_that_is_not_resumed_or_complete_is_said(good_run, tmp_path):
-    config = changed(good_run, **{"trainer.resume_mode": "auto", "trainer.default_local_dir": str(tmp_path)})
-    checkpoint = tmp_path / "global_step_30"
-    (checkpoint / "actor").mkdir(parents=True)
-    (checkpoint / "actor" / "cast_self_teacher_world_size_1_rank_0.pt").touch()
-    (tmp_path / "latest_checkpointed_iteration.txt").write_text("30")
-    [text] = texts(look(config), "error")
-    assert f"all 30 steps are done in {checkpoint}" in text and "raise trainer.total_training_steps" in text
-    longer = changed(config, **{"trainer.total_training_steps": 31})
-    assert texts(look(longer), "error") == texts(look(longer), "warning") == []
-    assert any(f"resumes from {checkpoint}, after step 30" in text for text in texts(look(longer), "ok"))
-    [text] = texts(look(changed(config, **{"trainer.resume_mode": "disable"})), "warning")
-    assert f"the checkpoint {checkpoint} is there, and trainer.resume_mode=disable ignores it" in text
-    path = {"trainer.resume_mode": "resume_path", "trainer.resume_from_path": str(tmp_path)}
-    [text] = texts(look(changed(config, **path)), "error")
-    assert "is no directory global_step_N" in text
+def test_old_keys_that_verl_ignores_are_named(good_run):
+    keys = ("custom_reward_function.path", "reward_model.model.path")
+    for key, text in zip(keys, texts(look(changed(good_run, **dict.fromkeys(keys, "dapo"))), "warning"), strict=True):
+        assert text.startswith(f"{key}=dapo is an old key of verl, which its V1 trainer ignores")
 
 
 def test_the_twin_is_checked_as_a_twin(good_command):
     """GRPO with CAST's own words left in the command: they are named, and nothing else of CAST is said."""
     words = [word for word in good_command[0] if not word.startswith("algorithm.adv_estimator")]
-    twin = compose([*words, "algorithm.adv_estimator=grpo", "++algorithm.cast.flip=none"])
+    twin = compose([*words, "algorithm.adv_estimator=grpo"])
     sections = look(twin)
     assert texts(sections, "error") == texts(sections, "warning") == []
     assert run.subject(twin) == "GRPO, a CAST run's twin" and "Memory" not in sections
     [text] = [text for text in texts(sections, "note") if "algorithm.cast" in text]
-    assert "(algorithm.cast.flip='none') is not read" in text
+    assert "(algorithm.cast.trust='measured') is not read" in text
     assert [line.label for line in sections["Prompts"]] == ["student reads"]
     [text] = texts(look(changed(twin, **{f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu": 5})), "error")
     assert f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu=5: a rank has 16 rows of a step" in text
@@ -150,14 +98,13 @@ def test_the_twin_is_checked_as_a_twin(good_command):
 
 
 def test_settings_are_named_as_in_the_start_line(good_run):
-    config = changed(good_run, **{CAST: {"flip_groups": "zero_variance", "base_wrong": 0.1, "gap_deadzone": 1}})
-    [line] = [line for line in look(config)["What CAST will do"] if line.label == "settings"]
-    assert line.text == summary(config)
-    assert "flip_groups=zero_variance base_wrong=0.1 gap_deadzone=1 |" in line.text.replace("  ", " ")
+    config = changed(good_run, **{CAST: {"flip_groups": "zero_variance", "base_wrong": 0.1}})
+    [text] = [line.text for line in look(config)["What CAST will do"] if line.label == "settings"]
+    assert text == summary(config) and "flip_groups=zero_variance base_wrong=0.1 trust=measured |" in text
 
 
 def test_rows_that_the_method_cannot_train_on_are_refused(good_run, tmp_path):
     """Of images (checks/data.py)."""
     row = {**TEXT_ROW, "images": ["a.png"], "prompt": [{"role": "user", "content": "<image> What?"}]}
-    [text] = texts(look(with_rows(good_run, tmp_path / "rows.jsonl", 4 * [row])), "error")
+    [text] = texts(look(with_rows(good_run, tmp_path / "rows.jsonl", 32 * [row])), "error")
     assert text.startswith("data.image_key='images': ")

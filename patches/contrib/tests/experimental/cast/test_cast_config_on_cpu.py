@@ -56,7 +56,7 @@ def test_a_group_of_keys_becomes_a_config():
         ({"positive_clip": [1.05, 0.8]}, r"algorithm.cast.positive_clip=.*positive_clip=\[0.8,1.05\]"),
         ({"negative_clip": [0.5, 0.9]}, "algorithm.cast.negative_clip=.*upper bound must be at least 1"),
         ({"negative_clip": 1.2}, "algorithm.cast.negative_clip=1.2: must be two numbers"),
-        ({"advantage_clip": 0}, "algorithm.cast.advantage_clip=0.0: .*null for no clip"),
+        ({"advantage_clip": 0}, "algorithm.cast.advantage_clip=0: .*null for no clip"),
         ({"gap_deadzone": "loud"}, "algorithm.cast.gap_deadzone='loud': .*or noise"),
         (
             {"gap_deadzone": "noise", "noise_floor_interval": None},
