@@ -33,13 +33,14 @@ source "$HERE/shell.sh"
 for name in WANDB TENSORBOARD DRY_RUN; do toggle "$name"; done
 
 # 1. The method. The setting is the study's recommendation (examples/study): the teacher is trusted only while it is
-#    better than the policy, tokens flip only in all-wrong groups, which count a tenth, and all-correct groups count
-#    nothing.
+#    better than the policy, tokens flip only in all-wrong groups, which count a tenth, and only where the gap is
+#    larger than 1 nat; all-correct groups count nothing.
 RECOMMENDED=(
   ++algorithm.cast.trust=measured
   ++algorithm.cast.flip_groups=zero_variance
   ++algorithm.cast.base_correct=0
   ++algorithm.cast.base_wrong=0.1
+  ++algorithm.cast.gap_deadzone=1
 )
 ALGORITHM=(algorithm.adv_estimator="$METHOD")
 case $METHOD in

@@ -114,6 +114,7 @@ TRUSTED = ("exact_trusted", "tenth_trusted", "tenth_deadzone_trusted", "small_tr
 NO_TEACHER = ("wrong_third", "wrong_tenth")
 CONTRAST = ("contrast", "contrast_trusted")
 PRETRAINED = ("exact", "tenth_deadzone", "no_flip", "weights_only")
+PRETRAINED_TRUSTED = ("tenth_trusted", "tenth_deadzone_trusted")
 FRESH_FROM = 110  # the first seed that nobody had seen when `tenth_deadzone` was chosen
 TABLES = {
     "knows start": lambda: start_table(),
@@ -125,6 +126,7 @@ TABLES = {
     "knows contrast": lambda: both_outcomes({label(arm): (Runs.read("knows"), arm) for arm in CONTRAST}),
     "knows weights": lambda: both_outcomes({label("weights_only"): (Runs.read("knows"), "weights_only")}),
     "arithmetic": lambda: pretrained_table(PRETRAINED, {"": "arithmetic", ", 30 steps": "arithmetic_long"}),
+    "arithmetic trust": lambda: pretrained_table(PRETRAINED_TRUSTED, {"": "arithmetic"}),
     "through verl": lambda: verl_table(Runs.read("through_verl"), Runs.read("through_verl_loop")),
 }
 
@@ -178,6 +180,8 @@ def pretrained_table(arms: Sequence[str], studies: dict[str, str]) -> str:
             grpo = runs.of(cell, "grpo").values()
             row = [f"{np.mean([value(run) for run in grpo]):.1f}" for value in OUTCOMES.values()]
             differences = [runs.differences(cell, arm, value) for arm in arms for value in OUTCOMES.values()]
+            if not any(values.size for values in differences):
+                continue
             seeds = ", ".join(str(values.size) for values in differences[:: len(OUTCOMES)])
             rows.append([cell + suffix, seeds, *row, *map(entry, differences)])
     return markdown(heads, rows)

@@ -448,5 +448,5 @@ def test_no_run_trusted_a_teacher_that_is_not_better_and_all_are_grpos(cell):
 
 def test_the_pages_row_of_the_recommended_setting_is_the_arm():
     page = (STUDY / "README.md").read_text(encoding="utf-8")
-    [words] = re.findall(r"\*\*`([^`]*)`\*\* with [^|]*\(`tenth_trusted`\)", page)
-    assert words == narration(CastConfig.from_dict(loop.ARMS["tenth_trusted"].settings))
+    [words] = re.findall(r"\*\*`([^`]*)`\*\* with [^|]*\(`tenth_deadzone_trusted`\)", page)
+    assert words == narration(CastConfig.from_dict(loop.ARMS["tenth_deadzone_trusted"].settings))
