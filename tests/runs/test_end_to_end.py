@@ -90,7 +90,7 @@ def test_metrics_say_what_happened(trusted):
         assert m["cast/teacher/age"] == (step - 1) % 2  # refresh_interval=2: snapshots before steps 1 and 3
         assert 0 < m["cast/flip/share"] < 1
         assert m["timing_s/cast_teacher"] > 0 and m["timing_s/adv"] >= 0
-        measured = step in (1, 3)  # the first step, and noise_floor_interval=2
+        measured = step in (1, 3)  # the first step, and noise_floor_interval=3
         assert ("cast/noise/p99" in m) == ("timing_s/cast_noise" in m) == measured
         # Steps are one-pass, except where the noise floor needs the weights before the update.
         assert m["cast/one_pass"] == ("timing_s/cast_after_update" in m) == (not measured)

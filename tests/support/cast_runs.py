@@ -28,7 +28,7 @@ ALWAYS = (
     "trainer.save_freq=1",
     "+algorithm.cast.teacher.refresh_interval=2",
     "+algorithm.cast.gap_deadzone=noise",
-    "+algorithm.cast.noise_floor_interval=2",
+    "+algorithm.cast.noise_floor_interval=3",
 )
 TRUSTED = (*ALWAYS, *MEASURED[1:])
 SEPARATE_ASYNC = (
