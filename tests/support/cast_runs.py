@@ -115,8 +115,10 @@ def start(overrides, model="tiny", **arguments):
 
 
 for _name, (_overrides, _arguments) in RUNS.items():
-    _seconds = 150 if "trainer.n_gpus_per_node=2" in _overrides else 100
-    queue_of_runs.add(_name, start(_overrides, **_arguments), _seconds, after=[_arguments.get("model", "tiny")])
+    # Two ranks do not run beside the quick start: together they need all of the machine's memory.
+    _seconds, _memory = (150, 8) if "trainer.n_gpus_per_node=2" in _overrides else (100, 6)
+    _model = _arguments.get("model", "tiny")
+    queue_of_runs.add(_name, start(_overrides, **_arguments), _seconds, _memory, after=[_model])
 
 
 @queue_of_runs.job("trusted_resumed", after=["tiny", "trusted"])
