@@ -23,7 +23,8 @@ ruff check .
 ruff format --check .
 [ $# -eq 0 ] || exec python -m pytest "$@"
 
-# First two files at a time, one thread each, in the order of the directories: the long ones come first. Then two real runs at a time. The queue prints when each starts and ends.
+# First two files at a time, one thread each, in the order of the directories: the long ones come first.
+# Then two real runs at a time. The queue prints when each starts and ends.
 status=0
 OMP_NUM_THREADS=1 python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder || status=$?
 OMP_NUM_THREADS=1 python -m pytest -m slow --capture=sys || status=$?

@@ -63,8 +63,6 @@ ARMS = {
     # A contrastive gap.
     "contrast": Arm({}, contrast=True),
     "contrast_trusted": Arm({}, trust=True, contrast=True),
-    "tenth_contrast": Arm(ZERO_VARIANCE | TENTH, contrast=True),
-    "tenth_contrast_trusted": Arm(ZERO_VARIANCE | TENTH, trust=True, contrast=True),
     # Without a teacher: a constant in all-wrong groups.
     "wrong_third": Arm(GRPO | {"base_wrong": 1 / 3}),
     "wrong_tenth": Arm(GRPO | {"base_wrong": 0.1}),

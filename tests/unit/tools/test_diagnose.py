@@ -228,6 +228,7 @@ REFUSED = {  # a word of the command, or an option before it -> of the sentence
     "data.val_files=/nowhere.parquet": "data.val_files=/nowhere.parquet: Unable to find",
     "data.val_files=blank.parquet": "no reference answer (reward_model.ground_truth)",
     "--contexts=/nowhere.jinja": "/nowhere.jinja",
+    "--contexts=/first.jinja --contexts=plain": "/first.jinja",  # both are read
     "--contexts=privileged": "the template cannot be read",
     "--out=/proc/none": "--out /proc/none",
 }
@@ -241,7 +242,7 @@ def test_what_cannot_be_diagnosed_gets_one_sentence_before_anything_is_sampled(
     table = pandas.read_parquet(tiny_directory / "train.parquet")
     table["reward_model"] = [{"style": "rule", "ground_truth": ""}] * len(table)
     table.to_parquet("blank.parquet")
-    words = [word, *overrides] if word.startswith("--") else [*overrides, word]
+    words = [*word.split(), *overrides] if word.startswith("--") else [*overrides, word]
     assert cli.main(["diagnose", *words]) == 1
     error = capsys.readouterr().err
     assert error.strip().splitlines()[-1].startswith("verl-cast diagnose: ") and REFUSED[word] in error

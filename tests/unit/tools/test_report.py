@@ -209,6 +209,11 @@ def test_a_dump_belongs_to_a_run_that_logs_cast_metrics(tmp_path):
     assert {run.kind: list(run.dump_files) for run in found} == {"CAST": [1], "not CAST": []} and len(found) == 2
 
 
+def test_a_page_without_room_for_a_token_is_refused(tmp_path, capsys):
+    assert report(tmp_path, "--max-tokens", 0) == 1
+    assert "--max-tokens 0: must be at least 1." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [

@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", choices=("val", "train"), default="val", help="data files of the run (default val)")
     parser.add_argument(
         "--contexts",
-        default="",
+        action="append",
+        default=[],
         metavar="A,B",
         help="teacher contexts to compare with the run's own: plain or template files, separated by commas",
     )
@@ -68,7 +69,7 @@ def main(args: argparse.Namespace) -> int:
     setup = Setup(run_config.compose(args.overrides, args.config_name, args.config_path))
     own, threshold = setup.method.teacher.context, setup.method.correct_threshold
     problems = setup.problems(args.data, args.problems, args.seed)
-    prompts = setup.prompts(problems, [own, *filter(None, args.contexts.split(","))])
+    prompts = setup.prompts(problems, [own, *filter(None, ",".join(args.contexts).split(","))])
     scored = dict(prompts)
     if not args.no_gaps:
         shown = [privileged_messages(row) for row in problems]
