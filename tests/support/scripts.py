@@ -125,7 +125,7 @@ def _scaled(
         "TP": "1",
         "ROLLOUT_TP": "1",
     }
-    return [*scaled, "actor_rollout_ref.actor.use_dynamic_bsz=False"], environment
+    return [*scaled, "actor_rollout_ref.actor.use_dynamic_bsz=False", verl_run.forked_workers()], environment
 
 
 def evaluate_on_cpu(directory: Path, tiny_directory: Path, *toggles: str) -> verl_run.Run:

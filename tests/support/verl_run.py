@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import torch
+import warm_workers
 
 SUPPORT = Path(__file__).parent
 TIMEOUT = 900  # seconds of a run
@@ -62,12 +63,18 @@ class Run:
 
 def run_verl(directory: Path, tiny_directory: Path, *overrides: str, kill_when: str | None = None, **settings) -> Run:
     """`python -m verl.trainer.main_ppo` with the tiny model; see command_and_environment for the other settings.
+    Its workers are forked (warm_workers.py).
 
     Args:
         kill_when: SIGKILL every process of the run as soon as this file (below `directory`) exists.
     """
     command, environment = command_and_environment(directory, tiny_directory, *overrides, **settings)
-    return execute(directory, command, environment, kill_when)
+    return execute(directory, [*command, forked_workers()], environment, kill_when)
+
+
+def forked_workers() -> str:
+    """The setting of Ray that makes a run's workers forks of the warm process."""
+    return f"++ray_kwargs.ray_init.runtime_env.py_executable={warm_workers.program()}"
 
 
 def execute(
