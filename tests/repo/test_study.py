@@ -388,6 +388,11 @@ CLAIMS = [
         for density in ("rare", "sparse", "medium", "dense")
         for arm in ("exact_trusted", "tenth_trusted")
     ),
+    *(
+        (TRUST, "arithmetic", f"{density}_fit", "tenth_deadzone_trusted", outcome, "level")
+        for density, outcome in (("sparse", "course"), ("medium", "course"), ("medium", "end"))
+    ),
+    *((TRUST, "arithmetic", "dense_fit", "tenth_deadzone_trusted", outcome, "level") for outcome in ("course", "end")),
     (THE_TEACHERS, "knows", "rare_fit", "wrong_third", "course", "behind"),
     (THE_TEACHERS, "knows", "rare_fit", "wrong_tenth", "course", "level"),
     (FIT, "knows", "rare_fit", "tenth_deadzone", "course", "ahead"),
