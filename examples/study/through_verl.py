@@ -50,7 +50,7 @@ def command(cell: str, arm: str, seed: int) -> tuple[dict[str, str], list[str]]:
         "NAME": f"{arm}_{seed}",
         "TEACHER": str(CONTEXTS.get(teacher, teacher)),
     }
-    settings = {} if arm == "grpo" else {"trust": "always"} | ARMS[arm].settings
+    settings = {} if arm == "grpo" else {"trust": "measured" if ARMS[arm].trust else "always"} | ARMS[arm].settings
     return environment, [
         "bash",
         str(QUICKSTART.with_suffix(".sh")),
@@ -108,10 +108,16 @@ def outcome(metrics: Path) -> dict:
     steps = [json.loads(line)["data"] for line in metrics.read_text().splitlines()]
     rewards = [step["critic/score/mean"] for step in steps if "critic/score/mean" in step]
     (held_out,) = [value for name, value in steps[-1].items() if name.startswith("val-core/") and "acc/mean" in name]
+    trusted = [step["cast/trust/trusted"] for step in steps if "cast/trust/trusted" in step]
+    shares = [f"cast/trust/{name}" for name in ("teacher_share", "policy_share", "standard_errors")]
+    measured = [
+        [number, *(round(step[name], 3) for name in shares)] for number, step in enumerate(steps) if shares[0] in step
+    ]
     return {
         "course": round(float(np.mean(rewards)), 4),
         "held_out": [[len(rewards), round(held_out, 4)]],
         "reward": [round(100 * reward) for reward in rewards],
+        **({"trusted": [round(100 * one) for one in trusted], "measured": measured} if trusted else {}),
     }
 
 

@@ -339,6 +339,8 @@ def test_a_run_through_verl_has_the_arms_settings():
     assert (environment["ADV"], environment["TEACHER"]) == ("cast", str(arithmetic.CONTEXTS["sparse"]))
     for word in ("data.seed=7", "++algorithm.cast.flip_groups=zero_variance", "++algorithm.cast.base_wrong=0.1"):
         assert word in words
+    assert "++algorithm.cast.trust=always" in words
+    assert "++algorithm.cast.trust=measured" in through_verl.command("sparse_fit", "tenth_deadzone_trusted", 7)[1]
     environment, words = through_verl.command("sparse_unfit", "exact", 7)
     assert environment["TEACHER"] == "plain"
     environment, words = through_verl.command("dense_fit", "grpo", 7)
@@ -352,6 +354,13 @@ def test_the_outcome_of_a_run_is_verls_own(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     found = through_verl.outcome(tmp_path / "metrics.jsonl")
     assert found == {"course": 0.375, "held_out": [[2, 0.375]], "reward": [25, 50]}
+    shares = {"cast/trust/teacher_share": 0.9, "cast/trust/policy_share": 0.25, "cast/trust/standard_errors": 7.0}
+    steps[0] |= {"cast/trust/trusted": 1.0} | shares
+    steps[1]["cast/trust/trusted"] = 0.0
+    lines = [json.dumps({"step": number, "data": step}) for number, step in enumerate(steps, start=1)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    trust = {"trusted": [100, 0], "measured": [[0, 0.9, 0.25, 7.0]]}
+    assert through_verl.outcome(tmp_path / "metrics.jsonl") == found | trust
 
 
 def test_the_quick_start_takes_the_studys_problems(monkeypatch, tmp_path):
