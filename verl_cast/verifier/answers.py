@@ -84,7 +84,7 @@ def last_box(text: str) -> str:
     r"""The content of the last \boxed{...}; empty if there is none or it is not closed."""
     start = text.rfind("\\boxed{")
     boxes = _boxes(text[start:]) if start >= 0 else []
-    return boxes[0][2].strip() if boxes and boxes[0][0] == 0 else ""
+    return boxes[0][2].strip() if boxes and boxes[0][0] == 0 and not text.startswith("{", start + boxes[0][1]) else ""
 
 
 def _tagged(text: str, tag: str) -> list[tuple[int, int, str]]:
@@ -141,6 +141,8 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
 def _last_boxes(text: str, boxes: list[tuple[int, int, str]]) -> str:
     """The last box; with the different ones directly before it, a list: who boxes 41 and 42 has not said 42."""
     answers, start = [boxes[-1][2].strip()], boxes[-1][0]
+    if text.startswith("{", boxes[-1][1]):
+        return text[start:]  # \boxed{5}{6} is no answer
     for begin, end, answer in reversed(boxes[:-1]):
         if len(answers) > 20 or not _BETWEEN_BOXES.fullmatch(text, end, start):
             break

@@ -39,7 +39,9 @@ CHANGING = re.compile(
     r"metre|inch|mile|yard|cm|km))|cubed?(?! \w)|factorial|halves|half|thirds?|quarters?|fifths?|sixths|eighths|"
     r"tenths?|hundredths?|thousandths?|double|twice|dozens?|hundreds?|thousands?|millions?|billions?|trillions?|root|mod|"
     r"modulo|base|as|at|factors?|divisors?|points?|power|divided|multiplied|percentage|rejected|excluded|disputed|"
-    r"estimated?|approximate|rounded|fails?|seems?|trap)\b|[百千万亿倍分成折半舍疑]|次方|方$|之一|一个",
+    r"estimated?|approximate|rounded|fails?|seems?|trap|negative|negated|invers[ei]\w*|inverted|reciprocal|repeat\w*|"
+    r"recurring|reversed|doubled|tripled|halved|complement|conjugate|tens|ones|too|short$)\b|"
+    r"[百千万亿倍分成折半舍疑]|次方|方$|之一|一个",
     re.IGNORECASE,
 )
 

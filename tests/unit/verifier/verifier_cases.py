@@ -118,7 +118,7 @@ BOXED = {
     ],
     "units": [
         ("36", ["36 cm", r"36\text{ cm}^2", r"36\,\mathrm{cm}^{2}", r"36\text{ square units}", "36 apples", "36厘米", r"36^\circ", "36°", "36 km/h", r"36\text{ m/s}", r"36 \text{ (hours)}", "36 people", r"36\ \text{mph}", "36个", "36cm"],
-         [r"36\text{ thousand}", "36 dozen", "36 squared", "36%0", r"36\text{ or so}", r"36\text{ halves}", "36 hundredths", "36 million", r"36\text{ is wrong}", "36 factorial", "36万", r"36\text{ and more}", "36?", "36 minus 1", "36 not", r"36\text{ or } 37", "36倍左右", "36 at most", r"36\text{ tenths}"]),
+         [r"36\text{ thousand}", "36 dozen", "36 squared", "36%0", r"36\text{ or so}", r"36\text{ halves}", "36 hundredths", "36 million", r"36\text{ is wrong}", "36 factorial", "36万", r"36\text{ and more}", "36?", "36 minus 1", "36 not", r"36\text{ or } 37", "36倍左右", "36 at most", r"36\text{ tenths}", "36 negative", "36 repeating", "36 doubled", "36 inverse", "36 too many", "36 tens"]),
         (r"5\text{ cm}", ["5", "5cm", r"5\,\mathrm{cm}", "5 centimeters"], [r"5\text{ m}", r"5\text{ cm/s}", r"5\text{ mm}", r"5\text{ cm}^2", "6 cm"]),
         (r"60^\circ", ["60", "60°", "60 degrees", r"60^{\circ}", r"60\text{ degrees}"], ["60 rad", "6^\\circ", "600", r"\frac{\pi}{6}"]),
     ],
@@ -157,7 +157,7 @@ RESPONSES = [
         "Answer: 16", "**Answer:** 51", "答案：14", "答案不是15", "答案可能是15", "答案是15或16", "答案是15吗？", "答案是15左右", "大约15个", "至少15个", "答案是16，不是15", "The answer is not 15.", "The answer isn't 15", "The answer is definitely not 15",
         "The answer could be 15", "I think it is 15", "Maybe 15", "Not 15", "It can't be 15", "Answer: 15 or 16", "Answer: 16. Wait, 15", "Answer: 14, I mean 15", "Answer: between 14 and 15", "Answer: at least 15", "Answer: less than 15", "Answer: more than 15",
         "Answer: about 15", "Answer: roughly 15", "Answer: 14/15", "Answer: 15 or so", "x^2 = 15", "2x = 15", "x not = 15", "15 at minimum", "The answer is 14 or 15.", "The answer is either 14 or 15", "It is 15 times 2", "It is half of 15", "It is double 15", "\\boxed{14} or \\boxed{15}", "\\boxed{14}, \\boxed{15}", "\\boxed{14}\\\\\\boxed{15}",
-        "\\boxed{14} and \\boxed{15}", "$\\boxed{14}$ or $\\boxed{15}$", "Answer: 16 (not 15)", "Answer: 15 (or 16)", "Answer: x² + 15", "Answer: 15√2", "Answer: 15x", "So it is not 15", "Nobody has 15", "The answer is 15?", "The answer is 16, so not 15",
+        "\\boxed{14} and \\boxed{15}", "$\\boxed{14}$ or $\\boxed{15}$", "Answer: 16 (not 15)", "Answer: 15 (or 16)", "Answer: x² + 15", "Answer: 15√2", "Answer: 15x", "So it is not 15", "Nobody has 15", "The answer is 15?", "\\boxed{15}{16}", "\\boxed{1}{15}", "The answer is 16, so not 15",
         "Everything but 15", "Anything except 15", "The answer minus 1 is 15", "Twice the answer is 15", "It has 15 as a factor", "Answer: 1, 2, 3, ..., 15", "Answer: 10 < 15", "She has 14 apples and he has 15", "If it rains, 15", "Answer: 15 is wrong", "There are 14 or 15, so 15", "Answer: twelve plus 15",
         "答案：15或16", "答案：小于15", "答案：15万", "答案：15的平方", "答案：15（舍）", "Answer: 16\nAnswer: 16", "I would say 15", "I guess 15", "The answer lies close to 15", "x > 15", "x ≠ 15", "The answer is anything but **15**", "I would rule out $15$", "<answer>not 15</answer>", "<answer>14 or 15</answer>", "Answer: 15 or", "Answer: 14 → 15", "the opposite of 15",
     ]),
