@@ -93,8 +93,9 @@ def _set_environment(words: list[str]) -> None:
 
 
 def _is_program(words: Sequence[str]) -> bool:
-    """Whether a Python, a shell or a script is called here."""
-    return bool(_PYTHON.fullmatch(words[0]) or _SHELL.fullmatch(words[0])) or words[0].endswith(".sh")
+    """Whether a Python, a shell or a script is called here. `key=file.sh` is an override."""
+    is_script = words[0].endswith(".sh") and "=" not in words[0].split("/")[0]
+    return bool(_PYTHON.fullmatch(words[0]) or _SHELL.fullmatch(words[0])) or is_script
 
 
 def _unquoted(words: list[str]) -> list[str]:

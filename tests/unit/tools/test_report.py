@@ -140,14 +140,14 @@ def test_the_numbers_are_those_of_verls_own_file_logger(tmp_path, monkeypatch):
 def test_garbled_lines_and_a_half_written_last_line_are_skipped_and_named(tmp_path):
     path = write_jsonl(tmp_path / "metrics.jsonl", metrics_of_a_run(7))
     lines = path.read_text().splitlines()
-    lines[1], lines[3] = lines[1][:70], '{"step": "x", "data": {}}'
+    lines[0], lines[3] = lines[0][:70], '{"step": "x", "data": {}}'
     lines[4] = '{"step": 5, "data": {"critic/score/mean": 1' + 400 * "0" + "}}"  # too large for a float
     lines[5] = "3"
     path.write_bytes("\n".join([*lines, "\ufffd"]).encode() + b"\xff\n" + lines[-1].encode()[:-9])
     steps, remarks = metrics_file.read(path)
-    assert list(steps) == [1, 3, 7]
+    assert list(steps) == [2, 3, 7]
     assert remarks[0].startswith(f"{path}, line 9: the last line is incomplete")
-    assert str(path) in remarks[1] and "skipped: 2, 4, 5, 6, 8." in remarks[1] and len(remarks) == 2
+    assert str(path) in remarks[1] and "skipped: 1, 4, 5, 6, 8." in remarks[1] and len(remarks) == 2
 
 
 def test_steps_that_come_again_after_a_resume_count_once(tmp_path):

@@ -104,6 +104,11 @@ def test_a_script_that_cannot_be_asked_is_named(tmp_path, text, says):
     assert not (tmp_path / "started").exists()
 
 
+def test_an_override_that_ends_like_a_script_is_an_override():
+    word = "reward.custom_reward_function.path=/x/reward.sh"
+    assert parsed("algorithm.adv_estimator=cast", word)[0] == ["algorithm.adv_estimator=cast", word]
+
+
 def test_another_program_is_named():
     with pytest.raises(UserError, match="python -m recipe.main: only commands of `python -m verl.trainer.main_ppo`"):
         parsed("python", "-m", "recipe.main", "a=1")

@@ -15,13 +15,13 @@ MAX_NAMED = 6
 def read(path: Path) -> tuple[dict[int, dict[str, float]], list[str]]:
     """The steps in order, and sentences about skipped lines and repeated steps.
 
-    A file whose first line is not an entry of verl's file logger is another program's, and has no steps.
+    A file whose first two lines are no entries of verl's file logger is another program's, and has no steps.
     """
     steps, broken, went_back, remarks = {}, [], [], []
     with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             entry = _entry(line)
-            if entry is None and not steps:
+            if entry is None and broken and not steps:
                 return {}, []
             if entry is None and line.endswith("\n"):
                 broken.append(number)
