@@ -14,6 +14,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+import warm_workers
 from patched_verl import GENERAL, PATCHES, ROOT, patched_tree, run_apply
 
 # Tests of a patch that hold without it: they say what it must leave alone.
@@ -120,9 +121,9 @@ def verl_environment(tree: Path) -> dict[str, str]:
 
 
 def start_tests(tree: Path, tests: list[str]) -> subprocess.Popen:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={tree}/results.xml", *tests]
+    pytest_ = [warm_workers.program(), "-c", "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"]
     return subprocess.Popen(
-        command,
+        [*pytest_, "-q", "-p", "no:cacheprovider", f"--junitxml={tree}/results.xml", *tests],
         cwd=tree,
         env=verl_environment(tree),
         stdout=subprocess.PIPE,
@@ -219,9 +220,9 @@ def test_the_run_script_asks_for_runs_that_verl_accepts(patched, tmp_path):
 
 
 def python(code: str, tree: Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    """A fresh process on a tree of verl, with the plugin unless `environment` says otherwise."""
+    """A process that first imports verl from this tree, with the plugin unless `environment` says otherwise."""
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
+        [warm_workers.program(), "-c", textwrap.dedent(code)],
         cwd=cwd,
         env=verl_environment(tree) | {"VERL_USE_EXTERNAL_PLUGINS": "auto"} | environment,
         capture_output=True,
