@@ -47,15 +47,6 @@ def compose():
 
 
 @pytest.fixture(scope="session")
-def warm_process():
-    """Forks ranks of verl's actor worker (ranks.py)."""
-    from ranks import WarmProcess
-
-    with WarmProcess() as warm:
-        yield warm
-
-
-@pytest.fixture(scope="session")
 def runs(request, tmp_path_factory):
     """runs(name) -> the result of a real run. Starts the runs that the selected tests name (queue_of_runs.py)."""
     from queue_of_runs import Queue

@@ -8,6 +8,7 @@ import functools
 import re
 
 import pytest
+import ranks
 import tiny
 from engine_laws import LAWS
 
@@ -69,7 +70,7 @@ def title(law: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def outputs_of(request, warm_process, directories):
+def outputs_of(request, directories):
     """outputs_of(layout): the output of each rank."""
     calls = [item.callspec.params for item in request.session.items if item.originalname == "test_law"]
 
@@ -79,7 +80,7 @@ def outputs_of(request, warm_process, directories):
         directory = directories(model)
         selected = [name for name in LAWS if {"layout": layout, "law": name} in calls]
         arguments = [directory, engine, ",".join(selected), *overrides]
-        return warm_process.run("engine_laws", world_size, arguments, logs=directory, may_fail=True)
+        return ranks.run("engine_laws", world_size, arguments, logs=directory, may_fail=True)
 
     return run
 
@@ -108,7 +109,7 @@ def test_law(outputs_of, layout, law):
         ("megatron", "within", TENSOR_PARALLEL),
     ],
 )
-def test_a_fault_on_one_rank_leaves_every_policy_as_it_was(warm_process, directories, engine, point, overrides):
+def test_a_fault_on_one_rank_leaves_every_policy_as_it_was(directories, engine, point, overrides):
     directory = directories("qwen3")
-    outputs = warm_process.run("engine_faults", 2, [directory, engine, point, *overrides], logs=directory)
+    outputs = ranks.run("engine_faults", 2, [directory, engine, point, *overrides], logs=directory)
     assert all("the policy is as it was" in output for output in outputs)

@@ -14,7 +14,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
-import warm_workers
+import warm_python
 from patched_verl import GENERAL, PATCHES, ROOT, patched_tree, run_apply
 
 # Tests of a patch that hold without it: they say what it must leave alone.
@@ -121,7 +121,7 @@ def verl_environment(tree: Path) -> dict[str, str]:
 
 
 def start_tests(tree: Path, tests: list[str]) -> subprocess.Popen:
-    pytest_ = [warm_workers.program(), "-c", "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"]
+    pytest_ = [warm_python.program(), "-c", "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"]
     return subprocess.Popen(
         [*pytest_, "-q", "-p", "no:cacheprovider", f"--junitxml={tree}/results.xml", *tests],
         cwd=tree,
@@ -222,7 +222,7 @@ def test_the_run_script_asks_for_runs_that_verl_accepts(patched, tmp_path):
 def python(code: str, tree: Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
     """A process that first imports verl from this tree, with the plugin unless `environment` says otherwise."""
     return subprocess.run(
-        [warm_workers.program(), "-c", textwrap.dedent(code)],
+        [warm_python.program(), "-c", textwrap.dedent(code)],
         cwd=cwd,
         env=verl_environment(tree) | {"VERL_USE_EXTERNAL_PLUGINS": "auto"} | environment,
         capture_output=True,

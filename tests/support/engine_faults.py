@@ -4,11 +4,7 @@ import os
 from pathlib import Path
 
 import torch
-from worker_rank import Rank, actor_config, fail_in_a_layer, new_directory, same_bits, teacher_file
-
-
-def prepare(directory: str, engine: str, point: str, *overrides: str) -> None:
-    actor_config(Path(directory), engine, list(overrides))
+from worker_rank import Rank, fail_in_a_layer, new_directory, same_bits, teacher_file
 
 
 def main(directory: str, engine: str, point: str, *overrides: str) -> None:

@@ -20,7 +20,6 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_name
 from worker_rank import (
     Rank,
-    actor_config,
     expect_error,
     fail_in_a_layer,
     full_model,
@@ -641,10 +640,6 @@ def an_exception_inside_a_layer_leaves_the_policys_shards_as_they_were(setting: 
 def no_code_of_a_privileged_teacher_was_loaded(setting: Setting) -> None:
     """No code of a privileged teacher was loaded."""
     assert not [name for name in sys.modules if name.startswith("verl_cast.teacher.privileged")]
-
-
-def prepare(directory: str, engine: str, names: str, *overrides: str) -> None:
-    actor_config(Path(directory), engine, list(overrides))
 
 
 def main(directory: str, engine: str, names: str, *overrides: str) -> None:

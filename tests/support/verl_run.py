@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import torch
-import warm_workers
+import warm_python
 
 SUPPORT = Path(__file__).parent
 TIMEOUT = 900  # seconds of a run
@@ -63,7 +63,7 @@ class Run:
 
 def run_verl(directory: Path, tiny_directory: Path, *overrides: str, kill_when: str | None = None, **settings) -> Run:
     """`python -m verl.trainer.main_ppo` with the tiny model; see command_and_environment for the other settings.
-    Its workers are forked (warm_workers.py).
+    Its workers are forked (warm_python.py).
 
     Args:
         kill_when: SIGKILL every process of the run as soon as this file (below `directory`) exists.
@@ -74,7 +74,7 @@ def run_verl(directory: Path, tiny_directory: Path, *overrides: str, kill_when: 
 
 def forked_workers() -> str:
     """The setting of Ray that makes a run's workers forks of the warm process."""
-    return f"++ray_kwargs.ray_init.runtime_env.py_executable={warm_workers.program()}"
+    return f"++ray_kwargs.ray_init.runtime_env.py_executable={warm_python.program()}"
 
 
 def execute(

@@ -28,7 +28,7 @@ def actor_config(directory: Path, engine: str, overrides: list[str]):
     return copy.deepcopy(_composed(directory, engine, tuple(overrides)))
 
 
-@functools.cache  # shared by the workers of all ranks of a layout: `prepare` composes it before they are forked
+@functools.cache
 def _composed(directory: Path, engine: str, overrides: tuple[str, ...]):
     with initialize_config_module("verl.trainer.config", version_base=None):
         config = compose(

@@ -7,14 +7,14 @@ import sys
 import textwrap
 
 import pytest
-import warm_workers
+import warm_python
 from omegaconf import OmegaConf
 
 
 def python(code: str, **env: str) -> subprocess.CompletedProcess:
     """In a process that has imported torch, transformers and vLLM, and nothing of verl."""
     return subprocess.run(
-        [warm_workers.program(), "-c", textwrap.dedent(code)],
+        [warm_python.program(), "-c", textwrap.dedent(code)],
         env={**os.environ, **env},
         capture_output=True,
         text=True,

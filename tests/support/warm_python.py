@@ -1,11 +1,11 @@
-"""Processes of the tests' real runs, forked from one process that has imported torch, transformers and vLLM.
+"""Python processes of the tests, forked from one process that has imported what they need.
 
-More than half of a run's processor time are these imports, in ten processes. `program()` stands in for python: as Ray's
-`py_executable`, and in forked processes as multiprocessing's. It sends its arguments, environment and open files to the
-warm process, whose fork does what python would do, and waits for the fork's end.
+`program()` stands in for python: for the workers of a run as Ray's `py_executable`, and in forked processes as
+multiprocessing's. It sends its arguments, environment and open files to the warm process, whose fork does what python
+would do, and waits for the fork's end. More than half of a run's processor time are imports, in ten processes.
 
-The warm process never imports ray or verl, which read the environment when they are imported. A run's driver, the quick
-start and the benchmark are not forked. `python tests/support/warm_workers.py serve DIRECTORY` is the warm process.
+A run's driver, the quick start and the benchmark are not forked.
+`python tests/support/warm_python.py serve DIRECTORY CODE` is the warm process.
 """
 
 import contextlib
@@ -23,25 +23,30 @@ import threading
 import time
 from pathlib import Path
 
+# Not ray and verl: they read the environment when they are imported.
+WORKERS = "import datasets, tensordict, transformers, vllm.entrypoints.openai.api_server, vllm.v1.worker.cpu_worker"
 SOCKET = "socket"
 _LOCK = threading.Lock()
 
 
-def program() -> Path:
-    """Starts the warm process at the first call. It ends with this process."""
+def program(imports: str = WORKERS, **environment: str) -> Path:
+    """A program that does what python does, after these imports in this environment.
+
+    The first call starts the warm process, which ends with this process.
+    """
     with _LOCK:
-        return _start()[0]
+        return _start(imports, tuple(environment.items()))[0]
 
 
 @functools.cache
-def _start() -> tuple:
+def _start(imports: str, environment: tuple[tuple[str, str], ...]) -> tuple:
     """The program, and what must live as long as the warm process."""
     made = tempfile.TemporaryDirectory(prefix="warm")  # short, as a socket's path must be
     directory = Path(made.name)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-    command = [sys.executable, __file__, "serve", made.name]
+    command = [sys.executable, __file__, "serve", made.name, imports]
+    of_server = {**os.environ, "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "WARNING", **dict(environment)}
     with open(directory / "log", "w") as log:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=of_server)
     while not (directory / SOCKET).exists():
         assert process.poll() is None, (directory / "log").read_text()
         time.sleep(0.1)
@@ -71,14 +76,9 @@ def _is_open(number: int) -> bool:
     return False
 
 
-def serve(directory: str) -> None:
-    import datasets  # noqa: F401
-    import tensordict  # noqa: F401
-    import transformers  # noqa: F401
-    import vllm.entrypoints.openai.api_server
-    import vllm.v1.worker.cpu_worker  # noqa: F401
-
-    assert not {"ray", "verl"} & sys.modules.keys()
+def serve(directory: str, imports: str) -> None:
+    exec(imports)
+    assert imports != WORKERS or not {"ray", "verl"} & sys.modules.keys()
     gc.freeze()  # a fork need not look through what was imported
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     listener = socket.socket(socket.AF_UNIX)
@@ -169,4 +169,4 @@ if __name__ == "__main__":
     if role == "ask":
         sys.exit(ask(directory, words))
     sys.path.pop(0)  # the tests' modules
-    serve(directory)
+    serve(directory, *words)
