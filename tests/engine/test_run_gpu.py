@@ -8,17 +8,23 @@ import first_gpu
 import pytest
 import torch
 from engine_laws import LAWS
+from queue_of_runs import job
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.timeout(300)
-def test_one_command_gives_one_table(tmp_path):
+@job("run_gpu", seconds=40)
+def run_gpu(directory, runs):
     layouts = ("fsdp2, bf16", "fsdp2, bf16, flash-attn")
-    command = ["bash", "tests/run_gpu.sh", "--device", "cpu", "--out", tmp_path / "gpu.json", "--layouts", *layouts]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command = ["bash", "tests/run_gpu.sh", "--device", "cpu", "--out", directory / "gpu.json", "--layouts", *layouts]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True), directory / "gpu.json"
+
+
+@pytest.mark.runs("run_gpu")
+def test_one_command_gives_one_table(runs):
+    done, out = runs("run_gpu")
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((tmp_path / "gpu.json").read_text())
+    found = json.loads(out.read_text())
     assert found["laws"] == {"fsdp2, bf16": True} and found["failed"] == {}
     assert found["skipped"].keys() == {"laws: fsdp2, bf16, flash-attn", "peak memory"}
     table = done.stdout[done.stdout.index("| what | found |") :]

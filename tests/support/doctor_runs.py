@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from omegaconf import OmegaConf
+from verl_run import command_and_environment
 
 from verl_cast.tools.doctor import run
 
@@ -16,6 +17,20 @@ TEXT_ROW = {
     "prompt": [{"role": "user", "content": "What is 8 x 9?"}],
     "reward_model": {"ground_truth": "72"},
 }
+
+
+def good_command(directory, tiny_directory):
+    """The overrides of a command that the doctor finds nothing wrong with, and its environment."""
+    arguments, environment = command_and_environment(
+        directory,
+        tiny_directory,
+        "algorithm.adv_estimator=cast",
+        "+algorithm.cast.trust=measured",  # a run that is warned of nothing
+        "trainer.total_training_steps=30",
+        "trainer.total_epochs=2",
+        tools=False,
+    )
+    return arguments[3:], environment
 
 
 def changed(config, **settings):

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+import doctor_runs
 import pytest
-from verl_run import command_and_environment
 
 from verl_cast.tools.run_config import compose
 
@@ -12,7 +12,8 @@ def pytest_collection_modifyitems(items):
     """A tool that hangs is stopped. What verl and Megatron warn of on import is not looked at."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.timeout(180))
+            if not item.get_closest_marker("runs"):  # they wait for the queue
+                item.add_marker(pytest.mark.timeout(180))
             item.add_marker(pytest.mark.filterwarnings("ignore::UserWarning"))
             item.add_marker(pytest.mark.filterwarnings("ignore::DeprecationWarning"))
 
@@ -20,16 +21,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def good_command(tiny_directory, tmp_path_factory):
     """The overrides of a good command, and its environment."""
-    arguments, environment = command_and_environment(
-        tmp_path_factory.mktemp("run"),
-        tiny_directory,
-        "algorithm.adv_estimator=cast",
-        "+algorithm.cast.trust=measured",  # a run that is warned of nothing
-        "trainer.total_training_steps=30",
-        "trainer.total_epochs=2",
-        tools=False,
-    )
-    return arguments[3:], environment
+    return doctor_runs.good_command(tmp_path_factory.mktemp("run"), tiny_directory)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Laws of `verl-cast doctor` as a command: a good set-up is ready, and what is wrong with an installation is named.
 
-One test starts a real Ray worker. Importing verl in a new process takes seconds.
+Two tests start a real Ray worker.
 """
 
 import os
@@ -10,7 +10,8 @@ import sys
 import time
 
 import pytest
-from doctor_runs import doctor
+from doctor_runs import doctor, good_command
+from queue_of_runs import job
 
 import verl_cast.seams
 from verl_cast.tools import cli
@@ -18,10 +19,16 @@ from verl_cast.tools.doctor import installation, registration
 from verl_cast.tools.doctor.lines import WIDTH, error, note
 
 
-def test_a_good_setup_is_ready(good_command):
+@job("doctor", seconds=30, memory_gb=2, after=["tiny"])
+def doctor_of_a_good_setup(directory, runs):
+    overrides, environment = good_command(directory, runs("tiny"))
+    return doctor(*overrides, environment=environment)
+
+
+@pytest.mark.runs("doctor")
+def test_a_good_setup_is_ready(runs):
     """The whole command, as a user calls it. It starts its own Ray with one worker."""
-    overrides, environment = good_command
-    result = doctor(*overrides, environment=environment)
+    result = runs("doctor")
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr == "", "libraries' noise stays off the screen"
     lines = result.stdout.splitlines()
@@ -62,19 +69,25 @@ sys.stdin.read()
 """
 
 
-def test_a_node_whose_environment_is_another_is_named(monkeypatch):
+@job("doctor_of_a_cluster", seconds=30, memory_gb=2)
+def doctor_of_a_cluster(directory, runs):
     """The cluster was started earlier. Its workers have their node's environment, not that of this shell."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # otherwise Ray creates a token and requires it
-    environment = {**os.environ, "VERL_USE_EXTERNAL_PLUGINS": "other"}
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}  # otherwise Ray creates a token and requires it
+    of_cluster = {**environment, "VERL_USE_EXTERNAL_PLUGINS": "other"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    cluster = subprocess.Popen([sys.executable, "-c", CLUSTER], env=environment, text=True, **pipes)
+    cluster = subprocess.Popen([sys.executable, "-c", CLUSTER], env=of_cluster, text=True, **pipes)
     try:
         address = next(line for line in cluster.stdout if ":" in line).strip()
-        said = " ".join(doctor(environment={"RAY_ADDRESS": address}).stdout.split())
-        assert "ok this process `cast` is in verl's estimator and loss registries" in said
-        assert "VERL_USE_EXTERNAL_PLUGINS='other' keeps verl from" in said and "Not ready: 1 error" in said
+        return doctor(environment={**environment, "RAY_ADDRESS": address})
     finally:
         cluster.communicate("", timeout=60)  # the cluster stops at the end of its input
+
+
+@pytest.mark.runs("doctor_of_a_cluster")
+def test_a_node_whose_environment_is_another_is_named(runs):
+    said = " ".join(runs("doctor_of_a_cluster").stdout.split())
+    assert "ok this process `cast` is in verl's estimator and loss registries" in said
+    assert "VERL_USE_EXTERNAL_PLUGINS='other' keeps verl from" in said and "Not ready: 1 error" in said
 
 
 def test_a_verl_that_is_too_old_is_named_and_nothing_of_it_imported(tmp_path):
