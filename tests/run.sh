@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up the CPU environment (.venv) and runs every test. With arguments it runs one pytest with them.
 #
-#   bash tests/run.sh                    everything, about 16 minutes on 2 cores
+#   bash tests/run.sh                    everything, 18 minutes on 2 cores
 #   bash tests/run.sh -m "not slow"      without the runs through Ray and vLLM
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
