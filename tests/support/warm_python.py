@@ -154,6 +154,8 @@ def _work(
             sys.path.insert(0, os.path.dirname(arguments[0]))
             runpy.run_path(arguments[0], run_name="__main__")
     except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
