@@ -399,9 +399,10 @@ CLAIMS = [
     ),
     *(
         (TRUST, "arithmetic", f"{density}_fit", "tenth_deadzone_trusted", outcome, "level")
-        for density, outcome in (("sparse", "course"), ("medium", "course"), ("medium", "end"))
+        for density in ("sparse", "medium", "dense")
+        for outcome in ("course", "end")
+        if (density, outcome) != ("sparse", "end")  # ahead, but not surely
     ),
-    *((TRUST, "arithmetic", "dense_fit", "tenth_deadzone_trusted", outcome, "level") for outcome in ("course", "end")),
     (THE_TEACHERS, "knows", "rare_fit", "wrong_third", "course", "behind"),
     (THE_TEACHERS, "knows", "rare_fit", "wrong_tenth", "course", "level"),
     (FIT, "knows", "rare_fit", "tenth_deadzone", "course", "ahead"),

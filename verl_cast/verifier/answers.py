@@ -84,7 +84,7 @@ def last_box(text: str) -> str:
     r"""The content of the last \boxed{...}; empty if there is none or it is not closed."""
     start = text.rfind("\\boxed{")
     boxes = _boxes(text[start:]) if start >= 0 else []
-    return boxes[0][2].strip() if boxes and boxes[0][0] == 0 and not text.startswith("{", start + boxes[0][1]) else ""
+    return boxes[0][2].strip() if boxes and boxes[0][0] == 0 else ""
 
 
 def _tagged(text: str, tag: str) -> list[tuple[int, int, str]]:
@@ -121,7 +121,10 @@ def _answer_lines(text: str) -> list[tuple[int, int, str]]:
 
 
 def _boxes(text: str) -> list[tuple[int, int, str]]:
-    r"""(start, end, inner text) of every closed \boxed{...} or \fbox{...} that does not lie inside another one."""
+    r"""(start, end, inner text) of every closed \boxed{...} or \fbox{...} that does not lie inside another one.
+
+    \boxed{5}{6} says no value: its inner text is a text, which no reference equals.
+    """
     starts = [start for start in (text.find("\\boxed"), text.find("\\fbox")) if start >= 0]
     if not starts:
         return []
@@ -135,14 +138,15 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
                 while closed and closed[-1][0] > opening.start():
                     closed.pop()
                 closed.append((opening.start(), match.end(), opening.end(), match.start()))
-    return [(start, end, text[inner:inner_end]) for start, end, inner, inner_end in closed]
+    return [
+        (start, end, text[start : end + 1] if text.startswith("{", end) else text[inner:inner_end])
+        for start, end, inner, inner_end in closed
+    ]
 
 
 def _last_boxes(text: str, boxes: list[tuple[int, int, str]]) -> str:
     """The last box; with the different ones directly before it, a list: who boxes 41 and 42 has not said 42."""
     answers, start = [boxes[-1][2].strip()], boxes[-1][0]
-    if text.startswith("{", boxes[-1][1]):
-        return text[start:]  # \boxed{5}{6} is no answer
     for begin, end, answer in reversed(boxes[:-1]):
         if len(answers) > 20 or not _BETWEEN_BOXES.fullmatch(text, end, start):
             break

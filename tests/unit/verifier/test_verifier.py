@@ -150,6 +150,7 @@ def test_the_evaluations_rule_is_the_last_box_or_nothing():
     assert score(r"\boxed{1} \boxed{2} \boxed{3}", "3", extraction="last_box") == 1
     assert score("Answer: 3", "3", extraction="last_box") == 0
     assert score(r"\boxed{3} and \boxed{4", "3", extraction="last_box") == 0
+    assert score(r"\boxed{3}{4}", "3", extraction="last_box") == 0
 
 
 @pytest.mark.parametrize("options", [{"tail_fraction": 1.5}, {"tail_fraction": -1}, {"extraction": "first"}])
